@@ -1,0 +1,134 @@
+//! What a backup in the object store is, and where its objects lie.
+//!
+//! ```text
+//! <prefix>/<cluster>/<system id>/base/<id>/{base.tar.zst.0000…, <oid>.tar.zst.0000…, index.json.zst, backup_manifest, backup.json}
+//! <prefix>/<cluster>/<system id>/wal/<tli>/<log>/<segment>.zst        and  wal/<tli>.history
+//! ```
+//! `backup.json` is written last: without it there is no backup.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{lsn::Lsn, timeline::TimelineId};
+
+/// An S3-compatible store. Secrets are files: only their folder is named here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreConfig {
+    /// `https://host:port`.
+    pub endpoint: String,
+    /// The bucket.
+    pub bucket: String,
+    /// Prefix of every key, without slashes at its ends; may be empty.
+    #[serde(default)]
+    pub prefix: String,
+    /// Region for signing; `us-east-1` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// `https://host/bucket/key` instead of `https://bucket.host/key`.
+    pub path_style: bool,
+    /// Folder with `accessKeyId`, `secretAccessKey` and optionally `sessionToken`.
+    pub credentials_dir: String,
+    /// PEM bundle to trust instead of the public roots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+}
+
+/// One cluster's part of a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterLocation {
+    /// The store.
+    pub store: StoreConfig,
+    /// The cluster's name in the store.
+    pub cluster: String,
+    /// The database system identifier.
+    pub system_id: String,
+}
+
+/// One backup in a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupLocation {
+    /// The cluster's part of the store. An empty `systemId` is filled in by listing: it must be the only one there.
+    #[serde(flatten)]
+    pub cluster: ClusterLocation,
+    /// The backup's id; empty for the newest one.
+    #[serde(default)]
+    pub backup_id: String,
+}
+
+impl ClusterLocation {
+    /// `<prefix>/<cluster>/<system id>`.
+    #[must_use]
+    pub fn root(&self) -> String {
+        let prefix = self.store.prefix.trim_matches('/');
+        let separator = if prefix.is_empty() { "" } else { "/" };
+        format!("{prefix}{separator}{}/{}", self.cluster, self.system_id)
+    }
+
+    /// Key prefix of a backup's objects, with a slash at its end.
+    #[must_use]
+    pub fn backup_prefix(&self, id: &str) -> String {
+        format!("{}/base/{id}/", self.root())
+    }
+
+    /// Key of an archived WAL file: a segment (also `.partial` and `.backup`) or a `.history`.
+    #[must_use]
+    pub fn wal_key(&self, name: &str) -> String {
+        match (name.strip_suffix(".history"), name.get(..8), name.get(8..16)) {
+            (None, Some(timeline), Some(log)) => format!("{}/wal/{timeline}/{log}/{name}.zst", self.root()),
+            _ => format!("{}/wal/{name}", self.root()),
+        }
+    }
+}
+
+/// `backup.json`: what a backup holds. Its presence makes the backup exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupRecord {
+    /// Version of this format: 1.
+    pub format: u32,
+    /// The backup's id: `<UTC yyyymmddThhmmssZ>-<timeline>-<start LSN with a dash>`; sorts by time.
+    pub id: String,
+    /// The cluster's name when it was made.
+    pub cluster: String,
+    /// The database system identifier.
+    pub system_id: String,
+    /// `server_version_num`.
+    pub server_version: u32,
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// WAL is needed from here.
+    pub start_lsn: Lsn,
+    /// Consistent from here on.
+    pub stop_lsn: Lsn,
+    /// RFC 3339, UTC.
+    pub started_at: String,
+    /// RFC 3339, UTC.
+    pub stopped_at: String,
+    /// The archives in the order in which they were sent; `base` is last.
+    pub archives: Vec<ArchiveRecord>,
+    /// SHA-256 of `backup_manifest`, hexadecimal.
+    pub manifest_sha256: String,
+    /// Bytes of all tar archives.
+    pub tar_bytes: u64,
+    /// Bytes stored, compressed.
+    pub stored_bytes: u64,
+    /// WAL segment size in bytes.
+    pub wal_segment_bytes: u64,
+}
+
+/// One tar archive of a backup: the data directory (`base`) or a tablespace (its OID).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveRecord {
+    /// `base`, or the tablespace's OID.
+    pub name: String,
+    /// Where the tablespace was; empty for `base`.
+    #[serde(default)]
+    pub tablespace_path: String,
+    /// The objects `<name>.tar.zst.0000…` with their sizes in bytes.
+    pub segments: Vec<u64>,
+    /// Bytes of the tar archive.
+    pub tar_bytes: u64,
+}

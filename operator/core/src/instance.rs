@@ -1,0 +1,377 @@
+//! What the operator and the agents tell each other: the configuration of an instance and what it reports.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backup::{BackupLocation, StoreConfig},
+    lsn::Lsn,
+    register::{MemberId, Term},
+    timeline::{TimelineHistory, TimelineId},
+};
+
+/// Port of the agent's HTTPS API (client certificate required).
+pub const AGENT_PORT: u16 = 8443;
+/// Port of the plain HTTP probes for the kubelet: `/livez`, `/readyz`, `/startupz`.
+pub const PROBE_PORT: u16 = 8080;
+/// Common name of the operator's client certificate: only it may seal.
+pub const OPERATOR_CN: &str = "pgherd-operator";
+/// Role and certificate common name for replication, pg_rewind and base backups.
+pub const REPLICATION_ROLE: &str = "pgherd_replication";
+
+/// Where things are in an instance's pod. The operator mounts them, the agent uses them.
+pub mod paths {
+    /// Mount of the volume.
+    pub const VOLUME: &str = "/var/lib/pgherd/data";
+    /// The data directory on it.
+    pub const PGDATA: &str = "/var/lib/pgherd/data/pgdata";
+    /// An emptyDir: `bin/pgherd`, `passwd`, the agent's sockets.
+    pub const RUN: &str = "/run/pgherd";
+    /// PostgreSQL's unix socket directory (an emptyDir), where psql looks by default.
+    pub const POSTGRES_SOCKET: &str = "/var/run/postgresql";
+    /// The ConfigMap with [`super::InstanceConfig`] as `instance.json`.
+    pub const CONFIG: &str = "/etc/pgherd/config/instance.json";
+    /// `ca.crt`, `tls.crt`, `tls.key`, `replication.crt`, `replication.key`.
+    pub const TLS: &str = "/etc/pgherd/tls";
+    /// Secret `<cluster>-app`: `username`, `password`, `dbname`.
+    pub const APP: &str = "/etc/pgherd/app";
+    /// Object store credentials: `accessKeyId`, `secretAccessKey`, optionally `sessionToken`.
+    pub const STORE: &str = "/etc/pgherd/object-store";
+    /// CA bundle of the object store: `ca.crt`.
+    pub const STORE_CA: &str = "/etc/pgherd/object-store-ca";
+    /// The same two for the store that a new cluster is recovered from.
+    pub const RECOVERY_STORE: &str = "/etc/pgherd/recovery-store";
+    /// CA bundle of the recovery store.
+    pub const RECOVERY_STORE_CA: &str = "/etc/pgherd/recovery-store-ca";
+}
+
+/// How long the parts of failure detection take, in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timings {
+    /// The primary renews its Lease this often.
+    pub renew_ms: u64,
+    /// Without a renewal for this long, counted from before the last good request was sent, the primary is killed.
+    pub fence_ms: u64,
+    /// A Lease unchanged for this long on the observer's own clock may be taken over. Longer than `fence_ms` + 1 s.
+    pub take_over_ms: u64,
+    /// In `Required` mode: the agent unreachable and every reachable voter's receiver silent for this long.
+    pub silence_ms: u64,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self { renew_ms: 2_000, fence_ms: 8_000, take_over_ms: 12_000, silence_ms: 4_000 }
+    }
+}
+
+/// Where the first data directory of a cluster comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Bootstrap {
+    /// An empty cluster by initdb.
+    Initdb,
+    /// A restored backup, recovered to a target and promoted.
+    Recovery {
+        /// The backup and the archive beside it.
+        from: BackupLocation,
+        /// Where recovery stops.
+        target: RecoveryTarget,
+    },
+}
+
+/// Where recovery stops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RecoveryTarget {
+    /// At the end of the archive.
+    Latest,
+    /// As soon as the backup is consistent.
+    Immediate,
+    /// The last commit at or before this time (RFC 3339).
+    Time(String),
+    /// This position.
+    Lsn(Lsn),
+    /// A restore point by `pg_create_restore_point`.
+    Name(String),
+}
+
+/// Which copy a new replica is built from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaSourcePolicy {
+    /// The backup where it is usable and cheaper, else an instance.
+    #[default]
+    Auto,
+    /// The backup where it is usable, whatever the cost.
+    Backup,
+    /// Always an instance.
+    Instance,
+}
+
+/// A line for pg_hba.conf between pgherd's own and the closing `reject`; always `hostssl` with scram-sha-256 or cert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HbaEntry {
+    /// Database name or `all`.
+    pub database: String,
+    /// Role name or `all`.
+    pub user: String,
+    /// CIDR or `all`.
+    pub address: String,
+    /// `scram-sha-256`, `cert` or `reject`.
+    pub method: String,
+}
+
+/// `instance.json`: the same for every instance of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceConfig {
+    /// The cluster's name; also the Lease's.
+    pub cluster: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The number of instances asked for.
+    pub instances: u32,
+    /// The user's PostgreSQL parameters, already validated.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    /// The user's pg_hba.conf entries, already validated.
+    #[serde(default)]
+    pub hba: Vec<HbaEntry>,
+    /// Where the first data directory comes from.
+    pub bootstrap: Bootstrap,
+    /// Where backups and WAL go; none means that nothing is archived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreConfig>,
+    /// Which copy a new replica is built from.
+    #[serde(default)]
+    pub replica_source: ReplicaSourcePolicy,
+    /// Failure detection.
+    #[serde(default)]
+    pub timings: Timings,
+}
+
+/// What an instance is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// The agent has started and has not read the register yet, or waits to be told what to be.
+    Waiting,
+    /// initdb runs.
+    Initializing,
+    /// A backup is being restored, for a new cluster or a new replica.
+    Restoring,
+    /// A copy is taken from an instance.
+    Cloning,
+    /// pg_rewind runs.
+    Rewinding,
+    /// PostgreSQL starts or recovers.
+    Starting,
+    /// Serving as primary.
+    Primary,
+    /// Promotion is under way.
+    Promoting,
+    /// Following the primary.
+    Replica,
+    /// Sealed: promised not to follow the old term; waiting for the decision.
+    Sealed,
+    /// PostgreSQL is stopped on purpose (fenced, released or shutting down).
+    Stopped,
+    /// Cannot go on by itself; `message` says why.
+    Failed,
+}
+
+/// The WAL receiver of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Receiver {
+    /// `pg_stat_wal_receiver.status` is `streaming`.
+    pub streaming: bool,
+    /// Milliseconds since the last message from the primary, on the replica's clock.
+    pub silent_ms: u64,
+    /// The pod that it follows.
+    pub upstream: String,
+}
+
+/// A standby as the primary sees it in `pg_stat_replication`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Standby {
+    /// `application_name`.
+    pub member: MemberId,
+    /// `state`: `streaming` when it keeps up.
+    pub state: String,
+    /// `flush_lsn`.
+    pub flush_lsn: Lsn,
+    /// `replay_lsn`.
+    pub replay_lsn: Lsn,
+}
+
+/// What the primary made of the register's voters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AppliedQuorum {
+    /// The voters in `synchronous_standby_names` as PostgreSQL runs with it.
+    pub voters: Vec<MemberId>,
+    /// How many of them a commit waits for.
+    pub acks: u32,
+    /// W of these voters have flushed everything that was acknowledged before the change took effect.
+    pub barrier_passed: bool,
+}
+
+/// How a replica's data directory was made, and why so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceReport {
+    /// `backup`, `instance`, `rewind` or `initdb` or `recovery`.
+    pub source: String,
+    /// The backup's id, or the pod that was copied from.
+    pub from: String,
+    /// One sentence with the numbers of the decision.
+    pub reason: String,
+    /// WAL to replay after the copy, in bytes, where it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_bytes: Option<u64>,
+    /// Size of the copy in bytes, where it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_bytes: Option<u64>,
+    /// How long it took, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
+}
+
+/// The archiver as the agent of the primary sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveStatus {
+    /// Name of the last segment that reached the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_archived: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_archived_at_ms: Option<i64>,
+    /// Why the last attempt failed; none once one has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// Bytes done of a long-running copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CopyProgress {
+    /// Bytes of the data directory that went through.
+    pub bytes_done: u64,
+    /// The estimate of all bytes, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+}
+
+/// `GET /v1/status` of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID.
+    pub pod_uid: String,
+    /// Chosen at this start of the agent.
+    pub boot_nonce: String,
+    /// The data directory; none while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<MemberId>,
+    /// What it is doing.
+    pub phase: Phase,
+    /// For a person: what it waits for or what failed. Empty when there is nothing to say.
+    #[serde(default)]
+    pub message: String,
+    /// The database system identifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_id: Option<String>,
+    /// PostgreSQL's version as `server_version_num`, 170011 for 17.11.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_version: Option<u32>,
+    /// PostgreSQL answered the last probe.
+    pub postgres_up: bool,
+    /// Not in recovery: it takes writes.
+    pub is_primary: bool,
+    /// The highest term that this data directory has followed or led.
+    pub term: Term,
+    /// The promise: it does not follow a term below this one.
+    pub sealed_term: Term,
+    /// The timeline and its ancestors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<TimelineHistory>,
+    /// Primary: flushed. Replica: the larger of received-and-flushed and replayed.
+    #[serde(default)]
+    pub received_lsn: Lsn,
+    /// Replica: replayed. Primary: the same as `received_lsn`.
+    #[serde(default)]
+    pub replayed_lsn: Lsn,
+    /// The WAL receiver, on a replica that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiver: Option<Receiver>,
+    /// The standbys, on the primary.
+    #[serde(default)]
+    pub standbys: Vec<Standby>,
+    /// The synchronous settings, on the primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_quorum: Option<AppliedQuorum>,
+    /// How the data directory was made by this agent; none if it was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceReport>,
+    /// Progress of a running restore or clone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<CopyProgress>,
+    /// The archiver, on the primary.
+    #[serde(default)]
+    pub archive: ArchiveStatus,
+}
+
+/// `POST /v1/seal`: promise not to follow any term below `term`, then report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SealRequest {
+    /// The register's `sealTerm`.
+    pub term: Term,
+}
+
+/// The answer to a seal, given only once the promise is on disk, the WAL receiver is gone and what was received is
+/// replayed. It is what elections are decided on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SealReport {
+    /// Who promised.
+    pub member: MemberId,
+    /// Its pod.
+    pub pod: String,
+    /// The promised term.
+    pub sealed_term: Term,
+    /// The term whose WAL it holds.
+    pub term: Term,
+    /// Its timeline and ancestors.
+    pub history: TimelineHistory,
+    /// Received and flushed.
+    pub received_lsn: Lsn,
+    /// Replayed.
+    pub replayed_lsn: Lsn,
+}
+
+/// `POST /v1/archive-barrier` answers with this: the primary wrote a record, switched segments and waited (bounded)
+/// until the archive had everything up to `lsn`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveBarrier {
+    /// The position that the archive must reach.
+    pub lsn: Lsn,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The archive has it.
+    pub archived: bool,
+}
+
+/// The body of every error answer of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentError {
+    /// What failed and why.
+    pub error: String,
+}

@@ -1,0 +1,11 @@
+//! Pure decisions of pgherd: who may be primary, which backup a replica is built from, what is kept, when a schedule runs.
+//!
+//! Nothing in this crate talks to Kubernetes, PostgreSQL, a clock or the environment: `now` is an argument and what
+//! could not be reached is data. That is what lets a property test or a model check drive every decision.
+#![forbid(unsafe_code)]
+
+pub mod backup;
+pub mod instance;
+pub mod lsn;
+pub mod register;
+pub mod timeline;

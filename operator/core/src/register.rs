@@ -1,0 +1,143 @@
+//! The register: what the whole cluster must agree on, kept in one Lease and changed only by compare-and-swap.
+//!
+//! The operator is the only one to change who is primary; the holder only renews and releases. Both read it with a
+//! quorum GET before they decide.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{lsn::Lsn, timeline::TimelineId};
+
+/// Annotation of the Lease that holds the [`Register`] as JSON.
+pub const REGISTER_ANNOTATION: &str = "pgherd.dev/register";
+
+/// Annotation of the Lease with the primary's last flushed LSN, written with each renewal.
+pub const LSN_ANNOTATION: &str = "pgherd.dev/lsn";
+
+/// A promotion counter: one more at each promotion, never reused. 0 stands for "none yet".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Term(pub u64);
+
+impl Term {
+    /// The term after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A data directory's identity: a UUID kept in PGDATA and used as `application_name` of its WAL receiver. A re-cloned
+/// replica has forgotten what it acknowledged, therefore it is a new member.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MemberId(pub String);
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who holds the primary role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID: a pod made again under the same name is somebody else.
+    pub pod_uid: String,
+    /// Chosen at each start of the agent; empty until the named agent has taken the role up.
+    #[serde(default)]
+    pub boot_nonce: String,
+    /// The member that was chosen; empty while a new cluster is being bootstrapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<MemberId>,
+}
+
+/// A replica whose flush may acknowledge a commit, and which may stand for election.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Voter {
+    /// The data directory.
+    pub member: MemberId,
+    /// The pod that runs it.
+    pub pod: String,
+}
+
+/// A set of voters and how many of them must flush a commit before it is acknowledged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VoterSet {
+    /// The voters, sorted; their number is N.
+    pub voters: Vec<Voter>,
+    /// W: 0 means that a commit waits for nobody (`Off`). With W above the number of voters, commits wait.
+    pub acks: u32,
+}
+
+/// Everything that must agree, in one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Register {
+    /// The current term.
+    pub term: Term,
+    /// Voters promised not to follow any term below this one; above `term` while a failover is under way.
+    pub seal_term: Term,
+    /// Who is primary in `term`. None only before the cluster was bootstrapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    /// The holder said that its PostgreSQL is down and will not come back by itself in this term.
+    #[serde(default)]
+    pub released: bool,
+    /// The timeline that the holder writes, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<TimelineId>,
+    /// The database system identifier, set once by bootstrap. A cluster that has one is never initialised again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_id: Option<String>,
+    /// The committed voters and W.
+    #[serde(default)]
+    pub quorum: VoterSet,
+    /// A change of `quorum` that has begun: the primary already applies it, and until a barrier LSN was flushed by
+    /// the new voters an election must satisfy both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<VoterSet>,
+}
+
+impl Register {
+    /// The set that the primary must apply: the pending one, if there is one.
+    #[must_use]
+    pub fn quorum_to_apply(&self) -> &VoterSet {
+        self.pending.as_ref().unwrap_or(&self.quorum)
+    }
+
+    /// True while a failover has sealed the voters but nobody has claimed the next term.
+    #[must_use]
+    pub fn is_sealing(&self) -> bool {
+        self.seal_term > self.term
+    }
+}
+
+/// `spec.holderIdentity` of the Lease: `pod/uid/nonce`.
+#[must_use]
+pub fn holder_identity(holder: &Holder) -> String {
+    format!("{}/{}/{}", holder.pod, holder.pod_uid, holder.boot_nonce)
+}
+
+/// A Lease as it was read, without Kubernetes types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseView {
+    /// The parsed register.
+    pub register: Register,
+    /// The Lease's resourceVersion: any renewal changes it. Compared for equality only.
+    pub version: String,
+    /// The primary's last flushed LSN that it wrote.
+    pub lsn: Lsn,
+}
