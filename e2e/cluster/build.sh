@@ -2,12 +2,13 @@
 # Builds everything the embedded cluster and its tests run, once, into
 # $PGHERD_CACHE/bin-<hash of the versions>. What is there already is skipped, so
 # a second run takes no time and an interrupted one goes on where it stopped.
+#   --tools-only   just what a cluster made by others needs: kubectl, helm, MinIO, mc
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 PACKAGES=(
   etcd-server etcd-client containernetworking-plugins nftables iptables conntrack iproute2 kmod socat
-  mmdebstrap buildah busybox-static debian-archive-keyring
+  mmdebstrap buildah busybox debian-archive-keyring
   gcc libc6-dev pkg-config libseccomp-dev
   openssl ca-certificates curl jq util-linux procps
 )
@@ -40,7 +41,8 @@ find_go() {
     minor=$(GOTOOLCHAIN=local go env GOVERSION | sed -nE 's/^go1\.([0-9]+).*/\1/p')
   fi
   if [ "${minor:-0}" -ge 21 ]; then return 0; fi
-  local own=$CACHE/go-$GO_VERSION module=golang.org/toolchain@v0.0.1-go$GO_VERSION.linux-$(dpkg --print-architecture)
+  local own=$CACHE/go-$GO_VERSION module
+  module=golang.org/toolchain@v0.0.1-go$GO_VERSION.linux-$(dpkg --print-architecture)
   if [ ! -x "$own/bin/go" ]; then
     if [ "${minor:-0}" -lt 11 ]; then
       need_root
@@ -105,8 +107,13 @@ main() {
   exec 9>"$CACHE/build.lock"
   flock -n 9 || { log "another build.sh is at work, waiting for it"; flock 9; }
   install_packages
-  local all=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl
-    containerd containerd-shim-runc-v2 ctr runc coredns local-path-provisioner helm minio mc)
+  local all=(kubectl helm minio mc) tools_only=no
+  if [ "${1:-}" = --tools-only ]; then
+    tools_only=yes
+  else
+    all+=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy
+      containerd containerd-shim-runc-v2 ctr runc coredns local-path-provisioner)
+  fi
   if have "${all[@]}"; then return 0; fi
   log "building what is missing in $BIN (the first time: 15 to 25 minutes on two cores)"
   find_go
@@ -114,6 +121,15 @@ main() {
   trap 'rm -rf "$TMP"' EXIT
   export GOFLAGS=-buildvcs=false
 
+  if [ $tools_only = no ]; then cluster_programs; fi
+  step "kubectl $KUBERNETES_VERSION" kubectl build_kubernetes kubectl
+  step "helm $HELM_VERSION" helm install_go 0 "" "helm.sh/helm/v4/cmd/helm@$HELM_VERSION"
+  step "MinIO $MINIO_VERSION" minio install_go 0 "" "github.com/minio/minio@$MINIO_VERSION"
+  step "mc $MC_VERSION" mc install_go 0 "" "github.com/minio/mc@$MC_VERSION"
+  log "all built in $((SECONDS - start))s: $BIN"
+}
+
+cluster_programs() {
   local k8s=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl)
   step "Kubernetes $KUBERNETES_VERSION" "${k8s[*]}" build_kubernetes "${k8s[@]}"
   local c=github.com/containerd/containerd/v2/cmd
@@ -123,10 +139,6 @@ main() {
   step "CoreDNS $COREDNS_VERSION" coredns install_go 0 "" "github.com/coredns/coredns@$COREDNS_VERSION"
   step "local-path-provisioner $LOCAL_PATH_VERSION" local-path-provisioner install_go 0 "" \
     "github.com/rancher/local-path-provisioner@$LOCAL_PATH_VERSION"
-  step "helm $HELM_VERSION" helm install_go 0 "" "helm.sh/helm/v4/cmd/helm@$HELM_VERSION"
-  step "MinIO $MINIO_VERSION" minio install_go 0 "" "github.com/minio/minio@$MINIO_VERSION"
-  step "mc $MC_VERSION" mc install_go 0 "" "github.com/minio/mc@$MC_VERSION"
-  log "all built in $((SECONDS - start))s: $BIN"
 }
 
 main "$@"

@@ -36,18 +36,34 @@ layer_of() {
   tar -C "$1" --sort=name --mtime='2026-01-01 00:00Z' --owner=0 --group=0 --numeric-owner -cf "$2" .
 }
 
-# up_to_date OUT INPUT... : is OUT there and younger than everything it is made of?
-up_to_date() {
-  local out=$1 input
+# build_once OUT INPUT... -- COMMAND... : runs the command, which writes OUT,
+# unless OUT was made from inputs of the same content. (Their times say nothing:
+# a fresh clone has new ones.)
+build_once() {
+  local out=$1 inputs=() sum
   shift
-  [ -s "$out" ] || return 1
-  for input in "$@"; do [ ! "$input" -nt "$out" ] || return 1; done
+  while [ "$1" != -- ]; do
+    inputs+=("$1")
+    shift
+  done
+  shift
+  sum=$(cat "${inputs[@]}" | sha256sum)
+  if [ -s "$out" ] && [ "$(cat "$out.inputs" 2>/dev/null)" = "$sum" ]; then return 0; fi
+  rm -f "$out.inputs"
+  "$@"
+  echo "$sum" >"$out.inputs"
 }
 
-# add_busybox ROOT : a static busybox with a link for each of its commands.
+# add_busybox ROOT : a busybox with a link for each of its commands, and the
+# libraries it needs (installing the static one would remove it from this machine).
 add_busybox() {
   mkdir -p "$1/bin"
   cp /bin/busybox "$1/bin/busybox"
+  local library
+  for library in $(ldd /bin/busybox | grep -oE '/[^ ]+'); do
+    mkdir -p "$1$(dirname "$library")"
+    cp -L "$library" "$1$library"
+  done
   local applet
   for applet in $(/bin/busybox --list); do
     [ "$applet" = busybox ] || ln -sf busybox "$1/bin/$applet"

@@ -55,10 +55,13 @@ with_heartbeat() {
   local what=$1 file=$2 start=$SECONDS pid rc=0 next=15
   shift 2
   log "$what ..."
-  "$@" >"$file" 2>&1 &
+  # A process group of its own (set -m), so that an interrupt can take all of it
+  # along; else a compiler would go on unseen.
+  set -m
+  "$@" >"$file" 2>&1 </dev/null &
   pid=$!
-  # Interrupted: take the child with us, or it would go on unseen.
-  trap 'kill "$pid" 2>/dev/null; exit 130' INT TERM
+  set +m
+  trap 'kill -- "-$pid" 2>/dev/null; exit 130' INT TERM
   while kill -0 "$pid" 2>/dev/null; do
     if [ $((SECONDS - start)) -ge "$next" ]; then
       log "$what ... ${next}s, $(wc -l <"$file") lines of output"
@@ -73,4 +76,14 @@ with_heartbeat() {
     die "$what failed (exit $rc); all of its output: $file"
   fi
   log "$what: done in $((SECONDS - start))s"
+}
+
+# Points kubectl and helm (and all else in $BIN) at the cluster that is up.
+use_cluster() {
+  if [ "$(engine)" = external ]; then
+    KUBECONFIG=$(cat "$STATE/external")
+  else
+    KUBECONFIG=$STATE/admin.kubeconfig
+  fi
+  export KUBECONFIG PATH=$BIN:$PATH
 }

@@ -28,15 +28,15 @@ root_file_system() {
   # - The user comes first, so that the packages take its fixed uid (the
   #   official image's) instead of making one.
   # - create_main_cluster=false: an image holds programs, not a database.
+  # - The manual pages go last, since the packages insist on them when set up.
   # - Without LLVM the image is half the size; PostgreSQL goes without JIT then.
-  mmdebstrap --quiet --mode=root --variant=essential --format=tar "${APT_OPTIONS[@]}" \
+  mmdebstrap --mode=root --variant=essential --format=tar "${APT_OPTIONS[@]}" \
     --include="postgresql-$MAJOR,postgresql-client-$MAJOR,ca-certificates,tzdata,zstd" \
     --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/info/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --dpkgopt='path-exclude=/usr/share/postgresql/*/man/*' \
     --dpkgopt='path-exclude=/usr/lib/*/libLLVM*' \
     --dpkgopt='path-exclude=/usr/lib/llvm-*' \
     --dpkgopt='path-exclude=/usr/lib/postgresql/*/lib/llvmjit*' \
@@ -46,18 +46,13 @@ root_file_system() {
     --essential-hook='echo "postgres:!::0:::::" >>"$1/etc/shadow"' \
     --essential-hook='mkdir -p "$1/etc/postgresql-common" && echo "create_main_cluster = false" >"$1/etc/postgresql-common/createcluster.conf"' \
     --customize-hook='rm -rf "$1"/etc/postgresql/*/main "$1"/var/lib/postgresql/*' \
-    --customize-hook='rm -rf "$1"/var/cache/* "$1"/var/lib/apt/lists/* "$1"/var/log/* "$1"/usr/share/zoneinfo/right "$1"/etc/hostname "$1"/etc/resolv.conf' \
+    --customize-hook='rm -rf "$1"/var/cache/* "$1"/var/lib/apt/lists/* "$1"/var/log/* "$1"/usr/share/postgresql/*/man/man*/* "$1"/usr/share/zoneinfo/right "$1"/etc/hostname "$1"/etc/resolv.conf' \
     --customize-hook='mkdir -p "$1/var/lib/postgresql/data" && chroot "$1" chown -R postgres:postgres /var/lib/postgresql /run/postgresql && chmod 3777 "$1/run/postgresql"' \
     --customize-hook="chroot \"\$1\" su postgres -c '$bin/postgres --version'" \
     "$SUITE" "$1" "$MIRROR"
 }
 
-main() {
-  need_root
-  if up_to_date "$OUT" "${BASH_SOURCE[0]}" "$HERE/image-lib.sh"; then return 0; fi
-  mkdir -p "$IMAGES" "$CACHE/log"
-  TMP=$(mktemp -d "$IMAGES/.tmp.XXXXXX")
-  trap 'rm -rf "$TMP"' EXIT
+postgres_image() {
   with_heartbeat "PostgreSQL $MAJOR image: root file system from Debian $SUITE" \
     "$CACHE/log/postgres-$MAJOR.log" root_file_system "$TMP/root.tar"
   docker_archive "$OUT" "localhost/pgherd-postgres:$MAJOR" "{
@@ -67,5 +62,12 @@ main() {
   log "wrote $OUT ($(du -h "$OUT" | cut -f1))"
 }
 
+main() {
+  need_root
+  mkdir -p "$IMAGES" "$CACHE/log"
+  TMP=$(mktemp -d "$IMAGES/.tmp.XXXXXX")
+  trap 'rm -rf "$TMP"' EXIT
+  build_once "$OUT" "${BASH_SOURCE[0]}" "$HERE/image-lib.sh" -- postgres_image
+}
+
 main
-exit

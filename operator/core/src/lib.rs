@@ -5,7 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+pub mod conditions;
+pub mod election;
+pub mod failover;
 pub mod instance;
 pub mod lsn;
+pub mod pg;
+pub mod quantity;
+pub mod quorum;
 pub mod register;
+pub mod replica_source;
+pub mod retention;
+pub mod schedule;
 pub mod timeline;

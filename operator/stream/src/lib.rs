@@ -1,1 +1,19 @@
-//! .
+//! Streams of pgherd: the replication protocol, base backups, zstd frames, the object store, restore, the WAL archive.
+//!
+//! Nothing in this crate knows Kubernetes, reads the environment, or keeps a secret anywhere but in the file it came from.
+#![forbid(unsafe_code)]
+#![allow(clippy::todo)]
+
+pub mod backup;
+pub mod base_backup;
+pub mod catalogue;
+pub mod clone;
+pub mod frames;
+pub mod index;
+pub mod manifest;
+pub mod replication;
+pub mod restore;
+pub mod store;
+pub mod tar;
+pub mod tls;
+pub mod wal;

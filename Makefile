@@ -1,0 +1,132 @@
+# Every verb of a developer. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+# Where rustup puts cargo, for shells that don't know.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+STEP := e2e/step.sh
+CLUSTER := e2e/cluster/cluster.sh
+IMAGES := $(or $(PGHERD_CACHE),$(HOME)/.cache/pgherd)/images
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BUILT = $(TARGET)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
+# One selection of packages for everything, so that cargo compiles each dependency once.
+ALL := --workspace --locked
+E2E_TESTS := $(patsubst e2e/tests/%.rs,--test %,$(wildcard e2e/tests/*.rs))
+CHARTS := charts/pgherd charts/postgres-cluster
+SCRIPTS := .ci/run crds/tests/*.sh e2e/*.sh e2e/cluster/*.sh e2e/images/*/*.sh
+
+.PHONY: help
+help: ## Lists the verbs.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+##@ The two that a newcomer needs
+
+.PHONY: demo
+demo: deps cluster-up images load ## Shows the whole job on a local Kubernetes, step by step (builds what it needs).
+	@$(STEP) "demo" e2e/with-cluster.sh $(BUILT)/demo
+
+.PHONY: test
+test: check cluster-up images load e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
+
+.PHONY: ci
+ci: test ## The same as test: what .ci/run runs.
+
+# Building
+
+.PHONY: deps
+deps: ## Installs Debian packages that are missing, and checks for Rust.
+	@e2e/deps.sh
+
+.PHONY: build
+build: ## Compiles all programs.
+	@$(STEP) "cargo build" cargo build $(ALL) --bins
+
+.PHONY: image
+image: build ## Builds the images of pgherd and of the tests' writer into target/images.
+	@$(STEP) "pgherd images" e2e/images/pgherd/build.sh
+
+.PHONY: images
+images: image ## Builds all images: besides, PostgreSQL 17 and MinIO.
+	@$(STEP) "PostgreSQL image" e2e/images/postgres/build.sh 17
+	@$(STEP) "MinIO image" e2e/images/minio/build.sh
+
+.PHONY: load
+load: ## Brings the images to the nodes of the cluster that is up.
+	@$(STEP) "images to the nodes" e2e/cluster/load-image.sh $(IMAGES)/postgres-17.tar $(IMAGES)/minio.tar \
+	  $(IMAGES)/e2e.tar $(TARGET)/images/*.tar
+
+.PHONY: crds
+crds: ## Generates crds/*.yaml and docs/api.md from the types, and copies the former into the chart.
+	@cargo run -q $(ALL) --bin crdgen -- crds docs/api.md
+	@$(MAKE) chart
+
+.PHONY: chart
+chart: ## Copies crds/*.yaml into the chart, and the version from Cargo.toml.
+	@mkdir -p charts/pgherd/files/crds
+	@rm -f charts/pgherd/files/crds/*.yaml
+	@cp crds/*.yaml charts/pgherd/files/crds/
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1); \
+	  sed -i -E "s/^(version|appVersion): .*/\1: $$version/" $(addsuffix /Chart.yaml,$(CHARTS))
+
+.PHONY: manifest
+manifest: ## Renders target/install.yaml, for `kubectl apply` without Helm.
+	@mkdir -p $(TARGET)
+	@{ printf 'apiVersion: v1\nkind: Namespace\nmetadata:\n  name: pgherd-system\n'; \
+	  e2e/with-cluster.sh helm template pgherd charts/pgherd --namespace pgherd-system; } >$(TARGET)/install.yaml
+	@echo "wrote $(TARGET)/install.yaml"
+
+# Checking
+
+.PHONY: check
+check: deps fmt-check lint unit drift ## Runs everything that needs no cluster.
+
+.PHONY: fmt
+fmt: ## Formats the code.
+	@cargo fmt --all
+
+.PHONY: fmt-check
+fmt-check: ## Checks the formatting.
+	@$(STEP) "formatting" cargo fmt --all --check
+
+.PHONY: lint
+lint: ## Runs clippy and shellcheck; a warning fails.
+	@$(STEP) "shellcheck" shellcheck -x $(SCRIPTS)
+	@$(STEP) "clippy" cargo clippy $(ALL) --all-targets -- -D warnings
+
+.PHONY: unit
+unit: ## Runs unit, property and snapshot tests.
+	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) --exclude pgherd-e2e
+
+.PHONY: drift
+drift: ## Checks that generated files are current.
+	@$(STEP) "generated files" e2e/drift.sh
+
+.PHONY: chart-check
+chart-check: ## Lints and renders the charts (needs helm, which cluster-up builds).
+	@$(STEP) "charts" e2e/with-cluster.sh e2e/charts.sh
+
+# The cluster
+
+.PHONY: cluster-up
+cluster-up: ## Starts a local Kubernetes, or takes that of KUBECONFIG (the first time: builds it).
+	@$(STEP) "Kubernetes" $(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## Stops the local Kubernetes and leaves nothing behind.
+	@$(CLUSTER) down
+
+.PHONY: cluster-status
+cluster-status: ## Says what is up.
+	@$(CLUSTER) status
+
+.PHONY: e2e
+e2e: chart-check crds-e2e ## Runs the tests on the cluster that is up; T=name runs one.
+	@$(STEP) "tests on Kubernetes" e2e/with-cluster.sh env PGHERD_E2E=1 \
+	  cargo test $(ALL) $(E2E_TESTS) -- --test-threads=1 --nocapture $(T)
+
+.PHONY: crds-e2e
+crds-e2e: ## Checks the custom resources' rules against the API server of the cluster that is up.
+	@$(STEP) "rules of the custom resources on Kubernetes" e2e/with-cluster.sh crds/tests/apply.sh

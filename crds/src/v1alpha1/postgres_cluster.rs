@@ -1,0 +1,471 @@
+//! `PostgresCluster`: one primary and its replicas.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Affinity, ResourceRequirements, Toleration, TopologySpreadConstraint};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::shared::{Condition, LocalReference, ObjectStore};
+
+/// A PostgreSQL cluster: one primary, its streaming replicas, and where their backups go.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "pgherd.dev",
+    version = "v1alpha1",
+    kind = "PostgresCluster",
+    plural = "postgresclusters",
+    shortname = "pgc",
+    category = "pgherd",
+    namespaced,
+    status = "PostgresClusterStatus",
+    derive = "PartialEq",
+    scale(
+        spec_replicas_path = ".spec.instances",
+        status_replicas_path = ".status.instances",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Instances", type_ = "string", json_path = ".status.readyInstances"),
+    printcolumn(name = "Primary", type_ = "string", json_path = ".status.primary"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
+    printcolumn(name = "Last-Backup", type_ = "date", json_path = ".status.lastBackup.completedAt"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Timeline", type_ = "integer", json_path = ".status.timeline", priority = 1),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", priority = 1),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')")
+        .message("metadata.name must be 1 to 40 characters of a-z, 0-9 and '-', beginning with a letter: pods and Services are named after it")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.synchronous) || self.synchronous.mode == 'Off' || (has(self.synchronous.replicas) ? self.synchronous.replicas : 1) < self.instances")
+    .message("synchronous.replicas must be less than instances: the primary is not one of its own replicas"))]
+#[x_kube(validation = Rule::new("has(self.bootstrap) == has(oldSelf.bootstrap)")
+    .message("bootstrap cannot be changed: it is read once, when the cluster is made"))]
+pub struct PostgresClusterSpec {
+    /// PostgreSQL major version; the image is chosen by the operator. Without `version` and `image`: 17, or the version of the backup that the cluster is recovered from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 15, max = 18))]
+    pub version: Option<u32>,
+    /// PostgreSQL image, instead of the one chosen by `version`: any image with the PostgreSQL server programs.
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9._/:@-]*$')").message("image must be an image reference without spaces"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 500))]
+    pub image: Option<String>,
+    /// How many instances run: one primary, the others replicas.
+    #[schemars(range(min = 1, max = 100))]
+    pub instances: u32,
+    /// The volume of each instance.
+    pub storage: Storage,
+    /// CPU and memory of each instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// PostgreSQL settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgresql: Option<Postgresql>,
+    /// Whether a commit waits for replicas. Without it: `Off`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synchronous: Option<Synchronous>,
+    /// When a failover happens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<Failover>,
+    /// Where backups and WAL go. Without it nothing is archived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupConfig>,
+    /// Which copy a new replica is built from. Without it: `Auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica_source: Option<ReplicaSource>,
+    /// Where the data of a new cluster comes from; cannot be changed later. Without it: an empty database.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("bootstrap cannot be changed: it is read once, when the cluster is made"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bootstrap: Option<BootstrapSpec>,
+    /// Node labels that instances need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<BTreeMap<String, String>>,
+    /// Taints that instances tolerate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerations: Option<Vec<Toleration>>,
+    /// Scheduling rules instead of the default, which spreads instances over nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// Spreading over zones or nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
+    /// Priority class of the instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
+    /// Secrets to pull the image with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_secrets: Option<Vec<LocalReference>>,
+    /// True: the operator leaves the cluster as it is and decides no failover; the instances go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
+}
+
+/// The volume of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)")
+    .message("storageClassName cannot be changed: a volume keeps its class"))]
+pub struct Storage {
+    /// Size of the volume, such as 10Gi. It can grow, not shrink.
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))").message("size must be a positive quantity such as 10Gi"))]
+    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0").message("size cannot shrink: PostgreSQL volumes only grow; make a new cluster from a backup instead"))]
+    #[schemars(length(min = 1, max = 32))]
+    pub size: String,
+    /// Storage class; without it the default class of the Kubernetes cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+/// PostgreSQL settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Postgresql {
+    /// Parameters of postgresql.conf. Those that pgherd must own (archiving, TLS, replication, durability) are refused.
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)?$'))").message("a parameter name has lower-case letters, digits and underscores, with at most one dot"))]
+    #[x_kube(validation = Rule::new("!self.exists(k, k in ['archive_mode','archive_command','archive_library','restore_command','archive_cleanup_command','recovery_end_command','ssl','ssl_cert_file','ssl_key_file','ssl_ca_file','fsync','full_page_writes','wal_level','wal_log_hints','synchronous_standby_names','synchronous_commit','primary_conninfo','primary_slot_name','listen_addresses','port','data_directory','hba_file','ident_file','restart_after_crash','hot_standby','unix_socket_directories','cluster_name','logging_collector','log_directory','wal_sender_timeout','wal_receiver_timeout'])").message("this parameter is set by pgherd: archive_*, restore_command, ssl*, fsync, full_page_writes, wal_level, wal_log_hints, synchronous_*, primary_*, listen_addresses, port, *_file, data_directory and the like cannot be set"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 300))]
+    pub parameters: Option<BTreeMap<String, String>>,
+    /// Entries of pg_hba.conf after pgherd's own and before its closing lines. Every entry is `hostssl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 100))]
+    pub pg_hba: Option<Vec<HbaRule>>,
+}
+
+/// One `hostssl` entry of pg_hba.conf.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HbaRule {
+    /// Database name, or `all`.
+    #[x_kube(validation = Rule::new("!self.contains('\"') && !self.contains('\\n') && !self.contains('\\r')").message("database must be all, or a name without quotes and line breaks"))]
+    #[schemars(length(min = 1, max = 63))]
+    pub database: String,
+    /// Role name, or `all`.
+    #[x_kube(validation = Rule::new("!self.contains('\"') && !self.contains('\\n') && !self.contains('\\r')").message("user must be all, or a name without quotes and line breaks"))]
+    #[schemars(length(min = 1, max = 63))]
+    pub user: String,
+    /// CIDR such as 10.0.0.0/8, or `all`.
+    #[x_kube(validation = Rule::new("self == 'all' || isCIDR(self)").message("address must be a CIDR such as 10.0.0.0/8, or all"))]
+    #[schemars(length(min = 1, max = 60))]
+    pub address: String,
+    /// How the client proves who it is.
+    pub method: HbaMethod,
+}
+
+/// Authentication methods that are safe over a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HbaMethod {
+    /// Password, proven without sending it.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+    /// Client certificate signed by the cluster's CA, whose common name is the role.
+    #[serde(rename = "cert")]
+    Cert,
+    /// No access.
+    #[serde(rename = "reject")]
+    Reject,
+}
+
+/// Whether a commit waits for replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Synchronous {
+    /// `Off`: commits don't wait. `Required`: an acknowledged commit is on `replicas` replicas, else it waits.
+    pub mode: SynchronousMode,
+    /// How many replicas must have a commit on disk. Without it: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 99))]
+    pub replicas: Option<u32>,
+}
+
+/// How strict synchronous replication is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SynchronousMode {
+    /// A commit waits for nobody; a failover can lose the last moments, and says how much.
+    #[default]
+    Off,
+    /// A commit waits for its replicas; a failover loses nothing that was acknowledged.
+    Required,
+}
+
+/// When a failover happens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failover {
+    /// Wait this long, after the primary is known to be gone, before another is promoted. Without it: 0s.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,6}(ms|s|m|h)$')").message("delay must be a duration such as 30s"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<String>,
+    /// In mode `Off`: promote no replica that is further behind than this many bytes of WAL, such as 16Mi. Without it: no bound.
+    #[x_kube(validation = Rule::new("isQuantity(self)").message("maxLag must be a quantity such as 16Mi"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub max_lag: Option<String>,
+}
+
+/// Where backups and WAL go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupConfig {
+    /// The object store.
+    pub object_store: ObjectStore,
+}
+
+/// Which copy a new replica is built from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ReplicaSource {
+    /// The newest backup where it is usable and cheaper, else an instance.
+    #[default]
+    Auto,
+    /// The newest backup where it is usable.
+    Backup,
+    /// An instance.
+    Instance,
+}
+
+/// Where the data of a new cluster comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BootstrapSpec {
+    /// Restore a backup and recover to a target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
+}
+
+/// Restore a backup and recover to a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovery {
+    /// The backup.
+    pub from: RecoverySource,
+    /// Where to stop. Without it: at the end of the archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+}
+
+/// A backup, by its object or by its place in a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.backupRef) != has(self.objectStore)").message("give exactly one of backupRef and objectStore"))]
+#[x_kube(validation = Rule::new("has(self.objectStore) == has(self.cluster)").message("objectStore needs cluster: the name that the cluster had when it was backed up"))]
+pub struct RecoverySource {
+    /// A Backup in this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_ref: Option<LocalReference>,
+    /// A store, where no Backup object is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_store: Option<ObjectStore>,
+    /// The name of the cluster in the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub cluster: Option<String>,
+    /// The database system identifier, needed if clusters of the same name share the store.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,20}$')").message("systemId must be a decimal number"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_id: Option<String>,
+    /// The backup's id. Without it: the newest.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9A-Za-z-]{1,80}$')").message("backupId must be an id as status.id of a Backup shows it"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_id: Option<String>,
+}
+
+/// Where recovery stops; one field at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.time), has(self.lsn), has(self.name), has(self.immediate)].filter(x, x).size() == 1").message("give exactly one of time, lsn, name and immediate"))]
+pub struct Target {
+    /// The last commit at or before this time, RFC 3339 with a zone.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})$')").message("time must be RFC 3339 with a zone, such as 2026-11-22T02:00:00Z"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// A WAL position such as 0/3000060.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$')").message("lsn must look like 16/B374D848"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<String>,
+    /// A restore point made by pg_create_restore_point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub name: Option<String>,
+    /// True: stop as soon as the backup is consistent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub immediate: Option<bool>,
+}
+
+/// What is, as far as the operator knows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresClusterStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions; `kubectl wait --for=condition=Ready` uses them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Instances that exist.
+    #[serde(default)]
+    pub instances: u32,
+    /// Ready and wanted, such as `3/3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_instances: Option<String>,
+    /// Label selector of the instances, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// The pod of the primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<String>,
+    /// The term: how often a primary was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<u64>,
+    /// The timeline that is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// The database system identifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_id: Option<String>,
+    /// PostgreSQL's version as the server says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where clients connect for writing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The values in effect where the spec says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<EffectiveValues>,
+    /// One entry an instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberStatus>,
+    /// The last failover, and how it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failover: Option<LastFailover>,
+    /// The newest restorable backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_backup: Option<LastBackup>,
+}
+
+/// The values in effect where the spec says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveValues {
+    /// The image that instances run.
+    pub image: String,
+    /// `Off` or `Required`.
+    pub synchronous_mode: SynchronousMode,
+    /// How many replicas a commit waits for; 0 in mode `Off`.
+    pub synchronous_replicas: u32,
+    /// Which copy a new replica is built from.
+    pub replica_source: ReplicaSource,
+    /// Prefix of the keys in the object store; absent without a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_store_prefix: Option<String>,
+}
+
+/// An instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberStatus {
+    /// The pod.
+    pub pod: String,
+    /// `primary`, `replica` or `unknown`.
+    pub role: String,
+    /// What it does.
+    pub phase: String,
+    /// The data directory's identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
+    /// The node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Its timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// It takes part in quorums.
+    #[serde(default)]
+    pub voter: bool,
+    /// How its data directory was made, and why so; absent if it has always been there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<MemberSource>,
+    /// What it waits for or what failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// How a data directory was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberSource {
+    /// `backup`, `instance`, `rewind`, `initdb` or `recovery`.
+    pub source: String,
+    /// The backup's id or the pod.
+    pub from: String,
+    /// The decision in one sentence, with its numbers.
+    pub reason: String,
+    /// WAL replayed after the copy, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_bytes: Option<i64>,
+    /// Size of the copy in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_bytes: Option<i64>,
+    /// How long it took, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<i64>,
+}
+
+/// The last failover, and how it was decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastFailover {
+    /// The old primary's pod.
+    pub from: String,
+    /// The new primary's pod.
+    pub to: String,
+    /// Why the old one was given up.
+    pub reason: String,
+    /// The term that the new primary began.
+    pub term: u64,
+    /// When it was decided, RFC 3339.
+    pub at: String,
+    /// Who stood, and what became of each.
+    pub candidates: Vec<FailoverCandidate>,
+    /// From the first sign to the suspicion, in milliseconds.
+    pub detect_ms: i64,
+    /// Until enough voters had sealed.
+    pub seal_ms: i64,
+    /// Until the new primary took writes.
+    pub promote_ms: i64,
+    /// Until `<cluster>-rw` led to it.
+    pub route_ms: i64,
+    /// Mode `Off`: WAL that the old primary reported and the new one lacks, at most; 0 in mode `Required`.
+    pub possible_loss_bytes: i64,
+}
+
+/// A replica that stood for election.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailoverCandidate {
+    /// The pod.
+    pub pod: String,
+    /// Its timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// What it had received, such as 0/3000060.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<String>,
+    /// Why it was chosen or not.
+    pub why: String,
+}
+
+/// The newest restorable backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastBackup {
+    /// The Backup object.
+    pub name: String,
+    /// When it was complete, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
+    pub completed_at: String,
+}

@@ -1,0 +1,57 @@
+//! The object store of the tests: MinIO in namespace `minio`, whose credentials are copied where they are needed.
+
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{Api, Client, api::PostParams};
+use std::collections::BTreeMap;
+
+use crate::{Result, kubectl::kubectl};
+
+/// Address of the store inside the cluster.
+pub const ENDPOINT: &str = "https://minio.minio.svc:9000";
+/// The bucket of all tests.
+pub const BUCKET: &str = "backups";
+
+/// Puts Secret `minio` (credentials) and `minio-ca` (the store's CA) into a namespace.
+///
+/// # Errors
+/// MinIO is not installed or the API server did not answer.
+pub async fn provide_credentials(client: &Client, namespace: &str) -> Result<()> {
+    let source: Api<Secret> = Api::namespaced(client.clone(), "minio");
+    let field = |secret: &Secret, key: &str| -> Result<ByteString> {
+        let found = secret.data.as_ref().and_then(|data| data.get(key)).cloned();
+        found.ok_or_else(|| format!("Secret minio/{} has no key {key}", secret.metadata.name.clone().unwrap_or_default()).into())
+    };
+    let root = source.get("minio-root").await?;
+    let tls = source.get("minio-tls").await?;
+    let target: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let credentials = [("accessKeyId", field(&root, "user")?), ("secretAccessKey", field(&root, "password")?)];
+    for (name, data) in [("minio", credentials.to_vec()), ("minio-ca", vec![("ca.crt", field(&tls, "ca.crt")?)])] {
+        let data: BTreeMap<String, ByteString> = data.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        let metadata = kube::core::ObjectMeta { name: Some(name.into()), ..Default::default() };
+        target.create(&PostParams::default(), &Secret { metadata, data: Some(data), ..Default::default() }).await?;
+    }
+    Ok(())
+}
+
+/// The `objectStore` of a spec, indented as the lines of a YAML block by `indent` spaces.
+#[must_use]
+pub fn object_store_yaml(indent: usize) -> String {
+    let lines = [
+        "objectStore:".to_string(),
+        format!("  endpoint: {ENDPOINT}"),
+        format!("  bucket: {BUCKET}"),
+        "  credentialsSecretRef: {name: minio}".to_string(),
+        "  caSecretRef: {name: minio-ca}".to_string(),
+    ];
+    lines.map(|line| format!("{:indent$}{line}\n", "")).concat()
+}
+
+/// Runs MinIO's client in the store's pod against the store.
+///
+/// # Errors
+/// kubectl or mc failed.
+pub async fn mc(arguments: &[&str]) -> Result<String> {
+    let mut all = vec!["exec", "deploy/minio", "--", "/mc"];
+    all.extend_from_slice(arguments);
+    kubectl("minio", &all).await
+}

@@ -1,0 +1,125 @@
+//! The first data directory of a cluster: by initdb, or by a restored backup that is recovered to its target. Runs only
+//! while the register has no system identifier, and proves that by a compare-and-swap before it touches the volume.
+
+use std::{ffi::OsStr, time::Duration};
+
+use pgherd_core::{
+    backup::BackupLocation,
+    instance::{Bootstrap, Phase, RecoveryTarget, SourceReport},
+    register::Register,
+};
+use pgherd_stream::{catalogue::resolve, restore::restore_backup, store::ObjectStore};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ActionError, build_replica,
+    data_dir::{self, Purpose},
+    describe_chain,
+};
+use crate::{
+    agent::Agent,
+    clock::Boottime,
+    lease::{self, Tenure},
+    local_state::LocalState,
+    postgres::{
+        binaries::Binaries,
+        config::{Role, apply_start_config},
+        control::observe_control,
+        process::{ProcessState, StopMode},
+    },
+};
+
+/// Makes the first data directory. The renewals go on meanwhile, with the disk's proof alone.
+///
+/// # Errors
+/// [`ActionError`]; the next try starts over.
+pub async fn bootstrap(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+    lease::renew(agent, register.term).await?;
+    agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: Boottime(u64::MAX) }));
+    data_dir::clear(&agent.layout)?;
+    data_dir::mark(&agent.layout, Purpose::Bootstrap)?;
+    let started = Instant::now();
+    let mut report = match agent.config().bootstrap.clone() {
+        Bootstrap::Initdb => initdb(agent).await?,
+        Bootstrap::Recovery { from, target } => {
+            let outcome = recover(agent, &from, target).await;
+            agent.set_recovery_source(None);
+            agent.set_role(None);
+            outcome?
+        }
+    };
+    report.took_ms = u64::try_from(started.elapsed().as_millis()).ok();
+    let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
+    let local = LocalState { term: register.term, was_primary: true, promoted_term: register.term, ..LocalState::new_member() };
+    data_dir::complete(agent, &local, &control.system_id)?;
+    agent.board.update(|status| status.source = Some(report));
+    Ok(())
+}
+
+async fn initdb(agent: &Agent) -> Result<SourceReport, ActionError> {
+    agent.board.say(Phase::Initializing, "initdb");
+    let pgdata = format!("--pgdata={}", agent.layout.pgdata.display());
+    let args = [
+        pgdata.as_str(),
+        "--username=postgres",
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+        "--data-checksums",
+        "--auth-local=peer",
+        "--auth-host=reject",
+    ];
+    Binaries::observe()?.run("initdb", &args.map(OsStr::new), &[]).await?;
+    let reason = "a new cluster begins empty".to_owned();
+    Ok(SourceReport { source: "initdb".to_owned(), from: String::new(), reason, wal_bytes: None, copy_bytes: None, took_ms: None })
+}
+
+async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -> Result<SourceReport, ActionError> {
+    agent.board.say(Phase::Restoring, "looking for the backup");
+    let failed = |what| move |why: String| ActionError::Copy { what, why };
+    let store = ObjectStore::connect(&from.cluster.store).await.map_err(|error| failed("failed to reach the object store")(describe_chain(&error)))?;
+    let (location, record) = resolve(&store, from).await.map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?;
+    agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
+    let cancel = CancellationToken::new();
+    let _cancelled_when_dropped = cancel.clone().drop_guard();
+    let outcome = restore_backup(&store, &location, &agent.layout.pgdata, build_replica::watch_progress(agent), cancel).await;
+    let outcome = outcome.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
+    agent.set_recovery_source(Some(location.cluster.clone()));
+    let reason = format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
+    run_recovery(agent, target).await?;
+    let copy_bytes = Some(outcome.bytes);
+    Ok(SourceReport { source: "recovery".to_owned(), from: record.id, reason, wal_bytes: None, copy_bytes, took_ms: None })
+}
+
+fn name_target(target: &RecoveryTarget) -> String {
+    match target {
+        RecoveryTarget::Latest => "the end of the archive".to_owned(),
+        RecoveryTarget::Immediate => "the end of the backup".to_owned(),
+        RecoveryTarget::Time(time) => time.clone(),
+        RecoveryTarget::Lsn(lsn) => lsn.to_string(),
+        RecoveryTarget::Name(name) => format!("the restore point \"{name}\""),
+    }
+}
+
+/// Runs the server until it has promoted itself at the target, then stops it. Nobody can connect from outside, and with
+/// hot_standby off no parameter of the source's primary can stop the replay.
+async fn run_recovery(agent: &Agent, target: RecoveryTarget) -> Result<(), ActionError> {
+    let role = Role::Recovery { target };
+    apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
+    agent.server.start(&Binaries::observe()?, &["listen_addresses=", "hot_standby=off"]).await?;
+    agent.set_role(Some(role));
+    agent.board.say(Phase::Starting, "replaying WAL from the archive");
+    loop {
+        if let ProcessState::Died(status) = agent.server.state().await {
+            agent.server.acknowledge_death().await;
+            let why = format!("PostgreSQL ended ({status}); its last log lines say why, for example that the target was not reached");
+            return Err(ActionError::Copy { what: "recovery failed", why });
+        }
+        if agent.sample_now().await.is_ok_and(|sample| !sample.in_recovery) {
+            break;
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+    agent.server.stop(StopMode::Fast, Duration::from_secs(60)).await;
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! Being a standby: start, follow the holder, change whom to follow without a restart, or follow nobody. The holder is
+//! followed only once it takes writes and this data directory's WAL lies on its history: a standby ahead of the primary's
+//! switch point would wait for ever.
+
+use std::time::Duration;
+
+use pgherd_core::{
+    instance::Phase,
+    lsn::Lsn,
+    register::Register,
+    timeline::TimelineHistory,
+};
+
+use super::{ActionError, data_dir, rejoin};
+use crate::{
+    agent::Agent,
+    clock::Boottime,
+    layout::slot_name,
+    local_state::{LocalState, LocalStateError},
+    postgres::{
+        binaries::Binaries,
+        config::{Role, apply_config, apply_start_config},
+        control::observe_control,
+        probe::{self, Sample},
+        process::ProcessState,
+        upstream::{Upstream, UpstreamSession, UpstreamState},
+        wal_dir,
+    },
+    status,
+};
+
+/// A standby that does not stream for this long is compared with the holder again.
+const CHECK_AFTER: Duration = Duration::from_secs(10);
+/// A standby whose WAL the holder no longer has, and that got none elsewhere for this long, is built anew.
+const REBUILD_AFTER: Duration = Duration::from_secs(60);
+
+/// Where the holder is.
+#[must_use]
+pub fn locate(agent: &Agent, pod: &str) -> Upstream {
+    let (host, port) = agent.layout.peer(&agent.config().cluster, &agent.identity.namespace, pod);
+    Upstream { pod: pod.to_owned(), host, port }
+}
+
+/// Connects to the holder and makes sure that it is this cluster's primary.
+///
+/// # Errors
+/// [`ActionError`]; [`ActionError::NotYet`] while it is still in recovery.
+pub async fn meet_primary(agent: &Agent, register: &Register, upstream: &Upstream) -> Result<(UpstreamSession, UpstreamState), ActionError> {
+    let session = UpstreamSession::connect(upstream, &agent.layout.tls()).await?;
+    let state = session.observe().await?;
+    if register.system_id.as_ref().is_some_and(|expected| *expected != state.system_id) {
+        return Err(ActionError::NotYet(format!("{} runs another database system: {}", upstream.pod, state.system_id)));
+    }
+    if state.in_recovery {
+        return Err(ActionError::NotYet(format!("{} does not take writes yet", upstream.pod)));
+    }
+    Ok((session, state))
+}
+
+/// What this data directory holds: from the running server if it answers, else from pg_control.
+async fn observe_own(agent: &Agent) -> Result<(TimelineHistory, Lsn), ActionError> {
+    if let Some(sample) = agent.sample().filter(|sample| sample.in_recovery) {
+        if let Some(history) = status::observe_history(agent, &sample) {
+            return Ok((history, sample.received));
+        }
+    }
+    let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
+    Ok((wal_dir::observe_history(&agent.layout.pgdata, control.timeline), control.lsn))
+}
+
+/// The last check before following: false, and remembered, when the branches part.
+async fn may_follow(agent: &Agent, theirs: &UpstreamState) -> Result<bool, ActionError> {
+    let (mine, lsn) = observe_own(agent).await?;
+    let diverged = wal_dir::is_diverged(&mine, lsn, &theirs.history);
+    if diverged {
+        tracing::warn!(timeline = %mine.timeline, lsn = %lsn, theirs = %theirs.history.timeline, "this standby is not on the primary's history");
+        agent.set_diverged(true);
+        agent.wake.notify_one();
+    }
+    Ok(!diverged)
+}
+
+fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
+    let missing = || LocalStateError::Io {
+        action: "read",
+        path: agent.layout.pgdata.join(crate::local_state::FILE_NAME),
+        source: std::io::ErrorKind::NotFound.into(),
+    };
+    Ok(LocalState::read(&agent.layout.pgdata)?.ok_or_else(missing)?)
+}
+
+fn standby_role(upstream: Option<Upstream>, local: &LocalState) -> Role {
+    Role::Standby { upstream, member: local.member.0.clone(), synchronous_standby_names: String::new() }
+}
+
+/// Starts the server as a standby. While the holder can't be reached it starts all the same, following nobody: it must be
+/// there to be asked when a failover begins.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -> Result<(), ActionError> {
+    agent.server.acknowledge_death().await;
+    let Some(pod) = upstream else { return start_detached(agent).await };
+    let upstream = locate(agent, pod);
+    match meet_primary(agent, register, &upstream).await {
+        Ok((session, theirs)) => {
+            if !may_follow(agent, &theirs).await? {
+                return Ok(());
+            }
+            session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+            start_as(agent, Some(upstream)).await
+        }
+        Err(error) => {
+            tracing::warn!(error = %super::describe_chain(&error), "the primary can't be followed yet; starting without it");
+            start_detached(agent).await
+        }
+    }
+}
+
+/// Starts the server as a standby that follows nobody.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn start_detached(agent: &Agent) -> Result<(), ActionError> {
+    start_as(agent, None).await
+}
+
+async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), ActionError> {
+    let role = standby_role(upstream, &read_local(agent)?);
+    apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
+    agent.server.start(&Binaries::observe()?, &[]).await?;
+    agent.set_role(Some(role));
+    agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
+    Ok(())
+}
+
+/// Empties primary_conninfo and restore_command of the running server.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn detach(agent: &Agent) -> Result<(), ActionError> {
+    apply_role(agent, standby_role(None, &read_local(agent)?)).await
+}
+
+async fn apply_role(agent: &Agent, role: Role) -> Result<(), ActionError> {
+    if apply_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)? {
+        agent.server.reload().await;
+    }
+    agent.set_role(Some(role));
+    Ok(())
+}
+
+/// Follows somebody else, or nobody, without a restart.
+///
+/// # Errors
+/// [`ActionError`]; the server then keeps following whom it followed, except where that is no longer the holder.
+pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&str>) -> Result<(), ActionError> {
+    let Some(pod) = upstream else { return detach(agent).await };
+    // Whoever was followed before is not primary any more: what it still sends must not be taken.
+    if matches!(agent.role(), Some(Role::Standby { upstream: Some(_), .. })) {
+        detach(agent).await?;
+    }
+    if agent.board.status().phase != Phase::Starting {
+        agent.board.say(Phase::Replica, format!("waiting to follow {pod}"));
+    }
+    let upstream = locate(agent, pod);
+    let (session, theirs) = meet_primary(agent, register, &upstream).await?;
+    if !may_follow(agent, &theirs).await? {
+        return Ok(());
+    }
+    session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+    apply_role(agent, standby_role(Some(upstream), &read_local(agent)?)).await
+}
+
+/// Looks after a standby that follows the holder.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), ActionError> {
+    let local = read_local(agent)?;
+    apply_role(agent, standby_role(Some(locate(agent, pod)), &local)).await?;
+    let Some(sample) = agent.sample() else {
+        agent.note_not_streaming();
+        agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
+        return check_when_silent(agent, register, pod, None).await;
+    };
+    if !sample.receiver.as_ref().is_some_and(|receiver| receiver.streaming) {
+        agent.note_not_streaming();
+        agent.board.say(Phase::Replica, format!("waiting for WAL from {pod}"));
+        return check_when_silent(agent, register, pod, Some(&sample)).await;
+    }
+    agent.note_streaming();
+    if local.term < register.term {
+        LocalState { term: register.term, ..local }.write(&agent.layout.pgdata)?;
+    }
+    drop_own_slots(agent, &sample).await;
+    data_dir::remove_aside(&agent.layout)?;
+    agent.board.say(Phase::Replica, "");
+    Ok(())
+}
+
+/// Slots that this instance kept as primary would keep WAL for ever.
+async fn drop_own_slots(agent: &Agent, sample: &Sample) {
+    for (name, _) in sample.slots.iter().filter(|(_, active)| !active) {
+        if let Ok(session) = probe::connect(&agent.layout).await {
+            tracing::info!(slot = %name, "dropping a slot of an earlier time as primary");
+            let _ = session.query("SELECT pg_drop_replication_slot($1)", &[name]).await;
+        }
+    }
+}
+
+/// A standby that gets no WAL for a while is compared with the holder: it may be on a branch of its own, or want WAL that
+/// is gone.
+async fn check_when_silent(agent: &Agent, register: &Register, pod: &str, sample: Option<&Sample>) -> Result<(), ActionError> {
+    let silent = agent.not_streaming_for();
+    if silent < CHECK_AFTER || !agent.take_check_turn(CHECK_AFTER) {
+        return Ok(());
+    }
+    let (session, theirs) = meet_primary(agent, register, &locate(agent, pod)).await?;
+    if !may_follow(agent, &theirs).await? {
+        return Ok(());
+    }
+    let kept_from = session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+    let position = match sample {
+        Some(sample) => sample.received,
+        None => observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.lsn,
+    };
+    // With an archive the gap may close by itself; without progress for long enough it will not.
+    let advanced = agent.note_position(position);
+    if silent >= REBUILD_AFTER && kept_from > position && !advanced && agent.server.state().await == ProcessState::Running {
+        let why = format!("{pod} keeps WAL from {kept_from} only, this standby is at {position}");
+        tracing::warn!(why, at = Boottime::now().0, "this standby can't catch up; building it anew");
+        rejoin::move_aside(agent).await?;
+    }
+    Ok(())
+}

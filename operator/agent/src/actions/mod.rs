@@ -1,0 +1,130 @@
+//! Carries out what [`crate::machine::decide_local`] decided, one step at a time. Each step reads the register again
+//! before it changes anything that can't be taken back, and may be cut off at any point: the next decision starts from
+//! what is then there.
+
+pub mod bootstrap;
+pub mod build_replica;
+pub mod data_dir;
+pub mod follow;
+pub mod primary;
+pub mod promote;
+pub mod rejoin;
+pub mod seal;
+pub mod stop;
+
+use std::{error::Error, io, path::PathBuf};
+
+use pgherd_core::register::Register;
+
+use crate::{
+    agent::Agent,
+    lease::LeaseError,
+    local_state::LocalStateError,
+    machine::LocalAction,
+    postgres::{
+        binaries::ProgramError, config::ConfigError, control::ControlError, process::ProcessError, roles::RolesError, sql::SqlError,
+        upstream::UpstreamError,
+    },
+};
+
+/// Why a step could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ActionError {
+    /// The register.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// `pgherd.json`.
+    #[error(transparent)]
+    LocalState(#[from] LocalStateError),
+    /// A program of PostgreSQL.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// pg_controldata.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The configuration files.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The server process.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The local session.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    /// The roles.
+    #[error(transparent)]
+    Roles(#[from] RolesError),
+    /// The holder.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The volume.
+    #[error("failed to {action} {path}")]
+    Files {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A copy failed; the text holds the whole chain of causes.
+    #[error("{what}: {why}")]
+    Copy {
+        /// What was copied.
+        what: &'static str,
+        /// Why it failed.
+        why: String,
+    },
+    /// Something that is expected to change by itself.
+    #[error("{0}")]
+    NotYet(String),
+}
+
+/// The causes of an error in one line, for a status or a log.
+#[must_use]
+pub fn describe_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Carries out one step.
+///
+/// # Errors
+/// [`ActionError`]; the same step will be decided again.
+pub async fn execute(agent: &Agent, register: &Register, action: LocalAction) -> Result<(), ActionError> {
+    match action {
+        LocalAction::Wait(why) => {
+            stop::show_waiting(agent, &why);
+            Ok(())
+        }
+        LocalAction::Fail(why) => {
+            agent.board.say(pgherd_core::instance::Phase::Failed, why);
+            Ok(())
+        }
+        LocalAction::StopNow(why) => {
+            stop::stop_now(agent, &why).await;
+            Ok(())
+        }
+        LocalAction::Release(why) => stop::release(agent, register.term, &why).await,
+        LocalAction::Bootstrap => bootstrap::bootstrap(agent, register).await,
+        LocalAction::StartPrimary => primary::start(agent, register).await,
+        LocalAction::KeepPrimary => primary::keep(agent, register).await,
+        LocalAction::Promote => promote::promote(agent, register).await,
+        LocalAction::StartStandby { upstream } => follow::start(agent, register, upstream.as_deref()).await,
+        LocalAction::SetUpstream { upstream } => follow::set_upstream(agent, register, upstream.as_deref()).await,
+        LocalAction::KeepReplica { upstream } => follow::keep(agent, register, &upstream).await,
+        LocalAction::BuildReplica { upstream } => build_replica::build(agent, register, &upstream).await,
+        LocalAction::Rejoin { upstream } => rejoin::rejoin(agent, register, &upstream).await,
+        LocalAction::Seal => seal::promise(agent, register.seal_term).await.map(drop),
+    }
+}

@@ -1,0 +1,169 @@
+//! Being primary: starting again in the term that was already led, and keeping settings, roles, slots and the synchronous
+//! standbys as the register and the configuration want them.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use pgherd_core::{
+    instance::Phase,
+    quorum::synchronous_standby_names,
+    register::{MemberId, Register},
+};
+
+use super::ActionError;
+use crate::{
+    agent::{Agent, QuorumProgress},
+    clock::Boottime,
+    layout::slot_name,
+    lease::{self, Tenure},
+    postgres::{
+        binaries::Binaries,
+        config::{Role, apply_config, apply_start_config},
+        probe::Sample,
+        roles::{ensure_app, ensure_replication_role, read_app_credentials},
+        sql::Session,
+    },
+};
+
+/// How long crash recovery may take before somebody else is let in, when there is somebody else.
+const RECOVERY_PATIENCE_MS: u64 = 60_000;
+/// How long a change of the synchronous standbys is given to reach every process, before the barrier is taken.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Making roles and a database may take longer than a probe.
+const ROLES_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The renewals' excuse while the server starts: without other instances recovery may take as long as it does.
+#[must_use]
+pub fn recovery_excuse(agent: &Agent) -> Boottime {
+    if agent.config().instances > 1 { Boottime::now().plus_millis(RECOVERY_PATIENCE_MS) } else { Boottime(u64::MAX) }
+}
+
+/// What the server is to be as primary under this register.
+#[must_use]
+pub fn primary_role(register: &Register) -> Role {
+    Role::Primary { synchronous_standby_names: synchronous_standby_names(register.quorum_to_apply()) }
+}
+
+/// Starts the server as primary of the term that this data directory was promoted in. The register is renewed first: the
+/// compare-and-swap is what proves that nobody else was chosen meanwhile.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn start(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+    lease::renew(agent, register.term).await?;
+    agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: recovery_excuse(agent) }));
+    let role = primary_role(register);
+    apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
+    note_quorum(agent, register);
+    agent.server.start(&Binaries::observe()?, &[]).await?;
+    agent.set_role(Some(role));
+    agent.board.say(Phase::Starting, "PostgreSQL starts as primary");
+    Ok(())
+}
+
+/// Remembers which synchronous standbys are in the configuration from now on.
+pub fn note_quorum(agent: &Agent, register: &Register) {
+    let set = register.quorum_to_apply();
+    let members: Vec<MemberId> = set.voters.iter().map(|voter| voter.member.clone()).collect();
+    let names = synchronous_standby_names(set);
+    agent.update_quorum(|progress| {
+        *progress = QuorumProgress { names, members, acks: set.acks, since: Boottime::now(), barrier: None, passed: false };
+    });
+}
+
+/// Keeps a running primary as it should be.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+    if agent.led_term() != Some(register.term) {
+        lease::renew(agent, register.term).await?;
+        agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: Boottime(0) }));
+    }
+    apply_settings(agent, register).await?;
+    let Some(sample) = agent.sample().filter(|sample| !sample.in_recovery) else {
+        return give_up_on_recovery(agent, register).await;
+    };
+    ensure_roles(agent).await?;
+    pass_barrier(agent, &sample);
+    drop_slots_of_removed_pods(agent, &sample).await;
+    agent.board.say(Phase::Primary, "");
+    Ok(())
+}
+
+/// No answer yet. When recovery takes too long and others could serve, the role is offered while recovery goes on: the
+/// renewals go on as well until a failover begins.
+async fn give_up_on_recovery(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+    let excused = agent.tenure.borrow().map(|tenure| tenure.excused_until);
+    if agent.board.status().phase == Phase::Starting && excused.is_some_and(|until| until < Boottime::now()) {
+        return super::stop::release(agent, register.term, "crash recovery takes too long").await;
+    }
+    let (phase, message) = match agent.board.status().phase {
+        Phase::Primary => (Phase::Primary, "PostgreSQL does not answer"),
+        _ => (Phase::Starting, "PostgreSQL starts as primary"),
+    };
+    agent.board.say(phase, message);
+    Ok(())
+}
+
+/// Renders the configuration and lets the server read it if it changed.
+async fn apply_settings(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+    let role = primary_role(register);
+    let wanted = register.quorum_to_apply();
+    let known = agent.quorum();
+    let members: BTreeSet<&MemberId> = wanted.voters.iter().map(|voter| &voter.member).collect();
+    let same = known.acks == wanted.acks && known.members.iter().collect::<BTreeSet<_>>() == members && known.since > Boottime(0);
+    if apply_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)? {
+        agent.server.reload().await;
+        agent.set_role(Some(role));
+    }
+    if !same {
+        note_quorum(agent, register);
+    }
+    Ok(())
+}
+
+/// Takes the barrier once the setting is in effect, and sees whether enough voters have flushed it. In effect means: a
+/// session sees it, every process had time to read it, and the checkpointer, which publishes to all backends whether
+/// commits wait at all, was seen idle after that.
+fn pass_barrier(agent: &Agent, sample: &Sample) {
+    agent.update_quorum(|progress| {
+        let in_effect = sample.synchronous_standby_names == progress.names && sample.checkpointer_idle;
+        if progress.barrier.is_none() && in_effect && sample.at.since(progress.since) >= SETTLE {
+            progress.barrier = Some(sample.received);
+        }
+        let Some(barrier) = progress.barrier else { return };
+        let flushed = sample.standbys.iter().filter(|standby| progress.members.contains(&standby.member) && standby.flush_lsn >= barrier);
+        let members: BTreeSet<&MemberId> = flushed.map(|standby| &standby.member).collect();
+        progress.passed |= members.len() >= progress.acks as usize;
+    });
+}
+
+/// Makes the roles once per start of the server and whenever the Secret changed.
+async fn ensure_roles(agent: &Agent) -> Result<(), ActionError> {
+    let app = read_app_credentials(&agent.layout.app)?;
+    let generation = agent.server.generation();
+    if agent.roles_are_applied(generation, &app) {
+        return Ok(());
+    }
+    let session = Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", ROLES_PATIENCE).await?;
+    ensure_replication_role(&session).await?;
+    ensure_app(&session, &app).await?;
+    agent.note_roles(generation, app);
+    Ok(())
+}
+
+/// A slot of a pod that is gone for good would keep WAL for ever. Only names of ordinals above the number of instances.
+async fn drop_slots_of_removed_pods(agent: &Agent, sample: &Sample) {
+    let config = agent.config();
+    let prefix = format!("{}_", slot_name(&config.cluster));
+    let removed = sample.slots.iter().filter(|(name, active)| {
+        let ordinal = name.strip_prefix(&prefix).and_then(|ordinal| ordinal.parse::<u32>().ok());
+        !active && ordinal.is_some_and(|ordinal| ordinal >= config.instances)
+    });
+    for (name, _) in removed {
+        tracing::info!(slot = %name, "dropping the slot of a pod that is gone for good");
+        if let Ok(session) = crate::postgres::probe::connect(&agent.layout).await {
+            let _ = session.query("SELECT pg_drop_replication_slot($1)", &[name]).await;
+        }
+    }
+}

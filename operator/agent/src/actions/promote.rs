@@ -1,0 +1,103 @@
+//! Promotion: the term is on disk and the synchronous settings are strict before the first write can be acknowledged.
+
+use std::time::Duration;
+
+use pgherd_core::{
+    instance::Phase,
+    quorum::synchronous_standby_names,
+    register::Register,
+};
+use tokio::time::sleep;
+
+use super::{ActionError, primary};
+use crate::{
+    agent::Agent,
+    clock::Boottime,
+    lease::{self, Tenure},
+    local_state::{LocalState, LocalStateError},
+    postgres::{
+        config::{Role, apply_config, apply_start_config},
+        sql::{Session, SqlError},
+    },
+};
+
+/// `pg_promote` waits this long by itself.
+const PROMOTE_SECONDS: i32 = 60;
+
+/// Promotes the running standby in the register's term.
+///
+/// # Errors
+/// [`ActionError`]; a second try goes on where this one stopped.
+pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+    agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
+    lease::renew(agent, register.term).await?;
+    agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: Boottime(0) }));
+    let mut local = read_local(agent)?;
+    local.term = register.term;
+    local.was_primary = true;
+    local.write(&agent.layout.pgdata)?;
+    crate::status::show_local(agent, Some(&local), agent.board.status().system_id.as_deref());
+    make_strict(agent, register, &local).await?;
+    run_promotion(agent).await?;
+    local.promoted_term = register.term;
+    local.write(&agent.layout.pgdata)?;
+    let role = primary::primary_role(register);
+    apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
+    agent.server.reload().await;
+    agent.set_role(Some(role));
+    primary::note_quorum(agent, register);
+    start_checkpoint(agent);
+    let _ = agent.sample_now().await.map(|sample| crate::status::show_sample(agent, &sample));
+    agent.board.say(Phase::Primary, "");
+    Ok(())
+}
+
+fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
+    let missing = || LocalStateError::Io {
+        action: "read",
+        path: agent.layout.pgdata.join(crate::local_state::FILE_NAME),
+        source: std::io::ErrorKind::NotFound.into(),
+    };
+    Ok(LocalState::read(&agent.layout.pgdata)?.ok_or_else(missing)?)
+}
+
+/// Cuts the replication off and puts the synchronous standbys into effect while the server is still a standby.
+async fn make_strict(agent: &Agent, register: &Register, local: &LocalState) -> Result<(), ActionError> {
+    let names = synchronous_standby_names(register.quorum_to_apply());
+    let role = Role::Standby { upstream: None, member: local.member.0.clone(), synchronous_standby_names: names.clone() };
+    if apply_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)? {
+        agent.server.reload().await;
+    }
+    agent.set_role(Some(role));
+    for _ in 0..60 {
+        let sample = agent.sample_now().await?;
+        if sample.synchronous_standby_names == names && sample.receiver.is_none() && sample.checkpointer_idle {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Err(ActionError::NotYet("the synchronous settings did not take effect within three seconds".to_owned()))
+}
+
+async fn run_promotion(agent: &Agent) -> Result<(), ActionError> {
+    let patience = Duration::from_secs(u64::from(PROMOTE_SECONDS.unsigned_abs()) + 5);
+    let session = Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", patience).await?;
+    let promoted = session.query("SELECT pg_is_in_recovery() AND NOT pg_promote(true, $1)", &[&PROMOTE_SECONDS]).await?;
+    match promoted.first().map(|row| row.get::<_, bool>(0)) {
+        Some(false) => Ok(()),
+        _ => Err(ActionError::Sql(SqlError::Timeout)),
+    }
+}
+
+/// Writes the new timeline into pg_control, which pg_rewind of the former primary reads. Nobody waits for it.
+fn start_checkpoint(agent: &Agent) {
+    let layout = agent.layout.clone();
+    drop(tokio::spawn(async move {
+        let session = Session::connect(&layout.socket_dir, layout.postgres_port, "postgres", Duration::from_secs(600)).await;
+        if let Ok(session) = session {
+            if let Err(error) = session.execute("CHECKPOINT").await {
+                tracing::warn!(error = %error, "the checkpoint after the promotion failed");
+            }
+        }
+    }));
+}

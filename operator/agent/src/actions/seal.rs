@@ -1,0 +1,136 @@
+//! Sealing: the promise on disk, the replication cut, everything that was received replayed, and only then the report on
+//! which elections are decided. Every wait is bounded and fails loudly: an unreachable or slow member is not sealed.
+
+use std::time::Duration;
+
+use pgherd_core::{
+    instance::{Phase, SealReport},
+    register::Term,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{ActionError, describe_chain, follow, stop};
+use crate::{
+    agent::Agent,
+    local_state::LocalState,
+    postgres::{
+        config::Role,
+        probe::Sample,
+        process::ProcessState,
+    },
+    status,
+};
+
+/// From the request to the report.
+const BOUND: Duration = Duration::from_secs(10);
+/// How long a step of the machine may hold a request up.
+const BUSY: Duration = Duration::from_secs(3);
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// There is no complete data directory that could promise anything.
+    #[error("there is no data directory to seal: {0}")]
+    NoData(String),
+    /// It has promised a later term already.
+    #[error("this member has promised term {promised} already")]
+    Promised {
+        /// The later term.
+        promised: Term,
+    },
+    /// It leads this very term.
+    #[error("this member leads term {0}")]
+    Leads(Term),
+    /// Something else is being done.
+    #[error("the agent is busy: {0}")]
+    Busy(String),
+    /// A step failed.
+    #[error("failed to seal: {0}")]
+    Action(String),
+    /// The replication was not cut, or the replay did not end, in time.
+    #[error("not sealed within {} s: {waiting_for}", BOUND.as_secs())]
+    Timeout {
+        /// What was still missing.
+        waiting_for: &'static str,
+    },
+}
+
+/// Persists the promise not to follow any term below `term`. A member that promised more keeps that.
+///
+/// # Errors
+/// [`ActionError::LocalState`] when it is not on disk.
+pub async fn promise(agent: &Agent, term: Term) -> Result<Option<LocalState>, ActionError> {
+    let Some(mut local) = LocalState::read(&agent.layout.pgdata)? else { return Ok(None) };
+    if local.sealed_term < term {
+        local.sealed_term = term;
+        local.write(&agent.layout.pgdata)?;
+        agent.board.update(|status| status.sealed_term = term);
+        tracing::info!(term = %term, "sealed: no lower term is followed");
+    }
+    Ok(Some(local))
+}
+
+/// Answers `POST /v1/seal`.
+///
+/// # Errors
+/// [`SealError`].
+pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
+    let deadline = Instant::now() + BOUND;
+    let busy = |_| SealError::Busy(format!("{:?}", agent.board.status().phase));
+    let _acting = tokio::time::timeout(BUSY, agent.acting.lock()).await.map_err(busy)?;
+    let action = |error: ActionError| SealError::Action(describe_chain(&error));
+    if agent.layout.building_marker().exists() {
+        return Err(SealError::NoData("it is being made".to_owned()));
+    }
+    let known = LocalState::read(&agent.layout.pgdata).map_err(|error| SealError::Action(describe_chain(&error)))?;
+    let known = known.ok_or_else(|| SealError::NoData("it was not made yet".to_owned()))?;
+    if known.sealed_term > term {
+        return Err(SealError::Promised { promised: known.sealed_term });
+    }
+    if known.term >= term {
+        return Err(SealError::Leads(known.term));
+    }
+    if matches!(agent.role(), Some(Role::Primary { .. })) {
+        stop::stop_now(agent, "a failover has begun").await;
+    }
+    let local = promise(agent, term).await.map_err(action)?.unwrap_or(known);
+    if agent.server.state().await == ProcessState::Running {
+        follow::detach(agent).await.map_err(action)?;
+    } else {
+        follow::start_detached(agent).await.map_err(action)?;
+    }
+    let sample = await_replay(agent, deadline).await?;
+    agent.board.say(Phase::Sealed, format!("sealed for term {term}"));
+    let history = status::observe_history(agent, &sample).ok_or_else(|| SealError::Action("its timeline is not known".to_owned()))?;
+    Ok(SealReport {
+        member: local.member,
+        pod: agent.identity.pod.clone(),
+        sealed_term: term,
+        term: local.term,
+        history,
+        received_lsn: sample.received,
+        replayed_lsn: sample.replayed,
+    })
+}
+
+/// Waits until the receiver is gone and the startup process was twice seen waiting for more WAL at the same position.
+async fn await_replay(agent: &Agent, deadline: Instant) -> Result<Sample, SealError> {
+    let mut before: Option<Sample> = None;
+    let mut waiting_for = "PostgreSQL does not answer";
+    while Instant::now() < deadline {
+        if let Ok(sample) = agent.sample_now().await {
+            let ended = sample.in_recovery && sample.receiver.is_none() && sample.replay_waits && sample.replayed >= sample.received;
+            waiting_for = match (sample.receiver.is_some(), sample.replayed < sample.received) {
+                (true, _) => "the WAL receiver still runs",
+                (false, true) => "what was received is not replayed yet",
+                (false, false) => "the startup process does not wait for WAL yet",
+            };
+            if ended && before.as_ref().is_some_and(|before| before.replayed == sample.replayed) {
+                return Ok(sample);
+            }
+            before = ended.then_some(sample);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Err(SealError::Timeout { waiting_for })
+}

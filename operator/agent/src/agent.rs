@@ -1,0 +1,391 @@
+//! What the agent's parts share, and the small tasks that feed it: sampling PostgreSQL, proving the disk, copying
+//! certificates. Decides nothing about roles: that is [`crate::machine`], carried out by [`crate::actions`].
+
+use std::{
+    fs::File,
+    io::{self, Seek, SeekFrom, Write},
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pgherd_core::{
+    backup::ClusterLocation,
+    instance::InstanceConfig,
+    lsn::Lsn,
+    register::{MemberId, Term},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    board::Board,
+    clock::Boottime,
+    fencer::Fencer,
+    layout::Layout,
+    lease::{Seen, Tenure},
+    postgres::{
+        config::Role,
+        probe::{self, Sample},
+        process::Server,
+        roles::AppCredentials,
+        sql::Session,
+    },
+    register_store::RegisterStore,
+    settings::Identity,
+    status,
+    tls::apply_certificates,
+};
+
+/// PostgreSQL is asked this often.
+const SAMPLE_EVERY: Duration = Duration::from_millis(400);
+/// A sample older than this says nothing about now.
+pub const SAMPLE_MAX_AGE: Duration = Duration::from_secs(3);
+
+/// The synchronous settings on their way into effect.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QuorumProgress {
+    /// `synchronous_standby_names` as written into the configuration.
+    pub names: String,
+    /// The members in it.
+    pub members: Vec<MemberId>,
+    /// How many of them a commit waits for.
+    pub acks: u32,
+    /// Since when this is in the configuration.
+    pub since: Boottime,
+    /// Flushed position once the setting was in effect.
+    pub barrier: Option<Lsn>,
+    /// `acks` of the members have flushed the barrier.
+    pub passed: bool,
+}
+
+/// Since when a standby gets no WAL, and what was done about it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Streaming {
+    silent_since: Option<Boottime>,
+    checked_at: Option<Boottime>,
+    position: Lsn,
+}
+
+/// What the agent's parts share.
+pub struct Agent {
+    /// Who this is.
+    pub identity: Identity,
+    /// Where things are.
+    pub layout: Layout,
+    /// The register's store.
+    pub store: Box<dyn RegisterStore>,
+    /// The register as last seen.
+    pub register: watch::Sender<Option<Seen>>,
+    /// The term that is led; renewals go on while there is one.
+    pub tenure: watch::Sender<Option<Tenure>>,
+    /// The status.
+    pub board: Board,
+    /// The supervisor's end of the fencing.
+    pub fencer: Fencer,
+    /// PostgreSQL's process.
+    pub server: Server,
+    /// Wakes the machine.
+    pub wake: Notify,
+    /// Cancelled by SIGTERM.
+    pub shutdown: CancellationToken,
+    /// Held while a step is carried out, so that a seal request and the machine never act at once.
+    pub acting: tokio::sync::Mutex<()>,
+    config: watch::Receiver<Arc<InstanceConfig>>,
+    samples: watch::Sender<Option<Sample>>,
+    role: Mutex<Option<Role>>,
+    quorum: Mutex<QuorumProgress>,
+    recovery_source: Mutex<Option<ClusterLocation>>,
+    applied_roles: Mutex<Option<(u64, AppCredentials)>>,
+    streaming: Mutex<Streaming>,
+    register_error: Mutex<Option<String>>,
+    diverged: AtomicBool,
+    disk_proved_at: AtomicU64,
+    beat: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Agent {
+    /// An agent that does nothing yet.
+    #[must_use]
+    pub fn new(
+        identity: Identity,
+        layout: Layout,
+        config: watch::Receiver<Arc<InstanceConfig>>,
+        store: Box<dyn RegisterStore>,
+        fencer: Fencer,
+        board: Board,
+    ) -> Self {
+        Self {
+            server: Server::new(layout.clone()),
+            identity,
+            layout,
+            store,
+            register: watch::Sender::new(None),
+            tenure: watch::Sender::new(None),
+            board,
+            fencer,
+            wake: Notify::new(),
+            shutdown: CancellationToken::new(),
+            acting: tokio::sync::Mutex::new(()),
+            config,
+            samples: watch::Sender::new(None),
+            role: Mutex::new(None),
+            quorum: Mutex::new(QuorumProgress::default()),
+            recovery_source: Mutex::new(None),
+            applied_roles: Mutex::new(None),
+            streaming: Mutex::new(Streaming::default()),
+            register_error: Mutex::new(None),
+            diverged: AtomicBool::new(false),
+            disk_proved_at: AtomicU64::new(0),
+            beat: AtomicU64::new(Boottime::now().0),
+        }
+    }
+
+    /// The configuration now.
+    #[must_use]
+    pub fn config(&self) -> Arc<InstanceConfig> {
+        Arc::clone(&self.config.borrow())
+    }
+
+    /// Tells of changes of the configuration.
+    #[must_use]
+    pub fn config_changes(&self) -> watch::Receiver<Arc<InstanceConfig>> {
+        self.config.clone()
+    }
+
+    /// The last sample, if it is about the process that runs now and recent.
+    #[must_use]
+    pub fn sample(&self) -> Option<Sample> {
+        let sample = self.samples.borrow().clone()?;
+        let current = sample.generation == self.server.generation() && Boottime::now().since(sample.at) <= SAMPLE_MAX_AGE;
+        current.then_some(sample)
+    }
+
+    /// The flushed position to write beside the register.
+    #[must_use]
+    pub fn flushed_lsn(&self) -> Option<Lsn> {
+        self.sample().filter(|sample| !sample.in_recovery).map(|sample| sample.received)
+    }
+
+    /// What the server was last configured to be.
+    #[must_use]
+    pub fn role(&self) -> Option<Role> {
+        lock(&self.role).clone()
+    }
+
+    /// Remembers what the server was configured to be.
+    pub fn set_role(&self, role: Option<Role>) {
+        *lock(&self.role) = role;
+    }
+
+    /// The synchronous settings.
+    #[must_use]
+    pub fn quorum(&self) -> QuorumProgress {
+        lock(&self.quorum).clone()
+    }
+
+    /// Changes the synchronous settings' progress.
+    pub fn update_quorum(&self, change: impl FnOnce(&mut QuorumProgress)) {
+        change(&mut lock(&self.quorum));
+    }
+
+    /// The archive that restore_command reads while a new cluster is recovered from another one's.
+    #[must_use]
+    pub fn recovery_source(&self) -> Option<ClusterLocation> {
+        lock(&self.recovery_source).clone()
+    }
+
+    /// Sets or clears [`Self::recovery_source`].
+    pub fn set_recovery_source(&self, source: Option<ClusterLocation>) {
+        *lock(&self.recovery_source) = source;
+    }
+
+    /// Why the register can't be read at present.
+    #[must_use]
+    pub fn register_error(&self) -> Option<String> {
+        lock(&self.register_error).clone()
+    }
+
+    pub(crate) fn set_register_error(&self, error: Option<String>) {
+        *lock(&self.register_error) = error;
+    }
+
+    /// This standby was found to be on a branch of its own.
+    #[must_use]
+    pub fn diverged(&self) -> bool {
+        self.diverged.load(Ordering::SeqCst)
+    }
+
+    /// Sets or clears [`Self::diverged`].
+    pub fn set_diverged(&self, diverged: bool) {
+        self.diverged.store(diverged, Ordering::SeqCst);
+    }
+
+    /// The roles were made since this start of the server, with these credentials.
+    #[must_use]
+    pub fn roles_are_applied(&self, generation: u64, app: &AppCredentials) -> bool {
+        lock(&self.applied_roles).as_ref().is_some_and(|(of, applied)| *of == generation && applied == app)
+    }
+
+    /// Remembers that the roles were made.
+    pub fn note_roles(&self, generation: u64, app: AppCredentials) {
+        *lock(&self.applied_roles) = Some((generation, app));
+    }
+
+    /// The standby streams, or is about to start anew.
+    pub fn note_streaming(&self) {
+        *lock(&self.streaming) = Streaming::default();
+    }
+
+    /// The standby does not stream.
+    pub fn note_not_streaming(&self) {
+        lock(&self.streaming).silent_since.get_or_insert_with(Boottime::now);
+    }
+
+    /// For how long the standby has not streamed.
+    #[must_use]
+    pub fn not_streaming_for(&self) -> Duration {
+        lock(&self.streaming).silent_since.map_or(Duration::ZERO, |since| Boottime::now().since(since))
+    }
+
+    /// True once per `every`: it is time to look again why the standby does not stream.
+    #[must_use]
+    pub fn take_check_turn(&self, every: Duration) -> bool {
+        let now = Boottime::now();
+        let mut streaming = lock(&self.streaming);
+        let due = streaming.checked_at.is_none_or(|at| now.since(at) >= every);
+        if due {
+            streaming.checked_at = Some(now);
+        }
+        due
+    }
+
+    /// Remembers how far the standby is; true when that is farther than the last time.
+    #[must_use]
+    pub fn note_position(&self, position: Lsn) -> bool {
+        let mut streaming = lock(&self.streaming);
+        let advanced = position > streaming.position;
+        streaming.position = position;
+        advanced
+    }
+
+    /// When the disk last took a write.
+    #[must_use]
+    pub fn disk_proved_at(&self) -> Boottime {
+        Boottime(self.disk_proved_at.load(Ordering::SeqCst))
+    }
+
+    /// The machine is alive.
+    pub fn beat(&self) {
+        self.beat.store(Boottime::now().0, Ordering::SeqCst);
+    }
+
+    /// For how long the machine gave no sign of life.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        Boottime::now().since(Boottime(self.beat.load(Ordering::SeqCst)))
+    }
+
+    /// The term that is led, if any.
+    #[must_use]
+    pub fn led_term(&self) -> Option<Term> {
+        self.tenure.borrow().map(|tenure| tenure.term)
+    }
+
+    /// Takes a sample over a session of its own and publishes it; for steps that can't wait for the next one.
+    ///
+    /// # Errors
+    /// [`crate::postgres::sql::SqlError`].
+    pub async fn sample_now(&self) -> Result<Sample, crate::postgres::sql::SqlError> {
+        let generation = self.server.generation();
+        let session = probe::connect(&self.layout).await?;
+        let sample = probe::observe_sample(&session, generation).await?;
+        self.samples.send_replace(Some(sample.clone()));
+        Ok(sample)
+    }
+}
+
+/// Samples PostgreSQL and keeps the status current; never ends.
+pub async fn keep_sampling(agent: Arc<Agent>) {
+    let mut session: Option<(u64, Session)> = None;
+    loop {
+        let generation = agent.server.generation();
+        if session.as_ref().is_some_and(|(of, _)| *of != generation) {
+            session = None;
+        }
+        match sample(&agent, &mut session, generation).await {
+            Some(sample) => {
+                status::show_sample(&agent, &sample);
+                let _ = agent.samples.send_replace(Some(sample));
+            }
+            None => {
+                session = None;
+                if agent.sample().is_none() {
+                    status::show_silence(&agent);
+                }
+            }
+        }
+        sleep(SAMPLE_EVERY).await;
+    }
+}
+
+async fn sample(agent: &Agent, session: &mut Option<(u64, Session)>, generation: u64) -> Option<Sample> {
+    if agent.role().is_none() {
+        return None;
+    }
+    if session.is_none() {
+        *session = Some((generation, probe::connect(&agent.layout).await.ok()?));
+    }
+    let (_, open) = session.as_ref()?;
+    probe::observe_sample(open, generation).await.inspect_err(|error| tracing::debug!(error = %error, "no sample")).ok()
+}
+
+/// Proves once a second that the volume takes a write to the platter; never ends. A write that hangs is not joined by
+/// another one.
+pub async fn keep_proving_the_disk(agent: Arc<Agent>) {
+    let path = agent.layout.volume.join("pgherd.probe");
+    loop {
+        let started = Boottime::now();
+        let target = path.clone();
+        match tokio::task::spawn_blocking(move || prove_disk(&target)).await {
+            Ok(Ok(())) => agent.disk_proved_at.store(started.0, Ordering::SeqCst),
+            Ok(Err(error)) => tracing::warn!(error = %error, "the volume did not take a write"),
+            Err(error) => tracing::warn!(error = %error, "the disk's proof was cut short"),
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Overwrites the same 4 KiB, so that a full disk is not taken for a dead one.
+fn prove_disk(path: &Path) -> io::Result<()> {
+    let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&[0x5A; 4096])?;
+    file.sync_data()
+}
+
+/// Copies changed certificates, tells PostgreSQL and whoever watches `changed`; never ends.
+pub async fn keep_certificates(agent: Arc<Agent>, changed: watch::Sender<u64>) {
+    loop {
+        sleep(Duration::from_secs(5)).await;
+        match apply_certificates(&agent.layout.tls_source, &agent.layout.tls()) {
+            Ok(true) => {
+                tracing::info!("the certificates changed");
+                agent.server.reload().await;
+                changed.send_modify(|version| *version += 1);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error = %error, "keeping the last certificates"),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Where an instance's files and peers are. In a pod these are the fixed paths of [`pgherd_core::instance::paths`]; a
+//! test moves them under a temporary folder. Decides names only, touches no file.
+
+use std::{collections::BTreeMap, path::{Path, PathBuf}};
+
+use pgherd_core::instance::paths;
+
+/// How another instance is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// `<pod>.<cluster>-pods.<namespace>.svc`, port 5432.
+    Dns,
+    /// By name, for tests: host and port.
+    Fixed(BTreeMap<String, (String, u16)>),
+}
+
+/// Paths and ports of one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The volume.
+    pub volume: PathBuf,
+    /// The data directory on it.
+    pub pgdata: PathBuf,
+    /// Sockets and copies of the certificates; emptied when the pod goes.
+    pub run: PathBuf,
+    /// PostgreSQL's unix socket directory.
+    pub socket_dir: PathBuf,
+    /// `instance.json`.
+    pub config: PathBuf,
+    /// The mounted certificates.
+    pub tls_source: PathBuf,
+    /// `username`, `password`, `dbname`.
+    pub app: PathBuf,
+    /// The file that names the operating system user.
+    pub passwd: PathBuf,
+    /// PostgreSQL's port, on TCP and in the socket's name.
+    pub postgres_port: u16,
+    /// The executable that archive_command and restore_command call.
+    pub executable: PathBuf,
+    /// How other instances are reached.
+    pub peers: Peers,
+}
+
+impl Layout {
+    /// The layout of a pod.
+    #[must_use]
+    pub fn pod() -> Self {
+        Self {
+            volume: paths::VOLUME.into(),
+            pgdata: paths::PGDATA.into(),
+            run: paths::RUN.into(),
+            socket_dir: paths::POSTGRES_SOCKET.into(),
+            config: paths::CONFIG.into(),
+            tls_source: paths::TLS.into(),
+            app: paths::APP.into(),
+            passwd: "/etc/passwd".into(),
+            postgres_port: 5432,
+            executable: Path::new(paths::RUN).join("bin/pgherd"),
+            peers: Peers::Dns,
+        }
+    }
+
+    /// Copies of the certificates with the owner and mode that PostgreSQL and libpq demand.
+    #[must_use]
+    pub fn tls(&self) -> PathBuf {
+        self.run.join("tls")
+    }
+
+    /// The socket on which archive_command and restore_command reach the agent.
+    #[must_use]
+    pub fn agent_socket(&self) -> PathBuf {
+        self.run.join("agent.sock")
+    }
+
+    /// The socket of the fencer.
+    #[must_use]
+    pub fn fencer_socket(&self) -> PathBuf {
+        self.run.join("fencer.sock")
+    }
+
+    /// Present while PGDATA is being filled: what is in it must not be started.
+    #[must_use]
+    pub fn building_marker(&self) -> PathBuf {
+        self.volume.join("pgdata.building")
+    }
+
+    /// Host and port of another instance's PostgreSQL.
+    #[must_use]
+    pub fn peer(&self, cluster: &str, namespace: &str, pod: &str) -> (String, u16) {
+        let by_dns = || (format!("{pod}.{cluster}-pods.{namespace}.svc"), 5432);
+        match &self.peers {
+            Peers::Dns => by_dns(),
+            Peers::Fixed(known) => known.get(pod).cloned().unwrap_or_else(by_dns),
+        }
+    }
+}
+
+/// The physical slot of a pod on its upstream: `pgherd_<pod name with - as _>`. Dots, which a pod's name may hold and a
+/// slot's may not, become `_` as well.
+#[must_use]
+pub fn slot_name(pod: &str) -> String {
+    let mapped: String = pod.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' }).collect();
+    format!("pgherd_{mapped}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_named_after_its_pod() {
+        assert_eq!(slot_name("shop-eu-2"), "pgherd_shop_eu_2");
+    }
+
+    #[test]
+    fn a_peer_is_found_under_the_headless_service() {
+        let (host, port) = Layout::pod().peer("shop", "db", "shop-1");
+        assert_eq!((host.as_str(), port), ("shop-1.shop-pods.db.svc", 5432));
+    }
+}

@@ -1,0 +1,169 @@
+//! Writes the files that make a server what it is to be: postgresql.conf, pg_hba.conf, pg_ident.conf and the signal
+//! files, anew at every start and change of role. Nothing that a person or a restored backup left there survives.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use pgherd_core::{
+    instance::{InstanceConfig, RecoveryTarget},
+    pg::{
+        conf::{ConfInput, StandbyConf, render_conf},
+        hba::{render_hba, render_ident},
+    },
+};
+
+use super::upstream::{Upstream, render_upstream_conninfo};
+use crate::{
+    layout::{Layout, slot_name},
+    local_state::{sync_folder, write_durably},
+};
+
+/// What the server is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes, with these synchronous standbys.
+    Primary {
+        /// `synchronous_standby_names`.
+        synchronous_standby_names: String,
+    },
+    /// It follows `upstream`, or waits when there is none; promoted, it starts with `synchronous_standby_names`.
+    Standby {
+        /// Whom it follows.
+        upstream: Option<Upstream>,
+        /// `application_name` of its receiver.
+        member: String,
+        /// `synchronous_standby_names`; has no effect in recovery.
+        synchronous_standby_names: String,
+    },
+    /// It recovers a restored backup to a target and promotes itself.
+    Recovery {
+        /// Where recovery stops.
+        target: RecoveryTarget,
+    },
+}
+
+/// A file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to write {path}")]
+pub struct ConfigError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The commands that PostgreSQL calls for its WAL.
+#[must_use]
+pub fn archive_command(layout: &Layout) -> String {
+    format!("{} archive-wal %p %f", layout.executable.display())
+}
+
+/// The command that PostgreSQL calls to fetch a file of the archive.
+#[must_use]
+pub fn restore_command(layout: &Layout) -> String {
+    format!("{} restore-wal %f %p", layout.executable.display())
+}
+
+fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: &str) -> ConfInput {
+    let tls = |name: &str| layout.tls().join(name).display().to_string();
+    let archiving = config.store.is_some();
+    let restore = |wanted: bool| if wanted { restore_command(layout) } else { String::new() };
+    let (standby, names) = match role {
+        Role::Primary { synchronous_standby_names } => (None, synchronous_standby_names.clone()),
+        Role::Standby { upstream: None, synchronous_standby_names, .. } => (Some(StandbyConf::default()), synchronous_standby_names.clone()),
+        Role::Standby { upstream: Some(upstream), member, synchronous_standby_names } => {
+            let conf = StandbyConf {
+                primary_conninfo: render_upstream_conninfo(upstream, &layout.tls(), member, None),
+                primary_slot_name: slot_name(pod),
+                restore_command: restore(archiving),
+                recovery_target: None,
+            };
+            (Some(conf), synchronous_standby_names.clone())
+        }
+        Role::Recovery { target } => {
+            let conf = StandbyConf { restore_command: restore(true), recovery_target: Some(target.clone()), ..StandbyConf::default() };
+            (Some(conf), String::new())
+        }
+    };
+    ConfInput {
+        cluster: config.cluster.clone(),
+        socket_dir: layout.socket_dir.display().to_string(),
+        ssl_cert_file: tls("tls.crt"),
+        ssl_key_file: tls("tls.key"),
+        ssl_ca_file: tls("ca.crt"),
+        hba_file: layout.pgdata.join("pg_hba.conf").display().to_string(),
+        ident_file: layout.pgdata.join("pg_ident.conf").display().to_string(),
+        // A recovering server must not archive: what it reads belongs to another cluster's archive.
+        archive_command: if archiving && !matches!(role, Role::Recovery { .. }) { archive_command(layout) } else { String::new() },
+        synchronous_standby_names: names,
+        parameters: config.parameters.clone(),
+        standby,
+    }
+}
+
+/// Writes the files that a running server reads again at a reload; true when one changed.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn apply_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: &str) -> Result<bool, ConfigError> {
+    let conf = render_conf(&build_conf_input(layout, config, role, pod));
+    let mut changed = write_if_changed(&layout.pgdata.join("postgresql.conf"), &conf)?;
+    changed |= write_if_changed(&layout.pgdata.join("pg_hba.conf"), &render_hba(&config.hba))?;
+    changed |= write_if_changed(&layout.pgdata.join("pg_ident.conf"), &render_ident(&observe_os_user(&layout.passwd)))?;
+    Ok(changed)
+}
+
+/// Writes everything for a start in this role: also the signal file, and an empty postgresql.auto.conf, since whatever
+/// ALTER SYSTEM left there would win over the register.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn apply_start_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: &str) -> Result<(), ConfigError> {
+    apply_config(layout, config, role, pod)?;
+    write_if_changed(&layout.pgdata.join("postgresql.auto.conf"), "")?;
+    let wanted = match role {
+        Role::Primary { .. } => None,
+        Role::Standby { .. } => Some("standby.signal"),
+        Role::Recovery { .. } => Some("recovery.signal"),
+    };
+    apply_signal_file(&layout.pgdata, wanted)
+}
+
+/// Leaves exactly this one of the signal files, or none.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn apply_signal_file(pgdata: &Path, wanted: Option<&str>) -> Result<(), ConfigError> {
+    for name in ["standby.signal", "recovery.signal"] {
+        let path = pgdata.join(name);
+        let done = match (wanted == Some(name), path.exists()) {
+            (true, false) => fs::write(&path, ""),
+            (false, true) => fs::remove_file(&path),
+            _ => Ok(()),
+        };
+        done.map_err(|source| ConfigError { path, source })?;
+    }
+    sync_folder(pgdata).map_err(|source| ConfigError { path: pgdata.to_owned(), source })
+}
+
+fn write_if_changed(path: &Path, content: &str) -> Result<bool, ConfigError> {
+    if fs::read(path).is_ok_and(|present| present == content.as_bytes()) {
+        return Ok(false);
+    }
+    write_durably(path, content.as_bytes()).map(|()| true).map_err(|source| ConfigError { path: path.to_owned(), source })
+}
+
+/// The name of the operating system user in the passwd file; `postgres` when it is not listed. Not by the C library: the
+/// binary is static and must not load name service modules of the image.
+#[must_use]
+pub fn observe_os_user(passwd: &Path) -> String {
+    let uid = nix::unistd::getuid().to_string();
+    let text = fs::read_to_string(passwd).unwrap_or_default();
+    let name = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| "postgres".to_owned())
+}

@@ -1,0 +1,13 @@
+//! PostgreSQL on this machine: its binaries, its process, its files and what it says over the unix socket. Knows nothing
+//! of the register and decides nothing about roles.
+
+pub mod binaries;
+pub mod config;
+pub mod control;
+pub mod probe;
+pub mod process;
+pub mod roles;
+pub mod sql;
+pub mod stray;
+pub mod upstream;
+pub mod wal_dir;

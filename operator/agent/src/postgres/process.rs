@@ -1,0 +1,190 @@
+//! The server process: start, signal, stop. It never stops PostgreSQL in smart mode: sessions that are open would go on
+//! committing. Whether it may run is decided elsewhere.
+
+use std::{
+    fs, io,
+    process::{ExitStatus, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    process::{Child, Command},
+    sync::Mutex,
+    time::{sleep, timeout},
+};
+
+use super::{binaries::Binaries, stray};
+use crate::layout::Layout;
+
+/// Variables of the environment (of the official image, or of libpq) which the server must not be led by.
+const UNWANTED: [&str; 12] = [
+    "PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGOPTIONS", "PGSERVICE", "PGSSLMODE", "POSTGRES_PASSWORD",
+    "POSTGRES_USER", "POSTGRES_DB",
+];
+
+/// How to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// SIGINT: sessions are cut, a checkpoint is written, and everything is sent to the standbys that follow.
+    Fast,
+    /// SIGQUIT, then SIGKILL after a second: as if the machine had lost power.
+    Immediate,
+}
+
+/// What the process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessState {
+    /// Not started, or stopped by [`Server::stop`].
+    Stopped,
+    /// Alive, whether or not it answers.
+    Running,
+    /// It ended without being told to.
+    Died(ExitStatus),
+}
+
+/// Why the server could not be started or signalled.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It could not be spawned.
+    #[error("failed to start postgres")]
+    Spawn(#[source] io::Error),
+    /// A stale lock file could not be removed.
+    #[error("failed to remove a stale postmaster.pid")]
+    StaleLock(#[source] io::Error),
+    /// It runs already.
+    #[error("postgres runs already")]
+    AlreadyRunning,
+}
+
+struct Inner {
+    child: Option<Child>,
+    died: Option<ExitStatus>,
+}
+
+/// The server of one data directory.
+pub struct Server {
+    layout: Layout,
+    inner: Mutex<Inner>,
+    generation: AtomicU64,
+}
+
+impl Server {
+    /// No process yet.
+    #[must_use]
+    pub fn new(layout: Layout) -> Self {
+        Self { layout, inner: Mutex::new(Inner { child: None, died: None }), generation: AtomicU64::new(0) }
+    }
+
+    /// Counts starts and stops: what was observed under another number is about another process.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Starts the server; returns as soon as the process exists.
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    pub async fn start(&self, binaries: &Binaries, options: &[&str]) -> Result<(), ProcessError> {
+        let mut inner = self.inner.lock().await;
+        if inner.child.is_some() {
+            return Err(ProcessError::AlreadyRunning);
+        }
+        self.kill_strays().await;
+        // The number in a left-over lock file is from another container and may be anybody's by now. No PostgreSQL works
+        // on this directory: the volume's lock keeps other pods away, and the strays are gone.
+        match fs::remove_file(self.layout.pgdata.join("postmaster.pid")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ProcessError::StaleLock(error)),
+            _ => {}
+        }
+        let mut command = Command::new(binaries.program("postgres"));
+        command.arg("-D").arg(&self.layout.pgdata).args(["-p", &self.layout.postgres_port.to_string()]);
+        command.args(options.iter().flat_map(|option| ["-c", option]));
+        for name in UNWANTED {
+            command.env_remove(name);
+        }
+        let child = command.stdin(Stdio::null()).spawn().map_err(ProcessError::Spawn)?;
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        *inner = Inner { child: Some(child), died: None };
+        Ok(())
+    }
+
+    /// What the process is doing.
+    pub async fn state(&self) -> ProcessState {
+        let mut inner = self.inner.lock().await;
+        let ended = inner.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        if let Some(status) = ended {
+            self.generation.fetch_add(1, Ordering::SeqCst);
+            *inner = Inner { child: None, died: Some(status) };
+            self.kill_strays().await;
+        }
+        match (&inner.child, inner.died) {
+            (Some(_), _) => ProcessState::Running,
+            (None, Some(status)) => ProcessState::Died(status),
+            (None, None) => ProcessState::Stopped,
+        }
+    }
+
+    /// Forgets that the server died, once that was dealt with.
+    pub async fn acknowledge_death(&self) {
+        self.inner.lock().await.died = None;
+    }
+
+    /// SIGHUP: reads the configuration again.
+    pub async fn reload(&self) {
+        let inner = self.inner.lock().await;
+        send(inner.child.as_ref(), Signal::SIGHUP);
+    }
+
+    /// Stops the server; when this returns, no process of it is left. A fast stop that takes longer than `patience`
+    /// becomes an immediate one.
+    pub async fn stop(&self, mode: StopMode, patience: Duration) {
+        let mut inner = self.inner.lock().await;
+        let Some(child) = inner.child.as_mut() else {
+            self.kill_strays().await;
+            return;
+        };
+        let mut gone = false;
+        if mode == StopMode::Fast {
+            send(Some(child), Signal::SIGINT);
+            gone = timeout(patience, child.wait()).await.is_ok();
+        }
+        if !gone {
+            send(Some(child), Signal::SIGQUIT);
+            if timeout(Duration::from_secs(1), child.wait()).await.is_err() {
+                let _ = child.start_kill();
+                let _ = child.wait().await;
+            }
+        }
+        self.kill_strays().await;
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        *inner = Inner { child: None, died: None };
+    }
+
+    /// A crashed postmaster's backends can live on in a long computation; they must not outlive this.
+    async fn kill_strays(&self) {
+        for _ in 0..100 {
+            let strays = stray::processes(&self.layout.pgdata);
+            if strays.is_empty() {
+                return;
+            }
+            for pid in strays {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        tracing::error!("processes of PostgreSQL can't be killed: the kernel holds them");
+    }
+}
+
+fn send(child: Option<&Child>, signal: Signal) {
+    let pid = child.and_then(Child::id).and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}

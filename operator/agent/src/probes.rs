@@ -1,0 +1,59 @@
+//! Plain HTTP for the kubelet: `/livez`, `/readyz`, `/startupz`. Answers yes or no and one word, no details: anybody can ask.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use pgherd_core::instance::{PROBE_PORT, Phase};
+use tokio::net::TcpListener;
+
+use crate::{agent::Agent, board::Board};
+
+/// The machine gives a sign of life far more often.
+const MAX_SILENCE: Duration = Duration::from_secs(120);
+
+/// Serves until [`serve`] takes the port over: alive, not ready.
+pub async fn serve_starting(board: Board) {
+    let _ = board;
+}
+
+/// Serves the probes; never ends.
+pub async fn serve(agent: Arc<Agent>) {
+    loop {
+        match TcpListener::bind(("::", PROBE_PORT)).await {
+            Ok(listener) => {
+                if let Err(error) = axum::serve(listener, build_router(Arc::clone(&agent))).await {
+                    tracing::warn!(error = %error, "the probe server ended");
+                }
+            }
+            Err(error) => tracing::warn!(error = %error, port = PROBE_PORT, "the probe port can't be opened"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// The probes' paths.
+pub fn build_router(agent: Arc<Agent>) -> Router {
+    Router::new()
+        .route("/startupz", get(|| async { "ok" }))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .with_state(agent)
+}
+
+async fn live(State(agent): State<Arc<Agent>>) -> (StatusCode, &'static str) {
+    answer(agent.silence() < MAX_SILENCE)
+}
+
+async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, &'static str) {
+    let status = agent.board.status();
+    let serves = match status.phase {
+        Phase::Primary => status.postgres_up && status.is_primary && agent.led_term().is_some(),
+        Phase::Replica => status.postgres_up && status.receiver.is_some_and(|receiver| receiver.streaming),
+        _ => false,
+    };
+    answer(serves)
+}
+
+fn answer(yes: bool) -> (StatusCode, &'static str) {
+    if yes { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "no") }
+}

@@ -1,0 +1,287 @@
+//! Who is promoted: one pure function over the register and the reports of the sealed members. It neither asks nor
+//! waits; who did not answer is missing from its input.
+//!
+//! The safety argument is `docs/adr` and the design's section 3: a commit was acknowledged when W of N voters had
+//! flushed it, so with R sealed voters and R + W > N one of them has it, and the furthest of them has every such commit.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    instance::SealReport,
+    lsn::Lsn,
+    quantity::render_bytes,
+    quorum::proves,
+    register::{MemberId, Register, Term, Voter, VoterSet},
+    timeline::{Relation, TimelineId},
+};
+
+/// What an election without a quorum (W = 0) goes by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ElectionRules {
+    /// The last LSN that the primary wrote beside the register.
+    pub last_lsn: Lsn,
+    /// `failover.maxLag` in bytes: nobody further behind `last_lsn` is promoted without a quorum. None for no bound.
+    pub max_lag: Option<u64>,
+}
+
+/// What became of one candidate, for people (`status.lastFailover.candidates`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CandidateVerdict {
+    /// Its pod.
+    pub pod: String,
+    /// The timeline it is on; None when it did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<TimelineId>,
+    /// How far its WAL reaches; None when it did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<Lsn>,
+    /// One sentence.
+    pub why: String,
+}
+
+/// The outcome of an election.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Election {
+    /// This one is promoted.
+    Winner {
+        /// Its report.
+        winner: SealReport,
+        /// Everyone that was looked at, the winner first.
+        candidates: Vec<CandidateVerdict>,
+        /// 0 with a quorum; without one, bytes between the last LSN known of the primary and the winner's.
+        possible_loss_bytes: u64,
+    },
+    /// Nobody may be promoted now.
+    Blocked {
+        /// Registered voters that did not seal.
+        missing: Vec<Voter>,
+        /// One sentence: what is missing, and what would help.
+        why: String,
+        /// Everyone that was looked at.
+        candidates: Vec<CandidateVerdict>,
+    },
+}
+
+/// How far a member's WAL reaches. A restarted replica forgets what it received before, but not what it replayed.
+#[must_use]
+pub fn reach(report: &SealReport) -> Lsn {
+    report.received_lsn.max(report.replayed_lsn)
+}
+
+/// Decides who is promoted in `register.seal_term`.
+///
+/// With a promise in force (the committed W is above 0) only registered voters and the former holder stand, and R + W >
+/// N must hold for the committed and for the pending set, unless the former holder answered: it has everything. A
+/// pending set with W = 0 promises nothing and needs no proof. Without a promise everyone who answered may stand, as
+/// long as the furthest is within `rules.max_lag`.
+#[must_use]
+pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) -> Election {
+    let ballot = Ballot::count(register, reports);
+    let winner = if register.quorum.acks > 0 { ballot.with_quorum() } else { ballot.without_quorum(rules) };
+    match winner {
+        Ok(winner) => {
+            let loss = if register.quorum.acks > 0 || ballot.is_holder(winner) {
+                0
+            } else {
+                rules.last_lsn.bytes_since(reach(winner))
+            };
+            Election::Winner { winner: winner.clone(), candidates: ballot.verdicts(Some(winner)), possible_loss_bytes: loss }
+        }
+        Err(why) => Election::Blocked { missing: ballot.missing(), why, candidates: ballot.verdicts(None) },
+    }
+}
+
+/// The reports of one election.
+struct Ballot<'a> {
+    register: &'a Register,
+    /// One report of each member, furthest first.
+    sealed: Vec<&'a SealReport>,
+    /// Reports that promised another term.
+    unsealed: Vec<&'a SealReport>,
+}
+
+impl<'a> Ballot<'a> {
+    fn count(register: &'a Register, reports: &'a [SealReport]) -> Self {
+        let (sealed, mut unsealed): (Vec<_>, Vec<_>) =
+            reports.iter().partition(|report| report.sealed_term == register.seal_term);
+        let mut by_member: BTreeMap<&MemberId, &SealReport> = BTreeMap::new();
+        for report in sealed {
+            let known = by_member.entry(&report.member).or_insert(report);
+            if (reach(report), &report.pod) > (reach(known), &known.pod) {
+                *known = report;
+            }
+        }
+        let sealed: Vec<_> = by_member.into_values().collect();
+        let mut ranked: Vec<_> = sealed.iter().map(|report| (rank(register, report, &sealed), *report)).collect();
+        ranked.sort_by(|a, b| b.0.cmp(&a.0));
+        unsealed.sort_by(|a, b| a.pod.cmp(&b.pod));
+        Self { register, sealed: ranked.into_iter().map(|(_, report)| report).collect(), unsealed }
+    }
+
+    /// The winner by quorum, or why there is none.
+    fn with_quorum(&self) -> Result<&'a SealReport, String> {
+        let holder = self.sealed.iter().copied().find(|report| self.is_holder(report));
+        let voters_prove = self.sets().iter().all(|set| proves(set.voters.len(), set.acks, self.sealed_of(set)));
+        if holder.is_none() && !voters_prove {
+            return Err(self.why_unproven());
+        }
+        // A holder that gave up its PostgreSQL is taken back only if nobody else can prove that nothing is missing.
+        let spare_holder = self.register.released && voters_prove;
+        let mut standing = self.sealed.iter().copied().filter(|report| self.stands(report));
+        let other = standing.clone().find(|report| !(spare_holder && self.is_holder(report)));
+        other.or_else(|| standing.next()).ok_or_else(|| "no registered voter has answered, and nobody else may stand".to_owned())
+    }
+
+    /// The winner without a quorum, or why there is none.
+    fn without_quorum(&self, rules: ElectionRules) -> Result<&'a SealReport, String> {
+        let best = *self.sealed.first().ok_or_else(|| "no member has answered".to_owned())?;
+        let lag = rules.last_lsn.bytes_since(reach(best));
+        match rules.max_lag {
+            Some(bound) if lag > bound && !self.is_holder(best) => Err(format!(
+                "the furthest member, {}, is {} behind the last position of the primary, more than failover.maxLag ({}) allows",
+                best.pod,
+                render_bytes(lag),
+                render_bytes(bound)
+            )),
+            _ => Ok(best),
+        }
+    }
+
+    /// The sets that must be proven.
+    fn sets(&self) -> Vec<&'a VoterSet> {
+        let pending = self.register.pending.as_ref().filter(|pending| pending.acks > 0);
+        [Some(&self.register.quorum), pending].into_iter().flatten().collect()
+    }
+
+    fn sealed_of(&self, set: &VoterSet) -> usize {
+        self.sealed.iter().filter(|report| set.voters.iter().any(|voter| voter.member == report.member)).count()
+    }
+
+    fn is_holder(&self, report: &SealReport) -> bool {
+        self.register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member)
+    }
+
+    fn is_registered(&self, report: &SealReport) -> bool {
+        self.voters().any(|voter| voter.member == report.member)
+    }
+
+    fn stands(&self, report: &SealReport) -> bool {
+        self.register.quorum.acks == 0 || self.is_registered(report) || self.is_holder(report)
+    }
+
+    fn voters(&self) -> impl Iterator<Item = &'a Voter> {
+        self.register.quorum.voters.iter().chain(self.register.pending.iter().flat_map(|pending| &pending.voters))
+    }
+
+    /// Registered voters that did not seal, each once, in order.
+    fn missing(&self) -> Vec<Voter> {
+        let mut missing: Vec<Voter> =
+            self.voters().filter(|voter| self.sealed.iter().all(|report| report.member != voter.member)).cloned().collect();
+        missing.sort_by(|a, b| (pod_order(&a.pod), a).cmp(&(pod_order(&b.pod), b)));
+        missing.dedup();
+        missing
+    }
+
+    fn why_unproven(&self) -> String {
+        let unproven = self.sets().into_iter().find(|set| !proves(set.voters.len(), set.acks, self.sealed_of(set)));
+        let (voters, acks, sealed) =
+            unproven.map_or((0, 0, 0), |set| (set.voters.len(), set.acks as usize, self.sealed_of(set)));
+        let pods: Vec<String> = self.missing().into_iter().map(|voter| voter.pod).collect();
+        format!(
+            "{sealed} of {voters} registered voters have answered; with {acks} acknowledgement(s) per commit at least {} \
+             must, or the former primary, else an acknowledged commit could be lost. Missing: {}",
+            (voters + 1).saturating_sub(acks),
+            pods.join(", ")
+        )
+    }
+
+    /// What became of everyone.
+    fn verdicts(&self, winner: Option<&SealReport>) -> Vec<CandidateVerdict> {
+        let (first, rest): (Vec<&SealReport>, Vec<&SealReport>) =
+            self.sealed.iter().copied().partition(|report| Some(*report) == winner);
+        let sealed = first.into_iter().chain(rest).map(|report| (report, self.why_sealed(report, winner)));
+        let unsealed = self.unsealed.iter().map(|report| {
+            (*report, format!("promised term {} instead of {}", report.sealed_term, self.register.seal_term))
+        });
+        let silent = self.missing().into_iter().filter(|voter| self.unsealed.iter().all(|r| r.member != voter.member));
+        let silent = silent.map(|voter| {
+            let copied = self.sealed.iter().any(|report| report.pod == voter.pod);
+            let why = if copied { "its registered data directory was replaced by a new copy" } else { "did not answer" };
+            CandidateVerdict { pod: voter.pod, timeline: None, lsn: None, why: why.to_owned() }
+        });
+        let answered = sealed.chain(unsealed).map(|(report, why)| CandidateVerdict {
+            pod: report.pod.clone(),
+            timeline: Some(report.history.timeline),
+            lsn: Some(reach(report)),
+            why,
+        });
+        answered.chain(silent).collect()
+    }
+
+    fn why_sealed(&self, report: &SealReport, winner: Option<&SealReport>) -> String {
+        if !self.stands(report) {
+            return "not a registered voter: it may miss acknowledged commits".to_owned();
+        }
+        let Some(winner) = winner else {
+            return "answered and could stand".to_owned();
+        };
+        if report == winner {
+            let alone = self.sealed.iter().filter(|other| self.stands(other)).count() == 1;
+            return if alone { "the only candidate that answered" } else { "furthest ahead" }.to_owned();
+        }
+        match report.history.compare(reach(report), &winner.history, reach(winner)) {
+            _ if self.is_holder(report) && self.register.released => {
+                "the former primary, whose PostgreSQL is down".to_owned()
+            }
+            Relation::Same => format!("level with {}, which comes first by its name", winner.pod),
+            Relation::Behind { bytes: 0 } => format!("level with {}, but on an older timeline", winner.pod),
+            Relation::Behind { bytes } => format!("{} behind {}", render_bytes(bytes), winner.pod),
+            Relation::Diverged { at } => format!("left the history of {} at {at}", winner.pod),
+            Relation::Ahead { .. } => format!("its WAL of term {} was abandoned by a later term", report.term),
+        }
+    }
+}
+
+/// The order of candidates, the greatest wins: the term of the WAL, the timeline, how far it reaches; then anyone before
+/// a holder that gave up, then the lowest ordinal.
+type Rank<'a> = (Term, TimelineId, Lsn, bool, Reverse<(u64, &'a str)>);
+
+fn rank<'a>(register: &Register, report: &'a SealReport, all: &[&SealReport]) -> Rank<'a> {
+    let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member);
+    (
+        term_of_wal(register, report, all),
+        report.history.timeline,
+        reach(report),
+        !(holder && register.released),
+        Reverse(pod_order(&report.pod)),
+    )
+}
+
+/// The term whose WAL the member holds. A replica may know the newest term before any WAL of it has arrived; it must
+/// not outrank one that has more of the WAL before. Each term begins a timeline, so that shows.
+fn term_of_wal(register: &Register, report: &SealReport, all: &[&SealReport]) -> Term {
+    let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref());
+    if report.term != register.term || holder == Some(&report.member) {
+        return report.term;
+    }
+    let earlier = |other: &&&SealReport| other.term < register.term;
+    let timeline = report.history.timeline;
+    let holds_it = match register.timeline {
+        Some(current) => timeline >= current,
+        None => !all.iter().filter(earlier).any(|other| other.history.timeline == timeline),
+    };
+    if holds_it {
+        return report.term;
+    }
+    let before = all.iter().filter(earlier).filter(|other| other.history.timeline <= timeline);
+    before.map(|other| other.term).max().unwrap_or_default()
+}
+
+/// Pods in the order of people: `shop-2` before `shop-10`.
+pub(crate) fn pod_order(pod: &str) -> (u64, &str) {
+    let ordinal = pod.rsplit_once('-').and_then(|(_, digits)| digits.parse().ok());
+    (ordinal.unwrap_or(u64::MAX), pod)
+}

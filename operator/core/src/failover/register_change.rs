@@ -1,0 +1,100 @@
+//! The registers that the steps of a failover write. Pure: each goes by compare-and-swap over the very register that the
+//! step was decided on.
+
+use crate::{
+    instance::InstanceStatus,
+    quorum::{after_promotion, initial_quorum},
+    register::{Holder, MemberId, Register, Term, VoterSet},
+};
+
+/// The register of a new cluster: term 1, held by the pod that makes the first data directory. `acks` is W.
+#[must_use]
+pub fn register_bootstrapped(register: &Register, pod: &str, pod_uid: &str, acks: u32) -> Register {
+    let term = register.seal_term.max(register.term).next();
+    Register {
+        term,
+        seal_term: term,
+        holder: Some(holder(pod, pod_uid, None)),
+        released: false,
+        timeline: None,
+        system_id: register.system_id.clone(),
+        quorum: initial_quorum(acks),
+        pending: None,
+    }
+}
+
+/// The register completed by what the holder reports in its term: its member, the system identifier and the timeline.
+/// None when there is nothing to add, or when the status is not the holder's, or contradicts the register.
+#[must_use]
+pub fn register_observed(register: &Register, status: &InstanceStatus) -> Option<Register> {
+    let holder = register.holder.as_ref()?;
+    let is_holder = holder.pod == status.pod && holder.pod_uid == status.pod_uid && status.term == register.term;
+    if !is_holder || !status.is_primary || register.is_sealing() {
+        return None;
+    }
+    let contradicts = |known: Option<&str>, seen: Option<&str>| matches!((known, seen), (Some(a), Some(b)) if a != b);
+    let known_member = holder.member.as_ref().map(|member| member.0.as_str());
+    let seen_member = status.member.as_ref().map(|member| member.0.as_str());
+    if contradicts(register.system_id.as_deref(), status.system_id.as_deref()) || contradicts(known_member, seen_member) {
+        return None;
+    }
+    let mut next = register.clone();
+    next.system_id = next.system_id.or_else(|| status.system_id.clone());
+    next.timeline = status.history.as_ref().map(|history| history.timeline).or(next.timeline);
+    if let Some(next_holder) = &mut next.holder {
+        next_holder.member = next_holder.member.take().or_else(|| status.member.clone());
+    }
+    (next != *register).then_some(next)
+}
+
+/// The register with `sealTerm` = term + 1; the same when it is sealing already.
+#[must_use]
+pub fn register_sealed(register: &Register) -> Register {
+    let seal_term = if register.is_sealing() { register.seal_term } else { register.term.next() };
+    Register { seal_term, ..register.clone() }
+}
+
+/// The register in which the winner holds `sealTerm`. Its timeline is not known before it was promoted.
+#[must_use]
+pub fn register_claimed(register: &Register, pod: &str, pod_uid: &str, member: &MemberId) -> Register {
+    let former = register.holder.as_ref().and_then(|holder| holder.member.as_ref());
+    let (quorum, pending) = if former == Some(member) {
+        (register.quorum.clone(), register.pending.clone())
+    } else {
+        let next = after_promotion(register, member);
+        (next.quorum, next.pending)
+    };
+    let holder = holder(pod, pod_uid, Some(member.clone()));
+    held(register, register.seal_term, holder, quorum, pending)
+}
+
+/// The register in which the holder's member holds the next term.
+#[must_use]
+pub fn register_regranted(register: &Register, pod: &str, pod_uid: &str) -> Register {
+    let member = register.holder.as_ref().and_then(|holder| holder.member.clone());
+    let term = register.seal_term.max(register.term).next();
+    held(register, term, holder(pod, pod_uid, member), register.quorum.clone(), register.pending.clone())
+}
+
+fn holder(pod: &str, pod_uid: &str, member: Option<MemberId>) -> Holder {
+    Holder { pod: pod.to_owned(), pod_uid: pod_uid.to_owned(), boot_nonce: String::new(), member }
+}
+
+fn held(
+    register: &Register,
+    term: Term,
+    holder: Holder,
+    quorum: VoterSet,
+    pending: Option<VoterSet>,
+) -> Register {
+    Register {
+        term,
+        seal_term: term,
+        holder: Some(holder),
+        released: false,
+        timeline: None,
+        system_id: register.system_id.clone(),
+        quorum,
+        pending,
+    }
+}

@@ -1,0 +1,209 @@
+//! Is the holder still there? Suspicion alone changes nothing: it only starts the sealing.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use super::observation::{Observation, PodView};
+use crate::{
+    election::pod_order,
+    instance::{InstanceStatus, Timings},
+    quorum::proves,
+    register::{Holder, Register, VoterSet},
+};
+
+/// Why the holder is suspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SuspicionReason {
+    /// Its agent said that PostgreSQL is down.
+    Released,
+    /// The Lease was not renewed for the take-over time.
+    LeaseExpired,
+    /// Its agent does not answer and no replica receives anything from it (only with a quorum).
+    Silent,
+    /// Its pod does not exist any more (only with a quorum).
+    HolderPodGone,
+}
+
+impl fmt::Display for SuspicionReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Released => "the primary released its Lease: its PostgreSQL is down",
+            Self::LeaseExpired => "the primary did not renew its Lease",
+            Self::Silent => "the primary does not answer and no replica receives anything from it",
+            Self::HolderPodGone => "the primary's pod does not exist any more",
+        })
+    }
+}
+
+/// What is thought of the holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Suspicion {
+    /// Nothing is wrong (or there is no holder yet).
+    None,
+    /// Something is wrong, but not for long enough, or nobody could take over.
+    Watching {
+        /// One sentence.
+        why: String,
+        /// Look again after this many milliseconds; None when only a change elsewhere can help.
+        recheck_after_ms: Option<u64>,
+    },
+    /// The failover may begin.
+    Suspect {
+        /// Why.
+        reason: SuspicionReason,
+        /// For how long it was noticed before, in milliseconds.
+        detect_ms: u64,
+    },
+    /// No other member could take over: the same member gets the role again, in a new term.
+    RestartHolder {
+        /// The pod that carries the holder's member now.
+        pod: String,
+        /// That pod's UID.
+        pod_uid: String,
+        /// Why.
+        reason: SuspicionReason,
+    },
+}
+
+/// Decides whether the holder is suspected. `delay_ms` is the user's `failover.delay`; `pods` are all that exist.
+///
+/// The quick reasons (silent, pod gone) count only while every set in force has W > 0: then the seal, not the time,
+/// keeps an old primary from acknowledging. Without a quorum only the holder's own word or its Lease counts.
+#[must_use]
+pub fn decide_suspicion(
+    observation: &Observation,
+    register: &Register,
+    pods: &BTreeMap<String, PodView>,
+    timings: &Timings,
+    delay_ms: u64,
+) -> Suspicion {
+    let Some(holder) = &register.holder else {
+        return Suspicion::None;
+    };
+    let scene = Scene { observation, register, holder, pods, timings, delay_ms };
+    match scene.reason() {
+        Some((reason, detect_ms)) if scene.others_exist() => Suspicion::Suspect { reason, detect_ms },
+        Some((reason, _)) => scene.restart(reason),
+        None => scene.watch(),
+    }
+}
+
+struct Scene<'a> {
+    observation: &'a Observation,
+    register: &'a Register,
+    holder: &'a Holder,
+    pods: &'a BTreeMap<String, PodView>,
+    timings: &'a Timings,
+    delay_ms: u64,
+}
+
+impl Scene<'_> {
+    /// The reason to suspect the holder, and for how long it has been noticed.
+    fn reason(&self) -> Option<(SuspicionReason, u64)> {
+        let lease_ms = self.observation.lease_unchanged_ms();
+        if self.register.released {
+            return Some((SuspicionReason::Released, 0));
+        }
+        if lease_ms >= self.take_over_ms() {
+            return Some((SuspicionReason::LeaseExpired, lease_ms));
+        }
+        if !self.voters_can_prove() {
+            return None;
+        }
+        let silent_ms = self.observation.unreachable_ms(&self.holder.pod).unwrap_or(0);
+        if self.holder_pod().is_none() && lease_ms >= self.delay_ms {
+            return Some((SuspicionReason::HolderPodGone, lease_ms));
+        }
+        let silent = silent_ms >= self.timings.silence_ms.saturating_add(self.delay_ms) && self.nobody_receives();
+        silent.then_some((SuspicionReason::Silent, silent_ms))
+    }
+
+    fn take_over_ms(&self) -> u64 {
+        self.timings.take_over_ms.saturating_add(self.delay_ms)
+    }
+
+    /// The holder's pod, if it is still the same one.
+    fn holder_pod(&self) -> Option<&PodView> {
+        self.pods.get(&self.holder.pod).filter(|view| view.uid == self.holder.pod_uid)
+    }
+
+    /// Every set in force has W > 0, and of each enough voters answer to prove an election without the holder.
+    fn voters_can_prove(&self) -> bool {
+        let answering = |set: &VoterSet| {
+            let voters = set.voters.iter().filter(|voter| {
+                let status = self.pods.get(&voter.pod).and_then(PodView::status);
+                voter.pod != self.holder.pod && status.and_then(|s| s.member.as_ref()) == Some(&voter.member)
+            });
+            voters.count()
+        };
+        let sets = [Some(&self.register.quorum), self.register.pending.as_ref()];
+        sets.into_iter().flatten().all(|set| proves(set.voters.len(), set.acks, answering(set)))
+    }
+
+    /// No instance that answers has heard from its upstream lately. Replicas that are no voters speak for the holder
+    /// as well.
+    fn nobody_receives(&self) -> bool {
+        let silence_ms = self.timings.silence_ms;
+        let others = self.pods.iter().filter(|(pod, _)| **pod != self.holder.pod);
+        others
+            .filter_map(|(_, view)| view.status().and_then(|status| status.receiver.as_ref()))
+            .all(|receiver| !receiver.streaming || receiver.silent_ms >= silence_ms)
+    }
+
+    /// Another data directory answers.
+    fn others_exist(&self) -> bool {
+        let statuses = self.pods.values().filter_map(PodView::status);
+        statuses.filter(|status| status.pod != self.holder.pod).any(|status| {
+            status.member.is_some() && status.member != self.holder.member
+        })
+    }
+
+    /// The role goes to the holder's own data directory again, where that is all there is.
+    fn restart(&self, reason: SuspicionReason) -> Suspicion {
+        let Some((pod, view)) = self.carrier() else {
+            let why = format!("{reason}, and no other member could take over; waiting for {}", self.holder.pod);
+            return Suspicion::Watching { why, recheck_after_ms: None };
+        };
+        let same_pod = view.uid == self.holder.pod_uid;
+        let over = self.register.released || (!same_pod && self.observation.lease_unchanged_ms() >= self.take_over_ms());
+        if over {
+            return Suspicion::RestartHolder { pod: pod.clone(), pod_uid: view.uid.clone(), reason };
+        }
+        // The same pod in the same term goes on by itself; a new pod waits until the old one is surely fenced.
+        let left = self.take_over_ms().saturating_sub(self.observation.lease_unchanged_ms());
+        let why = format!("{reason}, and no other member could take over; {pod} goes on when it can");
+        Suspicion::Watching { why, recheck_after_ms: (!same_pod).then_some(left) }
+    }
+
+    /// The pod whose agent answers with the holder's data directory (or has none yet, while bootstrapping).
+    fn carrier(&self) -> Option<(&String, &PodView)> {
+        let carries = |status: &InstanceStatus| match &self.holder.member {
+            Some(member) => status.member.as_ref() == Some(member),
+            None => status.pod == self.holder.pod,
+        };
+        let mut found: Vec<_> = self.pods.iter().filter(|(_, view)| view.status().is_some_and(carries)).collect();
+        found.sort_by_key(|(pod, _)| pod_order(pod));
+        found.into_iter().next()
+    }
+
+    /// Nothing to suspect yet: is there something to look at again soon?
+    fn watch(&self) -> Suspicion {
+        let lease_ms = self.observation.lease_unchanged_ms();
+        let unreachable_ms = self.observation.unreachable_ms(&self.holder.pod);
+        let overdue_ms = self.timings.renew_ms.saturating_mul(2);
+        let left = self.take_over_ms().saturating_sub(lease_ms);
+        let pod = &self.holder.pod;
+        let (why, left) = match unreachable_ms {
+            _ if self.holder_pod().is_none() => (format!("{pod}, the primary's pod, does not exist any more"), left),
+            Some(ms) => {
+                let quick = self.timings.silence_ms.saturating_add(self.delay_ms).saturating_sub(ms);
+                let left = if quick > 0 { left.min(quick) } else { left };
+                (format!("{pod} has not answered for {ms} ms"), left)
+            }
+            None if lease_ms > overdue_ms => (format!("{pod} has not renewed its Lease for {lease_ms} ms"), left),
+            None => return Suspicion::None,
+        };
+        Suspicion::Watching { why, recheck_after_ms: Some(left) }
+    }
+}

@@ -1,0 +1,140 @@
+//! Which backups are kept and from where on WAL is needed. Plans only; nothing is deleted here.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{lsn::Lsn, timeline::TimelineId};
+
+/// How much is kept. Both given: a backup stays if either keeps it. None given: everything stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetentionPolicy {
+    /// Keep this many good backups, the newest ones.
+    pub keep_last: Option<u32>,
+    /// Keep what is needed to restore to any time in this window.
+    pub keep_for: Option<SignedDuration>,
+}
+
+/// What retention knows of a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupFact {
+    /// Its id.
+    pub id: String,
+    /// When it became consistent.
+    pub stopped_at: Timestamp,
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// WAL is needed from here.
+    pub start_lsn: Lsn,
+    /// It can be restored; a failed or damaged one is not good.
+    pub good: bool,
+    /// It is held by a restore that runs or by the user: stays.
+    pub pinned: bool,
+}
+
+/// One backup's fate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetentionVerdict {
+    /// The backup's id.
+    pub id: String,
+    /// One sentence.
+    pub why: String,
+}
+
+/// What stays and what goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetentionPlan {
+    /// These stay, newest first.
+    pub keep: Vec<RetentionVerdict>,
+    /// These may be deleted, oldest first.
+    pub delete: Vec<RetentionVerdict>,
+}
+
+/// Plans retention. The newest good backup always stays, and without a good one everything does.
+#[must_use]
+pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Timestamp) -> RetentionPlan {
+    let mut newest_first: Vec<&BackupFact> = backups.iter().collect();
+    newest_first.sort_by_key(|backup| Reverse((backup.stopped_at, &backup.id)));
+    let good: Vec<&BackupFact> = newest_first.iter().copied().filter(|backup| backup.good).collect();
+    // A window too long for the calendar keeps everything.
+    let window = policy.keep_for.map(|keep_for| now.checked_sub(keep_for).unwrap_or(Timestamp::MIN));
+    let base = window.and_then(|from| good.iter().find(|backup| backup.stopped_at <= from)).copied();
+    let mut plan = RetentionPlan::default();
+    for backup in &newest_first {
+        let rank = good.iter().position(|other| std::ptr::eq(*other, *backup));
+        let kept = match (rank, good.first()) {
+            _ if backup.pinned => Some("it is in use or pinned".to_owned()),
+            (_, None) => Some("there is no restorable backup yet: nothing is deleted".to_owned()),
+            (None, Some(newest)) if (backup.stopped_at, &backup.id) > (newest.stopped_at, &newest.id) => {
+                Some("it is newer than the newest restorable backup".to_owned())
+            }
+            (None, Some(_)) => None,
+            (Some(rank), Some(_)) => why_kept(backup, rank, policy, window, base),
+        };
+        let why_deleted = if backup.good {
+            "it is beyond the retention"
+        } else {
+            "it is not restorable, and there is a newer one that is"
+        };
+        match kept {
+            Some(why) => plan.keep.push(RetentionVerdict { id: backup.id.clone(), why }),
+            None => plan.delete.push(RetentionVerdict { id: backup.id.clone(), why: why_deleted.to_owned() }),
+        }
+    }
+    plan.delete.reverse();
+    plan
+}
+
+/// Why a good backup stays; `rank` 0 is the newest good one, `base` the one that the window's start is restored from.
+fn why_kept(
+    backup: &BackupFact,
+    rank: usize,
+    policy: &RetentionPolicy,
+    window: Option<Timestamp>,
+    base: Option<&BackupFact>,
+) -> Option<String> {
+    let last = policy.keep_last.and_then(|count| usize::try_from(count).ok());
+    if rank == 0 {
+        return Some("it is the newest restorable backup".to_owned());
+    }
+    if last.is_none() && window.is_none() {
+        return Some("no retention is set".to_owned());
+    }
+    if let Some(count) = last.filter(|count| rank < *count) {
+        return Some(format!("it is one of the last {count}"));
+    }
+    if window.is_some_and(|from| backup.stopped_at > from) {
+        return Some("it lies in the window of keepFor".to_owned());
+    }
+    base.filter(|base| std::ptr::eq(*base, backup)).map(|_| "the start of the window of keepFor is restored from it".to_owned())
+}
+
+/// The LSN from which WAL is needed, per timeline of a kept backup. See [`wal_is_needed`].
+#[must_use]
+pub fn wal_floor(backups: &[BackupFact], plan: &RetentionPlan) -> BTreeMap<TimelineId, Lsn> {
+    let kept: BTreeSet<&str> = plan.keep.iter().map(|verdict| verdict.id.as_str()).collect();
+    let mut floor: BTreeMap<TimelineId, Lsn> = BTreeMap::new();
+    for backup in backups.iter().filter(|backup| kept.contains(backup.id.as_str())) {
+        let lowest = floor.entry(backup.timeline).or_insert(backup.start_lsn);
+        *lowest = backup.start_lsn.min(*lowest);
+    }
+    floor
+}
+
+/// True when a WAL segment of `timeline` that ends at `segment_end` must stay. On timelines younger than the oldest
+/// floor everything that a backup on an older one could be rolled forward through stays.
+#[must_use]
+pub fn wal_is_needed(floor: &BTreeMap<TimelineId, Lsn>, timeline: TimelineId, segment_end: Lsn) -> bool {
+    let Some((oldest, _)) = floor.first_key_value() else {
+        return true;
+    };
+    if timeline < *oldest {
+        return false;
+    }
+    // A backup of an older timeline reaches this one through its switch point, above that backup's own start.
+    let lowest = floor.range(..=timeline).map(|(_, lsn)| *lsn).min();
+    lowest.is_none_or(|lowest| segment_end > lowest)
+}

@@ -1,0 +1,172 @@
+//! One round of a Backup: observe -> decide -> build -> apply -> status.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::SignedDuration;
+use kube::{Api, Resource, ResourceExt, runtime::{controller::Action, events::EventType}};
+use pgherd_core::{backup::ClusterLocation, quantity::render_bytes};
+use pgherd_crds::{Backup, BackupStatus, names::keys};
+
+use super::{
+    apply::{apply_account, create_job},
+    archive::prove_archive,
+    build::{JobInput, build_account, build_job, render_job_name},
+    decide::{Decision, Wait, decide},
+    error::BackupError,
+    observe::{Observed, observe},
+    status::{Report, apply_status, build_status},
+};
+use crate::{
+    context::{Context, Now},
+    jobs::backup::outcome::BackupSummary,
+    kubernetes::{events::publish, owner::controller_reference},
+};
+
+/// How often a running Job is looked at for troubles that its own object doesn't show.
+const WATCH_JOB: Duration = Duration::from_secs(15);
+/// How often the primary is asked for the archive.
+const ASK_ARCHIVE: Duration = Duration::from_secs(15);
+
+/// The Backup of this round, with what the API server always gives.
+struct Round<'a> {
+    context: &'a Context,
+    backup: &'a Backup,
+    api: Api<Backup>,
+    namespace: String,
+    uid: String,
+    now: Now,
+}
+
+/// Reconciles one Backup.
+///
+/// # Errors
+/// [`BackupError`]; the next round begins anew.
+pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Action, BackupError> {
+    if backup.metadata.deletion_timestamp.is_some() || is_finished(&backup) {
+        return Ok(Action::await_change());
+    }
+    let namespace = backup.namespace().ok_or(BackupError::Incomplete("namespace"))?;
+    let uid = backup.uid().ok_or(BackupError::Incomplete("UID"))?;
+    let api = Api::namespaced(context.client.clone(), &namespace);
+    let round = Round { context: &context, backup: &backup, api, namespace, uid, now: context.clock.now() };
+    let observed = observe(&context, &backup, &round.namespace, &round.uid).await?;
+    match decide(&observed.facts, round.now.wall) {
+        Decision::Wait(wait) => round.wait(&wait).await,
+        Decision::Start { attempt, source_pod } => round.start(&observed, attempt, &source_pod).await,
+        Decision::Run { source_pod, trouble } => {
+            let report = Report::Running { source_pod: &source_pod, trouble: trouble.as_deref() };
+            round.publish(&report, false).await?;
+            Ok(Action::requeue(WATCH_JOB))
+        }
+        Decision::Complete(summary) => round.complete(&summary).await,
+        Decision::Fail(failure) => {
+            if round.publish(&Report::Failed(&failure), true).await? {
+                let note = format!("{}: {}", failure.reason, failure.error);
+                round.event(EventType::Warning, "BackupFailed", &note).await;
+            }
+            Ok(Action::await_change())
+        }
+        Decision::ProveArchive { primary, last_try } => round.prove(&observed, primary.as_deref(), last_try).await,
+        Decision::Rest => Ok(Action::await_change()),
+    }
+}
+
+/// Nothing is left to do: also of the archive all is known, and the conditions say so.
+fn is_finished(backup: &Backup) -> bool {
+    let Some(status) = &backup.status else { return false };
+    match status.phase.unwrap_or_default() {
+        pgherd_crds::v1alpha1::backup::BackupPhase::Failed => true,
+        pgherd_crds::v1alpha1::backup::BackupPhase::Completed => status.pitr_ready.is_some(),
+        _ => false,
+    }
+}
+
+impl Round<'_> {
+    async fn publish(&self, report: &Report<'_>, guarded: bool) -> Result<bool, BackupError> {
+        let old = self.backup.status.clone().unwrap_or_default();
+        let status = build_status(&old, report, self.backup.metadata.generation, self.now.wall);
+        let written = apply_status(&self.api, self.backup, &status, guarded).await?;
+        if written {
+            self.context.metrics.api_writes.inc();
+        }
+        Ok(written)
+    }
+
+    async fn event(&self, type_: EventType, reason: &str, note: &str) {
+        publish(self.context, &self.backup.object_ref(&()), type_, reason, "Backup", note).await;
+    }
+
+    async fn wait(&self, wait: &Wait) -> Result<Action, BackupError> {
+        self.publish(&Report::Waiting(wait), false).await?;
+        Ok(Action::requeue(positive(wait.again)))
+    }
+
+    async fn start(&self, observed: &Observed, attempt: u32, source_pod: &str) -> Result<Action, BackupError> {
+        let (Some(cluster), Some(store)) = (&observed.cluster, &observed.store) else {
+            return Ok(Action::requeue(WATCH_JOB));
+        };
+        let owner = controller_reference(self.backup).ok_or(BackupError::Incomplete("name"))?;
+        let cluster_owner = controller_reference(&**cluster).ok_or(BackupError::Incomplete("cluster"))?;
+        let name = self.backup.name_any();
+        let system_id = cluster.status.as_ref().and_then(|status| status.system_id.clone()).unwrap_or_default();
+        let job = build_job(&JobInput {
+            namespace: &self.namespace,
+            backup: &name,
+            backup_uid: &self.uid,
+            owner,
+            schedule: self.backup.labels().get(keys::SCHEDULE).map(String::as_str),
+            attempt,
+            source_pod,
+            location: ClusterLocation { store: store.config.clone(), cluster: cluster.name_any(), system_id },
+            credentials_secret: &store.credentials_secret,
+            ca_secret: store.ca_secret.as_deref(),
+            image: &self.context.settings.image,
+        })?;
+        let account = build_account(&cluster.name_any(), &self.namespace, &cluster_owner);
+        apply_account(self.context, &self.namespace, &cluster_owner.uid, &account).await?;
+        if !create_job(self.context, &self.namespace, &self.uid, &job).await? {
+            let message = format!(
+                "a Job {} exists that does not belong to this Backup; delete it, or make a Backup of another name",
+                render_job_name(&name, attempt)
+            );
+            let again = SignedDuration::from_secs(30);
+            return self.wait(&Wait { reason: "JobNameTaken", message, stalled: true, again }).await;
+        }
+        self.publish(&Report::Running { source_pod, trouble: None }, false).await?;
+        let note = format!("attempt {attempt} reads {source_pod} and writes to s3://{}", store.config.bucket);
+        self.event(EventType::Normal, "BackupStarted", &note).await;
+        Ok(Action::requeue(WATCH_JOB))
+    }
+
+    async fn complete(&self, summary: &BackupSummary) -> Result<Action, BackupError> {
+        self.publish(&Report::Completed(summary), true).await?;
+        // The patch comes back as a change, and with it the next step.
+        Ok(Action::requeue(ASK_ARCHIVE))
+    }
+
+    async fn prove(&self, observed: &Observed, primary: Option<&str>, last_try: bool) -> Result<Action, BackupError> {
+        let status = self.backup.status.clone().unwrap_or_default();
+        let proof = prove_archive(self.context, observed.cluster.as_deref(), primary, &status, last_try).await;
+        let report = Report::Archive(proof.ready, &proof.message);
+        if self.publish(&report, true).await? && proof.ready.is_some() {
+            self.event(EventType::Normal, "BackupCompleted", &render_note(&status, &proof.message)).await;
+        }
+        Ok(if proof.ready.is_some() { Action::await_change() } else { Action::requeue(ASK_ARCHIVE) })
+    }
+}
+
+fn render_note(status: &BackupStatus, archive: &str) -> String {
+    let stored = status.stored_bytes.and_then(|bytes| u64::try_from(bytes).ok()).map(render_bytes).unwrap_or_default();
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    format!(
+        "{} read, {stored} stored in {} at {} as {}: {archive}",
+        text(&status.size),
+        text(&status.duration),
+        text(&status.rate),
+        text(&status.id)
+    )
+}
+
+fn positive(duration: SignedDuration) -> Duration {
+    Duration::try_from(duration).unwrap_or_default().max(Duration::from_millis(200))
+}

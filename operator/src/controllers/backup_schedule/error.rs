@@ -1,0 +1,30 @@
+//! Errors of the BackupSchedule controller. What a user can do something about is a condition, not an error.
+
+/// A step that failed; the reconciliation is repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleControllerError {
+    /// The BackupSchedule lacks what the API server always gives.
+    #[error("the BackupSchedule has no {0}")]
+    Incomplete(&'static str),
+    /// The Backup of a run could not be created.
+    #[error("failed to create the Backup {name}")]
+    CreateBackup {
+        /// The Backup.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// An old Backup could not be deleted.
+    #[error("failed to delete the Backup {name}")]
+    DeleteBackup {
+        /// The Backup.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The status could not be patched.
+    #[error("failed to patch the status of the BackupSchedule")]
+    PatchStatus(#[source] kube::Error),
+}

@@ -1,0 +1,121 @@
+//! One round of a BackupSchedule: observe -> decide -> build -> apply -> status.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, PostParams, Preconditions},
+    runtime::{controller::Action, events::EventType},
+};
+use pgherd_crds::{Backup, BackupSchedule, names::keys};
+
+use super::{
+    build::build_backup,
+    decide::{KnownState, Plan, ScheduleFacts, decide},
+    error::ScheduleControllerError,
+    observe::observe,
+    status::{apply_status, build_status},
+};
+use crate::{
+    context::Context,
+    kubernetes::{events::publish, store},
+};
+
+/// A timer may be this far ahead of the wall clock, which can be set; then it is looked again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+/// How soon what is under way or missing is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// Timers have no better resolution, and a run must not be looked for before its time.
+const AFTER_TIME: Duration = Duration::from_millis(50);
+
+/// Reconciles one BackupSchedule.
+///
+/// # Errors
+/// [`ScheduleControllerError`]; the next round begins anew.
+pub async fn reconcile(schedule: Arc<BackupSchedule>, context: Arc<Context>) -> Result<Action, ScheduleControllerError> {
+    if schedule.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let namespace = schedule.namespace().ok_or(ScheduleControllerError::Incomplete("namespace"))?;
+    let now = context.clock.now().wall;
+    let facts = observe(&context, &schedule, &namespace);
+    let plan = decide(&facts, now);
+    if let Some(scheduled) = plan.create {
+        create_backup(&context, &schedule, &namespace, scheduled, plan.missed).await?;
+    }
+    let old = schedule.status.clone().unwrap_or_default();
+    let status = build_status(&old, &facts, &plan, schedule.metadata.generation, now);
+    let api = Api::namespaced(context.client.clone(), &namespace);
+    if apply_status(&api, &schedule, &status).await? {
+        context.metrics.api_writes.inc();
+        if let Some(message) = &plan.left_out
+            && old.conditions.iter().all(|condition| condition.message != *message)
+        {
+            publish(&context, &schedule.object_ref(&()), EventType::Warning, "RunLeftOut", "Schedule", message).await;
+        }
+    }
+    delete_backups(&context, &schedule, &namespace, &plan).await?;
+    Ok(decide_wake(&facts, &plan, context.clock.now().wall).map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Wakes at the next run. The stores may lag behind the change that led here, therefore what can change without the
+/// schedule is looked at again. A schedule that can't be read waits for its next version alone.
+pub(super) fn decide_wake(facts: &ScheduleFacts, plan: &Plan, now: Timestamp) -> Option<Duration> {
+    let until_next = plan.next.map(|next| {
+        let left = Duration::try_from(next.duration_since(now)).unwrap_or_default();
+        (left + AFTER_TIME).min(LONGEST_SLEEP)
+    });
+    let lagging = (facts.schedule.is_ok() && facts.blocked.is_some() && !facts.suspended)
+        || facts.backups.iter().any(|backup| backup.state == KnownState::Unfinished);
+    until_next.into_iter().chain(lagging.then_some(LOOK_AGAIN)).min()
+}
+
+async fn create_backup(
+    context: &Context,
+    schedule: &BackupSchedule,
+    namespace: &str,
+    scheduled: Timestamp,
+    missed: u32,
+) -> Result<(), ScheduleControllerError> {
+    let backup = build_backup(schedule, namespace, scheduled);
+    let name = backup.name_any();
+    let api: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
+    context.metrics.api_writes.inc();
+    match api.create(&PostParams::default(), &backup).await {
+        Ok(_) => {
+            let late = if missed == 0 { String::new() } else { format!("; {missed} earlier runs were missed and are left out") };
+            let note = format!("made the Backup {name} for the run of {scheduled}{late}");
+            publish(context, &schedule.object_ref(&()), EventType::Normal, "BackupCreated", "Schedule", &note).await;
+            Ok(())
+        }
+        // Made in an earlier round whose status patch was lost, or not seen yet.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(source) => Err(ScheduleControllerError::CreateBackup { name, source }),
+    }
+}
+
+/// Deletes objects only: what is in the store stays. The UID keeps a Backup that was made anew under the name.
+async fn delete_backups(
+    context: &Context,
+    schedule: &BackupSchedule,
+    namespace: &str,
+    plan: &Plan,
+) -> Result<(), ScheduleControllerError> {
+    let api: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
+    for name in &plan.delete {
+        let Some(backup) = store::get(&context.stores.backups, namespace, name) else { continue };
+        if backup.labels().get(keys::SCHEDULE) != Some(&schedule.name_any()) {
+            continue;
+        }
+        let preconditions = Some(Preconditions { uid: backup.uid(), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        context.metrics.api_writes.inc();
+        match api.delete(name, &params).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+            Err(source) => return Err(ScheduleControllerError::DeleteBackup { name: name.clone(), source }),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! One module a kind.
+
+pub mod backup;
+pub mod backup_schedule;
+pub mod postgres_cluster;

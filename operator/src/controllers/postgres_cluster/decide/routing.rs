@@ -1,0 +1,47 @@
+//! Which pod carries which role label. `<cluster>-rw` leads to the holder or nowhere (I10).
+
+use pgherd_core::instance::Phase;
+use pgherd_crds::names::{ROLE_PRIMARY, ROLE_REPLICA};
+
+use crate::controllers::postgres_cluster::observe::{Observed, ObservedPod};
+
+/// A label to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleChange {
+    /// The pod.
+    pub pod: String,
+    /// Its UID: a pod made again under the same name is left alone.
+    pub uid: String,
+    /// The new value; none removes the label.
+    pub role: Option<&'static str>,
+}
+
+/// The changes of this round; none when every pod has the label that it should have.
+#[must_use]
+pub fn decide_roles(observed: &Observed) -> Vec<RoleChange> {
+    let changes = observed.pods.iter().filter_map(|pod| {
+        let role = decide_role(observed, pod);
+        (role != pod.role.as_deref()).then(|| RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role })
+    });
+    let mut changes: Vec<RoleChange> = changes.collect();
+    // Removals first: at no moment two pods are called primary.
+    changes.sort_by_key(|change| change.role == Some(ROLE_PRIMARY));
+    changes
+}
+
+fn decide_role(observed: &Observed, pod: &ObservedPod) -> Option<&'static str> {
+    let register = observed.register();
+    let holds = observed.holder_pod().is_some_and(|holder| holder.uid == pod.uid);
+    if holds {
+        // An agent that does not answer the operator is no reason to unroute: its Lease says whether it serves.
+        let in_force = register.is_some_and(|register| !register.is_sealing() && !register.released);
+        let serves = observed.serving_holder().is_some();
+        let keeps = pod.role.as_deref() == Some(ROLE_PRIMARY) && in_force;
+        return (serves || keeps).then_some(ROLE_PRIMARY);
+    }
+    match pod.status() {
+        Some(status) if status.phase == Phase::Replica && status.postgres_up && !status.is_primary => Some(ROLE_REPLICA),
+        Some(_) => None,
+        None => (pod.role.as_deref() == Some(ROLE_REPLICA)).then_some(ROLE_REPLICA),
+    }
+}

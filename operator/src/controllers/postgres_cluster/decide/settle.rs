@@ -1,0 +1,73 @@
+//! What is written down while the holder serves: what it is, and who may vote. One change a round.
+
+use pgherd_core::{
+    failover::register_observed,
+    instance::{InstanceStatus, Phase},
+    quorum::{Membership, Quorums, commit_pending, plan_voters},
+    register::{Register, Voter},
+};
+use pgherd_crds::names;
+
+use super::{Action, ChangeKind, Plan, Stall};
+use crate::controllers::postgres_cluster::{observe::Observed, validate::ValidatedCluster};
+
+/// Fills in the change, if there is one.
+pub fn decide_settle(cluster: &ValidatedCluster, observed: &Observed, register: &Register, plan: &mut Plan) {
+    if let Some(stall) = foreign_system(observed, register) {
+        plan.stalled = Some(stall);
+        return;
+    }
+    let Some(holder) = observed.serving_holder() else { return };
+    if let Some(next) = register_observed(register, holder) {
+        plan.action = Action::Change { register: Box::new(next), kind: ChangeKind::Record };
+        return;
+    }
+    let committed = holder.applied_quorum.as_ref().and_then(|applied| commit_pending(register, applied));
+    if let Some(Quorums { quorum, pending }) = committed.or_else(|| planned(cluster, observed, register, holder)) {
+        let register = Box::new(Register { quorum, pending, ..register.clone() });
+        plan.action = Action::Change { register, kind: ChangeKind::Voters };
+    }
+}
+
+fn planned(cluster: &ValidatedCluster, observed: &Observed, register: &Register, holder: &InstanceStatus) -> Option<Quorums> {
+    let present: Vec<Voter> = observed.pods.iter().filter_map(|pod| Some(voter(pod.status()?)?)).collect();
+    let streams = |status: &InstanceStatus| {
+        let receives = status.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
+        let is_sent = holder.standbys.iter().any(|standby| Some(&standby.member) == status.member.as_ref() && standby.state == "streaming");
+        status.phase == Phase::Replica && receives && is_sent
+    };
+    let streaming: Vec<Voter> =
+        observed.pods.iter().filter_map(|pod| pod.status().filter(|status| streams(status))).filter_map(voter).collect();
+    let removed_pods = removed_pods(cluster, observed, register);
+    let members = Membership { streaming: &streaming, present: &present, removed_pods: &removed_pods };
+    plan_voters(register, &members, cluster.acks)
+}
+
+fn voter(status: &InstanceStatus) -> Option<Voter> {
+    Some(Voter { member: status.member.clone()?, pod: status.pod.clone() })
+}
+
+/// Pods above the number of instances, whether they still exist or are only voters.
+fn removed_pods(cluster: &ValidatedCluster, observed: &Observed, register: &Register) -> Vec<String> {
+    let sets = [Some(&register.quorum), register.pending.as_ref()];
+    let voters = sets.into_iter().flatten().flat_map(|set| &set.voters).map(|voter| voter.pod.as_str());
+    let all = voters.chain(observed.pods.iter().map(|pod| pod.name.as_str()));
+    let mut removed: Vec<String> = all
+        .filter(|pod| names::ordinal(&cluster.name, pod).is_none_or(|ordinal| ordinal >= cluster.instances))
+        .map(str::to_owned)
+        .collect();
+    removed.sort();
+    removed.dedup();
+    removed
+}
+
+fn foreign_system(observed: &Observed, register: &Register) -> Option<Stall> {
+    let ours = register.system_id.as_ref()?;
+    let pod = observed.holder_pod()?;
+    let theirs = pod.status()?.system_id.as_ref().filter(|id| *id != ours)?;
+    let message = format!(
+        "{} holds data of another cluster (system identifier {theirs}, expected {ours}); it is not routed to: give it its own volume back",
+        pod.name
+    );
+    Some(Stall::new("ForeignData", message))
+}

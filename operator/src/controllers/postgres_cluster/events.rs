@@ -1,0 +1,1 @@
+//! Which transitions of a cluster are worth an Event.

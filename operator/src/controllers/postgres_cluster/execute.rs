@@ -1,0 +1,184 @@
+//! Carries out the plan: labels first, then at most one change of the register; a failover goes on here until its winner
+//! serves, as far as its bounds allow. Everything can be broken off at any point: the next round goes on from the
+//! register.
+
+pub mod claim;
+pub mod register_change;
+pub mod route;
+pub mod seal;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::future::join_all;
+use pgherd_core::{
+    election::CandidateVerdict,
+    failover::Step,
+    instance::InstanceStatus,
+    register::{LeaseView, Register},
+};
+
+use super::{
+    decide::{Action, ChangeKind, Memory, POLL_MS, Plan},
+    observe::Observed,
+    tls::OperatorIdentity,
+    validate::ValidatedCluster,
+};
+use crate::{
+    context::Context,
+    kubernetes::{
+        agent_client::{AgentClient, AgentClientError},
+        register::RegisterError,
+    },
+};
+
+/// After a change of the register the next round follows at once, in milliseconds.
+const AT_ONCE_MS: u64 = 100;
+
+/// What was done, and what is newer than what was observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Executed {
+    /// The register as it was written last.
+    pub register: Option<Register>,
+    /// Newer answers of agents, by pod.
+    pub statuses: BTreeMap<String, InstanceStatus>,
+    /// Labels that were changed, by pod.
+    pub roles: BTreeMap<String, Option<String>>,
+    /// A failover that cannot be decided.
+    pub blocked: Option<Blocked>,
+    /// What is under way, for the status.
+    pub note: Option<String>,
+    /// Look again after this many milliseconds.
+    pub requeue_after_ms: u64,
+}
+
+/// A failover that cannot be decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Registered voters' pods that did not seal.
+    pub missing: Vec<String>,
+    /// One sentence: what is missing, and what would help.
+    pub why: String,
+    /// Everyone that was looked at.
+    pub candidates: Vec<CandidateVerdict>,
+}
+
+/// A step that failed. The next round decides anew.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// The Lease could not be read or written; whether it was written may be unknown.
+    #[error("failed to change the register")]
+    Register(#[from] RegisterError),
+    /// A role label could not be changed.
+    #[error("failed to change the role label of {pod}")]
+    Label {
+        /// The pod.
+        pod: String,
+        /// What the API server said.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The operator's certificate for this cluster cannot be used.
+    #[error("failed to make a client for the agents")]
+    AgentClient(#[source] AgentClientError),
+}
+
+/// What the steps of one round share.
+pub(super) struct Round<'a> {
+    pub(super) context: &'a Context,
+    pub(super) cluster: &'a ValidatedCluster,
+    pub(super) observed: &'a Observed,
+    pub(super) agents: Arc<AgentClient>,
+    pub(super) done: Executed,
+}
+
+/// Carries out the plan.
+///
+/// # Errors
+/// If a write failed; the next round decides anew.
+pub async fn execute(
+    context: &Context,
+    cluster: &ValidatedCluster,
+    identity: &OperatorIdentity,
+    observed: &Observed,
+    plan: &Plan,
+    memory: &mut Memory,
+) -> Result<Executed, ExecuteError> {
+    let agents = context.agents.of(&cluster.uid, identity).map_err(ExecuteError::AgentClient)?;
+    let done = Executed { requeue_after_ms: plan.requeue_after_ms, note: plan.note.clone(), ..Executed::default() };
+    let mut round = Round { context, cluster, observed, agents, done };
+    round.change_roles(&plan.roles).await?;
+    round.note_completed(memory);
+    match &plan.action {
+        Action::Nothing => {}
+        Action::CreateRegister => round.create_register().await?,
+        Action::Change { register, kind } => round.change(register, *kind).await?,
+        Action::Failover(step) => round.fail_over(step, memory).await?,
+    }
+    Ok(round.done)
+}
+
+impl Round<'_> {
+    /// A change that follows from the register's content alone.
+    async fn change(&mut self, register: &Register, kind: ChangeKind) -> Result<(), ExecuteError> {
+        let Some(seen) = self.observed.register() else { return Ok(()) };
+        if self.replace_if_same(seen, register).await?.is_none() {
+            self.done.requeue_after_ms = AT_ONCE_MS;
+            return Ok(());
+        }
+        tracing::info!(cluster = self.cluster.name, ?kind, term = register.term.0, "changed the register");
+        // Those that have to act on it need not wait for their next poll.
+        self.wake_all().await;
+        self.done.requeue_after_ms = match kind {
+            ChangeKind::Bootstrap | ChangeKind::Record => POLL_MS / 2,
+            ChangeKind::Rebuild | ChangeKind::Regrant | ChangeKind::Voters => AT_ONCE_MS,
+        };
+        Ok(())
+    }
+
+    /// Goes through the steps of a failover until one has to wait.
+    async fn fail_over(&mut self, step: &Step, memory: &mut Memory) -> Result<(), ExecuteError> {
+        let mut step = step.clone();
+        let mut lease: Option<LeaseView> = self.observed.register.as_ref().map(|stored| stored.view.clone());
+        loop {
+            let Some(seen) = lease.take() else { return Ok(()) };
+            match step {
+                Step::Seal { reason, detect_ms, .. } => {
+                    self.done.note = Some(format!("failover: {reason}"));
+                    lease = self.seal_register(&seen, reason, detect_ms, memory).await?;
+                    step = self.next_step(lease.as_ref(), None, memory);
+                }
+                Step::CollectSeals { term, pods } => {
+                    let (reports, next) = self.collect_seals(term, &pods, &seen, memory).await;
+                    tracing::info!(cluster = self.cluster.name, term = term.0, sealed = reports.len(), asked = pods.len(), "sealed");
+                    (lease, step) = (Some(seen), next);
+                }
+                Step::Claim { pod, pod_uid, member, candidates, possible_loss_bytes } => {
+                    let winner = claim::Winner { pod, pod_uid, member, candidates, possible_loss_bytes };
+                    return self.claim(&seen, winner, memory).await;
+                }
+                Step::Blocked { missing, why, candidates } => {
+                    let missing = missing.into_iter().map(|voter| voter.pod).collect();
+                    self.done.blocked = Some(Blocked { missing, why, candidates });
+                    self.done.requeue_after_ms = POLL_MS;
+                    return Ok(());
+                }
+                Step::Wait { why, recheck_after_ms } => {
+                    self.done.note = Some(why);
+                    self.done.requeue_after_ms = recheck_after_ms.unwrap_or(POLL_MS).clamp(AT_ONCE_MS, POLL_MS);
+                    return Ok(());
+                }
+                _ => {
+                    self.done.requeue_after_ms = AT_ONCE_MS;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Tells every agent that answered to read the register now. Failures don't matter: agents poll it.
+    pub(super) async fn wake_all(&self) {
+        let answering = self.observed.pods.iter().filter(|pod| pod.status().is_some());
+        let addresses: Vec<_> = answering.filter_map(|pod| pod.address(self.cluster)).collect();
+        join_all(addresses.iter().map(|address| self.agents.wake(address))).await;
+    }
+}

@@ -1,0 +1,194 @@
+//! `pgherd backup --config FILE`: one base backup, streamed to the object store, in a Job's pod. It ends with its outcome
+//! in the termination message, and reports its progress to the Backup's status as well as it can.
+//!
+//! It never tries again by itself: the source may be gone, and only the controller knows another one.
+
+pub mod config;
+pub mod failure;
+pub mod outcome;
+pub mod progress;
+pub mod report;
+
+use std::{
+    error::Error,
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use pgherd_stream::{
+    backup::{BackupOptions, BackupProgress, run_backup},
+    replication::ConnectOptions,
+    store::ObjectStore,
+    tls::PostgresTls,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    config::{BackupJobConfig, SourceConfig, read_config},
+    failure::describe_failure,
+    outcome::{BackupFailure, BackupOutcome, BackupSummary, render_outcome},
+    report::Reporter,
+};
+use crate::telemetry::error_chain;
+
+/// Kubernetes reads the termination message here.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Bound of the connection to the instance.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A progress patch under way may take this long after the backup's end.
+const REPORT_GRACE: Duration = Duration::from_secs(6);
+
+/// Runs the backup to its end; the exit code says whether it is in the store.
+///
+/// # Errors
+/// If the configuration can't be read or no runtime can be made.
+pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    let config = match read_config(config_file) {
+        Ok(config) => config,
+        Err(error) => {
+            let failure = BackupFailure { reason: "BadConfig".to_owned(), error: error_chain(&error), retry: false };
+            write_outcome(&BackupOutcome::Failed(failure));
+            return Err(error.into());
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let outcome = runtime.block_on(perform(&config));
+    write_outcome(&outcome);
+    // Threads that still compress or wait for a name must not delay the end.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    match outcome {
+        BackupOutcome::Completed(summary) => {
+            tracing::info!(id = summary.id, bytes = summary.bytes, stored_bytes = summary.stored_bytes, "backup completed");
+            Ok(ExitCode::SUCCESS)
+        }
+        BackupOutcome::Failed(failure) => {
+            tracing::error!(reason = failure.reason, error = failure.error, "backup failed");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn perform(config: &BackupJobConfig) -> BackupOutcome {
+    let (started, started_at) = (Instant::now(), render_time(Timestamp::now()));
+    let cancel = CancellationToken::new();
+    cancel_on_signal(&cancel);
+    // First of all the store: wrong credentials or a missing bucket must not cost the server a checkpoint.
+    let probed = async { ObjectStore::connect(&config.location.store).await?.probe().await };
+    if let Err(error) = probed.await {
+        return BackupOutcome::Failed(describe_failure(&error.into()));
+    }
+    let reporter = match kube::Client::try_default().await {
+        Ok(client) => Some(Arc::new(Reporter::new(client, config, started_at.clone(), started))),
+        Err(error) => {
+            tracing::warn!(error = error_chain(&error), "no API server: the backup goes on without progress in its status");
+            None
+        }
+    };
+    let (sender, receiver) = watch::channel(BackupProgress::default());
+    let telling = reporter.clone().map(|reporter| {
+        let cancel = cancel.clone();
+        tokio::spawn(async move { reporter.report_progress(receiver, cancel).await })
+    });
+    let options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
+    let outcome = run_backup(options, sender, cancel.clone()).await;
+    // The sender is gone, so the task ends by itself; the last status must come after its last patch.
+    cancel.cancel();
+    if let Some(task) = telling {
+        let abort = task.abort_handle();
+        if timeout(REPORT_GRACE, task).await.is_err() {
+            abort.abort();
+        }
+    }
+    match outcome {
+        Ok(outcome) => {
+            let summary = build_summary(&outcome, started_at, started.elapsed());
+            if let Some(reporter) = reporter {
+                reporter.report_completed(&summary).await;
+            }
+            BackupOutcome::Completed(summary)
+        }
+        Err(error) => BackupOutcome::Failed(describe_failure(&error)),
+    }
+}
+
+/// SIGTERM and SIGINT end the backup: its uploads are aborted, nothing stays visible.
+fn cancel_on_signal(cancel: &CancellationToken) {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        match signal(kind) {
+            Ok(mut signals) => {
+                let cancel = cancel.clone();
+                tokio::spawn(async move {
+                    if signals.recv().await.is_some() {
+                        tracing::warn!("told to end: the backup is cancelled");
+                        cancel.cancel();
+                    }
+                });
+            }
+            Err(error) => tracing::warn!(error = error_chain(&error), "cannot listen for signals"),
+        }
+    }
+}
+
+fn build_connect_options(source: &SourceConfig) -> ConnectOptions {
+    let tls_dir = Path::new(&source.tls_dir);
+    ConnectOptions {
+        host: source.host.clone(),
+        port: source.port,
+        server_name: source.host.clone(),
+        user: source.user.clone(),
+        database: None,
+        tls: Some(PostgresTls {
+            ca_file: tls_dir.join("ca.crt"),
+            cert_file: Some(tls_dir.join("replication.crt")),
+            key_file: Some(tls_dir.join("replication.key")),
+        }),
+        password_file: None,
+        application_name: "pgherd-backup".to_owned(),
+        connect_timeout: CONNECT_TIMEOUT,
+    }
+}
+
+fn build_summary(outcome: &pgherd_stream::backup::BackupOutcome, started_at: String, took: Duration) -> BackupSummary {
+    let record = &outcome.record;
+    let location = &outcome.location;
+    BackupSummary {
+        id: record.id.clone(),
+        destination: format!("s3://{}/{}", location.store.bucket, location.backup_prefix(&record.id)),
+        system_id: record.system_id.clone(),
+        server_version: record.server_version,
+        timeline: record.timeline,
+        start_lsn: record.start_lsn,
+        stop_lsn: record.stop_lsn,
+        started_at,
+        completed_at: render_time(Timestamp::now()),
+        bytes: record.tar_bytes,
+        stored_bytes: record.stored_bytes,
+        took_ms: millis(took),
+        stream_ms: millis(Duration::try_from_secs_f64(outcome.seconds).unwrap_or(took)),
+        peak_rss_bytes: outcome.peak_rss_bytes,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// RFC 3339 in UTC, whole seconds.
+fn render_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Outside of a pod there is no such file, and the log has it all as well.
+fn write_outcome(outcome: &BackupOutcome) {
+    if let Err(error) = std::fs::write(TERMINATION_LOG, render_outcome(outcome)) {
+        tracing::warn!(error = error_chain(&error), "cannot write {TERMINATION_LOG}");
+    }
+}

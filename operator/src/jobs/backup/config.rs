@@ -1,0 +1,78 @@
+//! `backup.json`: what the controller tells a backup Job, mounted from a ConfigMap. Names no secret, only the folders
+//! that secrets are mounted at.
+
+use std::path::{Path, PathBuf};
+
+use pgherd_core::backup::ClusterLocation;
+use serde::{Deserialize, Serialize};
+
+/// Where the ConfigMap is mounted.
+pub const CONFIG_DIR: &str = "/etc/pgherd/backup";
+/// The file in it.
+pub const CONFIG_FILE: &str = "backup.json";
+
+/// What one attempt of a backup does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupJobConfig {
+    /// The Backup's namespace.
+    pub namespace: String,
+    /// The Backup's name.
+    pub backup: String,
+    /// The Backup's UID: a Backup made again under the same name is another one and gets no status from this Job.
+    pub backup_uid: String,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// The instance that is read.
+    pub source: SourceConfig,
+    /// Where the backup goes.
+    pub location: ClusterLocation,
+}
+
+/// The instance that is read, over TLS with a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceConfig {
+    /// The pod.
+    pub pod: String,
+    /// Its DNS name, which its certificate must carry.
+    pub host: String,
+    /// PostgreSQL's port.
+    pub port: u16,
+    /// The role.
+    pub user: String,
+    /// Folder with `ca.crt`, `replication.crt` and `replication.key`.
+    pub tls_dir: String,
+}
+
+/// The configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("the configuration {path} cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not the JSON that the controller writes.
+    #[error("the configuration {path} is not valid")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Reads the file.
+///
+/// # Errors
+/// [`ConfigError`] names the file.
+pub fn read_config(path: &Path) -> Result<BackupJobConfig, ConfigError> {
+    let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
+}

@@ -1,0 +1,13 @@
+//! What runs inside Job pods.
+
+pub mod backup;
+
+use std::process::ExitCode;
+
+/// Runs `pgherd backup --config FILE`. Builds its own runtime.
+///
+/// # Errors
+/// What failed, for the Job's log.
+pub fn run_backup(config: &std::path::Path) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    backup::run(config)
+}

@@ -1,0 +1,190 @@
+//! What lies in a store: clusters and their backups. Only `backup.json` makes a backup visible.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use pgherd_core::backup::{BackupLocation, BackupRecord, ClusterLocation};
+
+use crate::store::{ObjectStore, StoreError};
+
+/// The format of `backup.json` that is read and written here.
+pub const RECORD_FORMAT: u32 = 1;
+/// Name of the object that makes a backup visible.
+pub const RECORD_NAME: &str = "backup.json";
+/// Records read at the same time.
+const CONCURRENT_READS: usize = 8;
+
+/// A cluster in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredCluster {
+    /// Its name.
+    pub name: String,
+    /// The database systems that were backed up under this name.
+    pub system_ids: Vec<String>,
+}
+
+/// Why a backup could not be named.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    /// The store failed.
+    #[error("reading the object store")]
+    Store(#[from] StoreError),
+    /// No cluster of this name.
+    #[error("the object store holds no cluster \"{0}\"")]
+    UnknownCluster(String),
+    /// Several database systems of one name.
+    #[error("the object store holds several database systems named \"{cluster}\": {}; name one by systemId", system_ids.join(", "))]
+    AmbiguousSystem {
+        /// The cluster's name.
+        cluster: String,
+        /// What is there.
+        system_ids: Vec<String>,
+    },
+    /// No backup of this id, or none at all.
+    #[error("no {} in {root}", if id.is_empty() { "complete backup".to_owned() } else { format!("complete backup {id}") })]
+    NoBackup {
+        /// Key prefix of the cluster.
+        root: String,
+        /// The id; empty when any would do.
+        id: String,
+    },
+    /// A `backup.json` is not what this version reads.
+    #[error("{key} is not a backup record that this version reads: {problem}")]
+    Record {
+        /// Its key.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// All complete backups of a database system, newest last.
+///
+/// # Errors
+/// [`CatalogueError`]; also when one record of several is unreadable.
+pub async fn list_backups(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+) -> Result<Vec<BackupRecord>, CatalogueError> {
+    let ids = store.list_dirs(&format!("{}/base/", location.root())).await?;
+    let reads = stream::iter(ids).map(|id| async move { read_record(store, location, &id).await });
+    let records: Vec<_> = reads.buffered(CONCURRENT_READS).try_collect().await?;
+    let mut records: Vec<BackupRecord> = records.into_iter().flatten().collect();
+    records.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(records)
+}
+
+/// The clusters below a prefix of the store (without slashes at its ends; may be empty).
+///
+/// # Errors
+/// [`CatalogueError`].
+pub async fn list_clusters(store: &ObjectStore, prefix: &str) -> Result<Vec<StoredCluster>, CatalogueError> {
+    let prefix = prefix.trim_matches('/');
+    let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+    let mut clusters = Vec::new();
+    for name in store.list_dirs(&prefix).await? {
+        let system_ids = list_systems(store, &format!("{prefix}{name}/")).await?;
+        if !system_ids.is_empty() {
+            clusters.push(StoredCluster { name, system_ids });
+        }
+    }
+    Ok(clusters)
+}
+
+/// Fills in an empty system id (there must be only one) and an empty backup id (the newest).
+///
+/// # Errors
+/// [`CatalogueError`].
+pub async fn resolve(
+    store: &ObjectStore,
+    location: &BackupLocation,
+) -> Result<(BackupLocation, BackupRecord), CatalogueError> {
+    let mut resolved = location.clone();
+    if resolved.cluster.system_id.is_empty() {
+        // With an empty system id, the root ends with the slash after the cluster's name.
+        let mut system_ids = list_systems(store, &resolved.cluster.root()).await?;
+        resolved.cluster.system_id = match (system_ids.pop(), system_ids.is_empty()) {
+            (None, _) => return Err(CatalogueError::UnknownCluster(resolved.cluster.cluster)),
+            (Some(only), true) => only,
+            (Some(last), false) => {
+                system_ids.push(last);
+                return Err(CatalogueError::AmbiguousSystem { cluster: resolved.cluster.cluster, system_ids });
+            }
+        };
+    }
+    let record = if resolved.backup_id.is_empty() {
+        list_backups(store, &resolved.cluster).await?.pop()
+    } else {
+        read_record(store, &resolved.cluster, &resolved.backup_id).await?
+    };
+    let root = resolved.cluster.root();
+    let record = record.ok_or_else(|| CatalogueError::NoBackup { root, id: resolved.backup_id.clone() })?;
+    resolved.backup_id.clone_from(&record.id);
+    Ok((resolved, record))
+}
+
+/// Reads one `backup.json`; `None` when the store says that there is none.
+///
+/// # Errors
+/// [`CatalogueError`].
+pub async fn read_record(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    id: &str,
+) -> Result<Option<BackupRecord>, CatalogueError> {
+    let key = format!("{}{RECORD_NAME}", location.backup_prefix(id));
+    let Some(bytes) = store.get(&key).await? else { return Ok(None) };
+    parse_record(&bytes, location, id).map(Some).map_err(|problem| CatalogueError::Record { key, problem })
+}
+
+#[derive(serde::Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<BackupRecord, String> {
+    // The format is read first, so that a record of a later version is named as such and not as malformed.
+    let FormatOnly { format } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if format != RECORD_FORMAT {
+        return Err(format!("it has format {format}, known is {RECORD_FORMAT}"));
+    }
+    let record: BackupRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if record.id != id {
+        return Err(format!("it says it is backup {}", record.id));
+    }
+    if record.system_id != location.system_id {
+        return Err(format!("it belongs to the database system {}", record.system_id));
+    }
+    Ok(record)
+}
+
+/// Names of digits only: the database systems of a cluster.
+async fn list_systems(store: &ObjectStore, prefix: &str) -> Result<Vec<String>, CatalogueError> {
+    let names = store.list_dirs(prefix).await?;
+    Ok(names.into_iter().filter(|name| !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgherd_core::backup::StoreConfig;
+
+    #[test]
+    fn a_record_of_a_later_format_or_another_system_is_refused_by_name() {
+        let store = StoreConfig {
+            endpoint: String::new(),
+            bucket: String::new(),
+            prefix: String::new(),
+            region: None,
+            path_style: true,
+            credentials_dir: String::new(),
+            ca_file: None,
+        };
+        let location = ClusterLocation { store, cluster: "c".into(), system_id: "7".into() };
+        let parse = |text: &str| parse_record(text.as_bytes(), &location, "a").unwrap_err();
+        assert!(parse(r#"{"format": 9, "chunks": []}"#).contains("format 9"));
+        assert!(parse("{").contains("EOF"));
+        let record = r#"{"format":1,"id":"a","cluster":"c","systemId":"8","serverVersion":150013,"timeline":1,"startLsn":"0/1",
+            "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
+            "walSegmentBytes":16777216}"#;
+        assert!(parse(record).contains("database system 8"));
+    }
+}

@@ -1,0 +1,321 @@
+//! A byte stream as a row of independent zstd frames, compressed in parallel and handed on in order.
+//!
+//! Every frame but an archive's last holds [`FRAME_BYTES`] of input, its content size and a checksum. Concatenated
+//! frames are one legal zstd stream, so `zstd -dc` reads them; alone, each can be fetched and decoded by itself.
+//!
+//! Memory: `workers + 1` slots, each with one input buffer of 4 MiB, one output buffer of at most
+//! `zstd_compress_bound(4 MiB)` (touched only as far as the frame is long) and a compression context. A slot is free again
+//! when its frame is dropped; until then the writer waits. Nothing else is queued.
+
+use std::io;
+
+use tokio::{sync::mpsc, task::JoinHandle};
+use zstd::bulk::{Compressor, Decompressor};
+
+/// Input bytes of one frame.
+pub const FRAME_BYTES: usize = 4 << 20;
+
+/// Why frames could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// zstd refused.
+    #[error("zstd")]
+    Zstd(#[source] io::Error),
+    /// A compression task died.
+    #[error("a compression task died")]
+    Task(#[source] tokio::task::JoinError),
+    /// The other side of the queue is gone; its own error says why.
+    #[error("the frames are not taken any more")]
+    Closed,
+    /// A decoded frame has another size than the index says.
+    #[error("a frame holds {found} bytes, the index says {expected}")]
+    Size {
+        /// By the index.
+        expected: usize,
+        /// Decoded.
+        found: usize,
+    },
+}
+
+/// Buffers and a context for one frame at a time.
+struct Slot {
+    input: Vec<u8>,
+    output: Vec<u8>,
+    compressor: Compressor<'static>,
+}
+
+/// A compressed frame. Dropping it frees its buffers for the next one.
+pub struct Frame {
+    slot: Option<Slot>,
+    input_bytes: u64,
+    home: mpsc::Sender<Slot>,
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frame").field("input_bytes", &self.input_bytes).finish_non_exhaustive()
+    }
+}
+
+impl Frame {
+    /// The compressed frame.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.slot.as_ref().map(|slot| slot.output.as_slice()).unwrap_or_default()
+    }
+
+    /// How many bytes it holds when decoded.
+    #[must_use]
+    pub fn input_bytes(&self) -> u64 {
+        self.input_bytes
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            // The channel has room for every slot; it is only closed when no frame is wanted any more.
+            let _ = self.home.try_send(slot);
+        }
+    }
+}
+
+enum Pending {
+    BeginArchive(String),
+    Frame(JoinHandle<Result<Frame, FrameError>>),
+    EndArchive,
+}
+
+/// What comes out, in order.
+#[derive(Debug)]
+pub enum FrameItem {
+    /// Frames of the archive of this name follow.
+    BeginArchive(String),
+    /// The next frame of the archive.
+    Frame(Frame),
+    /// The archive is complete.
+    EndArchive,
+}
+
+/// The side that bytes are written into.
+pub struct FrameWriter {
+    current: Option<Slot>,
+    free: mpsc::Receiver<Slot>,
+    home: mpsc::Sender<Slot>,
+    queue: mpsc::Sender<Pending>,
+}
+
+/// The side that frames come out of.
+pub struct FrameReader {
+    queue: mpsc::Receiver<Pending>,
+}
+
+impl std::fmt::Debug for FrameWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameWriter").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for FrameReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameReader").finish_non_exhaustive()
+    }
+}
+
+/// Upper bound in bytes of what [`pipeline`] holds in buffers, without the contexts of zstd.
+#[must_use]
+pub fn bounded_bytes(workers: usize) -> u64 {
+    ((workers.max(1) + 1) * (FRAME_BYTES + zstd::zstd_safe::compress_bound(FRAME_BYTES))) as u64
+}
+
+/// A pair of a writer and a reader with `workers` frames being compressed at a time.
+///
+/// # Errors
+/// [`FrameError::Zstd`] for a level that zstd does not know.
+pub fn pipeline(level: i32, workers: usize) -> Result<(FrameWriter, FrameReader), FrameError> {
+    let slots = workers.max(1) + 1;
+    let (home, free) = mpsc::channel(slots);
+    for _ in 0..slots {
+        let _ = home.try_send(build_slot(level).map_err(FrameError::Zstd)?);
+    }
+    let (queue, frames) = mpsc::channel(slots + 1);
+    Ok((FrameWriter { current: None, free, home, queue }, FrameReader { queue: frames }))
+}
+
+fn build_slot(level: i32) -> io::Result<Slot> {
+    let mut compressor = Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    compressor.include_contentsize(true)?;
+    Ok(Slot {
+        input: Vec::with_capacity(FRAME_BYTES),
+        output: Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_BYTES)),
+        compressor,
+    })
+}
+
+impl FrameWriter {
+    /// Begins an archive.
+    ///
+    /// # Errors
+    /// [`FrameError::Closed`] when the reader is gone.
+    pub async fn begin_archive(&mut self, name: &str) -> Result<(), FrameError> {
+        self.queue.send(Pending::BeginArchive(name.to_owned())).await.map_err(|_| FrameError::Closed)
+    }
+
+    /// Appends bytes; waits while all slots are in use.
+    ///
+    /// # Errors
+    /// [`FrameError::Closed`] when the reader is gone.
+    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while !bytes.is_empty() {
+            let mut slot = match self.current.take() {
+                Some(slot) => slot,
+                None => self.wait_for_slot().await?,
+            };
+            let (now, later) = bytes.split_at((FRAME_BYTES - slot.input.len()).min(bytes.len()));
+            slot.input.extend_from_slice(now);
+            bytes = later;
+            if slot.input.len() == FRAME_BYTES {
+                self.send_frame(slot).await?;
+            } else {
+                self.current = Some(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the archive: what is left becomes its last, shorter frame.
+    ///
+    /// # Errors
+    /// [`FrameError::Closed`] when the reader is gone.
+    pub async fn end_archive(&mut self) -> Result<(), FrameError> {
+        if let Some(slot) = self.current.take() {
+            self.send_frame(slot).await?;
+        }
+        self.queue.send(Pending::EndArchive).await.map_err(|_| FrameError::Closed)
+    }
+
+    async fn wait_for_slot(&mut self) -> Result<Slot, FrameError> {
+        tokio::select! {
+            slot = self.free.recv() => slot.ok_or(FrameError::Closed),
+            () = self.queue.closed() => Err(FrameError::Closed),
+        }
+    }
+
+    async fn send_frame(&mut self, mut slot: Slot) -> Result<(), FrameError> {
+        let home = self.home.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            slot.output.clear();
+            slot.compressor.compress_to_buffer(&slot.input, &mut slot.output).map_err(FrameError::Zstd)?;
+            let input_bytes = slot.input.len() as u64;
+            slot.input.clear();
+            Ok(Frame { slot: Some(slot), input_bytes, home })
+        });
+        self.queue.send(Pending::Frame(task)).await.map_err(|_| FrameError::Closed)
+    }
+}
+
+impl FrameReader {
+    /// The next frame in the order of the input; `None` when the writer was dropped. Only [`FrameItem::EndArchive`] says
+    /// that an archive is complete.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub async fn next(&mut self) -> Result<Option<FrameItem>, FrameError> {
+        match self.queue.recv().await {
+            None => Ok(None),
+            Some(Pending::BeginArchive(name)) => Ok(Some(FrameItem::BeginArchive(name))),
+            Some(Pending::EndArchive) => Ok(Some(FrameItem::EndArchive)),
+            Some(Pending::Frame(task)) => task.await.map_err(FrameError::Task)?.map(|frame| Some(FrameItem::Frame(frame))),
+        }
+    }
+}
+
+/// Decodes one frame that must hold exactly `expected` bytes into `output`, which is overwritten.
+///
+/// # Errors
+/// [`FrameError`]; also for a damaged frame: its checksum is verified.
+pub fn decode_frame(frame: &[u8], expected: usize, output: &mut Vec<u8>) -> Result<(), FrameError> {
+    output.clear();
+    output.reserve(expected);
+    let found = Decompressor::new()
+        .and_then(|mut decompressor| decompressor.decompress_to_buffer(frame, output))
+        .map_err(FrameError::Zstd)?;
+    if found == expected { Ok(()) } else { Err(FrameError::Size { expected, found }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    async fn compress(chunks: &[Vec<u8>], workers: usize) -> Vec<(Vec<u8>, u64)> {
+        let (mut writer, mut reader) = pipeline(1, workers).unwrap();
+        let read = tokio::spawn(async move {
+            let mut frames = Vec::new();
+            while let Some(item) = reader.next().await.unwrap() {
+                match item {
+                    FrameItem::Frame(frame) => frames.push((frame.bytes().to_vec(), frame.input_bytes())),
+                    FrameItem::BeginArchive(_) => {}
+                    FrameItem::EndArchive => return frames,
+                }
+            }
+            panic!("no end of the archive");
+        });
+        writer.begin_archive("base").await.unwrap();
+        for chunk in chunks {
+            writer.write(chunk).await.unwrap();
+        }
+        writer.end_archive().await.unwrap();
+        read.await.unwrap()
+    }
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn frames_come_in_order_and_concatenate_to_a_plain_zstd_stream() {
+        let chunks: Vec<Vec<u8>> = (0..150u32).map(|i| i.to_le_bytes().repeat(25_000)).collect();
+        let frames = block_on(compress(&chunks, 3));
+        let input = chunks.concat();
+        assert_eq!(frames.len(), input.len().div_ceil(FRAME_BYTES));
+        let joined: Vec<u8> = frames.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+        assert!(zstd::decode_all(&joined[..]).unwrap() == input);
+        let mut output = Vec::new();
+        for ((bytes, length), expected) in frames.iter().zip(input.chunks(FRAME_BYTES)) {
+            decode_frame(bytes, usize::try_from(*length).unwrap(), &mut output).unwrap();
+            assert!(output == expected);
+        }
+    }
+
+    #[test]
+    fn a_writer_whose_reader_is_gone_fails_instead_of_waiting() {
+        block_on(async {
+            let (mut writer, reader) = pipeline(1, 1).unwrap();
+            drop(reader);
+            let data = vec![7; 3 * FRAME_BYTES];
+            assert!(matches!(writer.write(&data).await, Err(FrameError::Closed)));
+        });
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn any_input_comes_back(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..5000), 0..20)) {
+            let frames = block_on(compress(&chunks, 2));
+            let joined: Vec<u8> = frames.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+            prop_assert_eq!(zstd::decode_all(&joined[..]).unwrap(), chunks.concat());
+        }
+
+        #[test]
+        fn a_damaged_frame_is_noticed(content in prop::collection::vec(any::<u8>(), 1..3000), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            let frames = block_on(compress(std::slice::from_ref(&content), 1));
+            let mut damaged = frames[0].0.clone();
+            damaged[at.index(frames[0].0.len())] ^= 1 << bit;
+            let mut output = Vec::new();
+            let result = decode_frame(&damaged, content.len(), &mut output);
+            prop_assert!(result.is_err() || output == content);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The object store: S3 with create-only writes, ranged reads, and multipart uploads that leave nothing behind.
+//!
+//! An absent object is only what the store itself called absent; every doubt is an error.
+
+mod classify;
+mod client;
+mod credentials;
+mod error;
+mod multipart;
+mod trust;
+
+use std::{fmt::Debug, time::Duration};
+
+use aws_sdk_s3::{
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+    operation::get_object::GetObjectOutput,
+    primitives::ByteStream,
+};
+use backon::{ExponentialBuilder, Retryable};
+use bytes::Bytes;
+use pgherd_core::backup::StoreConfig;
+
+use classify::{Request, classify, status};
+pub use error::StoreError;
+pub use multipart::{MultipartUpload, PartBuffer, PartBuffers};
+
+/// Whether a create-only write wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The object is new.
+    Created,
+    /// An object of this name existed and was left alone.
+    Exists,
+}
+
+/// A connection to one bucket. Cheap to clone; keys are whole keys, with the configured prefix.
+#[derive(Clone, Debug)]
+pub struct ObjectStore {
+    client: Client,
+    bucket: String,
+    endpoint: String,
+}
+
+/// A body that stops in the middle is asked for again this often.
+const BODY_ATTEMPTS: usize = 5;
+/// A store that cannot decide between two writers says so; it is asked again this often.
+const CONFLICT_ATTEMPTS: usize = 5;
+
+impl ObjectStore {
+    /// Prepares a client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Config`] for an unusable endpoint or CA file, [`StoreError::CredentialsFile`] for unreadable
+    /// credentials.
+    pub async fn connect(config: &StoreConfig) -> Result<Self, StoreError> {
+        Ok(Self {
+            client: client::build_client(config)?,
+            bucket: config.bucket.clone(),
+            endpoint: config.endpoint.clone(),
+        })
+    }
+
+    /// The bucket's name.
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// Asks for one key of the bucket: it exists and the credentials are good. Answers within ten seconds.
+    ///
+    /// # Errors
+    /// [`StoreError`] tells wrong credentials, a missing bucket, an unreachable store and a TLS failure apart.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).customize();
+        let answer = request.config_override(client::probe_settings()).send().await;
+        answer.map(|_| ()).map_err(|error| classify(self.request("LIST", ""), error))
+    }
+
+    /// Writes an object only if there is none of this name.
+    ///
+    /// A repeated attempt whose first answer was lost finds its own object: whoever must tell that apart compares.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<PutOutcome, StoreError> {
+        let mut attempt = 0;
+        loop {
+            let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
+            let error = match request.body(ByteStream::from(body.clone())).send().await {
+                Ok(_) => return Ok(PutOutcome::Created),
+                Err(error) => error,
+            };
+            match status(&error) {
+                Some(412) => return Ok(PutOutcome::Exists),
+                Some(409) if attempt < CONFLICT_ATTEMPTS => {
+                    attempt += 1;
+                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
+                }
+                _ => return Err(classify(self.request("PUT", key), error)),
+            }
+        }
+    }
+
+    /// Writes an object, replacing any other.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
+        let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
+        request.send().await.map(|_| ()).map_err(|error| classify(self.request("PUT", key), error))
+    }
+
+    /// Reads an object whole; `None` only when the store said that there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+        match self.read_body(key, None).await {
+            Ok(body) => Ok(Some(body)),
+            Err(StoreError::NoSuchObject(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads `length` bytes from `offset`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; also when the object is absent or shorter.
+    pub async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        let body = self.read_body(key, Some(format!("bytes={offset}-{}", offset + length - 1))).await?;
+        if body.len() as u64 == length {
+            return Ok(body);
+        }
+        let problem = format!("{} bytes came instead of {length} at {offset}", body.len());
+        Err(StoreError::Damaged { key: key.to_owned(), problem })
+    }
+
+    /// An object's size in bytes; `None` only when the store said that there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(answer) => Ok(Some(u64::try_from(answer.content_length().unwrap_or(0)).unwrap_or(0))),
+            // An answer to HEAD has no body, hence no code: a missing bucket looks the same.
+            Err(error) if status(&error) == Some(404) => {
+                self.probe().await?;
+                Ok(None)
+            }
+            Err(error) => Err(classify(self.request("HEAD", key), error)),
+        }
+    }
+
+    /// Keys and sizes below a prefix, sorted by key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        let mut pages = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).into_paginator().send();
+        let mut objects = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| classify(self.request("LIST", prefix), error))?;
+            for object in page.contents() {
+                let size = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
+                objects.extend(object.key().map(|key| (key.to_owned(), size)));
+            }
+        }
+        objects.sort();
+        Ok(objects)
+    }
+
+    /// Names of the "folders" directly below a prefix that ends with a slash (or is empty), without slashes, sorted.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).delimiter("/");
+        let mut pages = request.into_paginator().send();
+        let mut names = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| classify(self.request("LIST", prefix), error))?;
+            let folders = page.common_prefixes().iter().filter_map(|folder| folder.prefix());
+            names.extend(folders.filter_map(|folder| folder.strip_prefix(prefix)).map(|n| n.trim_end_matches('/').to_owned()));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Deletes an object; one that is not there is fine.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => match classify(self.request("DELETE", key), error) {
+                StoreError::NoSuchObject(_) => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+
+    async fn read_body(&self, key: &str, range: Option<String>) -> Result<Bytes, StoreError> {
+        let attempt = || async {
+            let request = self.client.get_object().bucket(&self.bucket).key(key).set_range(range.clone());
+            let answer = request.send().await.map_err(|error| BodyError::Answer(classify(self.request("GET", key), error)))?;
+            self.collect(answer).await
+        };
+        let pause = ExponentialBuilder::default().with_jitter().with_max_times(BODY_ATTEMPTS);
+        // The SDK retries requests, but not a body that breaks off after a good answer.
+        let result = attempt.retry(pause).when(|error| matches!(error, BodyError::Broken(_))).await;
+        result.map_err(|error| match error {
+            BodyError::Answer(error) => error,
+            BodyError::Broken(source) => StoreError::Unreachable {
+                endpoint: self.endpoint.clone(),
+                what: format!("GET {}/{key}", self.bucket),
+                reason: "the object's bytes broke off".to_owned(),
+                source,
+            },
+        })
+    }
+
+    async fn collect(&self, answer: GetObjectOutput) -> Result<Bytes, BodyError> {
+        let expected = answer.content_length().and_then(|length| usize::try_from(length).ok());
+        let collected = tokio::time::timeout(BODY_TIMEOUT, answer.body.collect()).await;
+        let body = match collected {
+            Ok(Ok(body)) => body.into_bytes(),
+            Ok(Err(error)) => return Err(BodyError::Broken(Box::new(error))),
+            Err(error) => return Err(BodyError::Broken(Box::new(error))),
+        };
+        match expected {
+            Some(length) if length != body.len() => Err(BodyError::Broken("the body is shorter than announced".into())),
+            _ => Ok(body),
+        }
+    }
+
+    fn request<'a>(&'a self, verb: &'static str, key: &'a str) -> Request<'a> {
+        Request { endpoint: &self.endpoint, bucket: &self.bucket, verb, key }
+    }
+
+    fn classify<E>(
+        &self,
+        verb: &'static str,
+        key: &str,
+        error: SdkError<E, aws_smithy_runtime_api::client::orchestrator::HttpResponse>,
+    ) -> StoreError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + Debug + 'static,
+    {
+        classify(self.request(verb, key), error)
+    }
+}
+
+/// The body of one object or range must come within this time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(180);
+
+enum BodyError {
+    Answer(StoreError),
+    Broken(error::StoreSource),
+}

@@ -1,0 +1,237 @@
+//! Multipart uploads: parts go up concurrently out of a fixed set of buffers; an upload ends by [`MultipartUpload::complete`]
+//! or must be aborted by [`MultipartUpload::abort`]. A process that dies leaves it open: see `abort_stale_uploads`.
+
+use aws_sdk_s3::{
+    primitives::ByteStream,
+    types::{CompletedMultipartUpload, CompletedPart},
+};
+use bytes::Bytes;
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{ObjectStore, StoreError};
+
+/// A fixed set of equal buffers. A buffer that was sent comes back when its request is done, so uploads that are slower
+/// than their source make the source wait.
+#[derive(Debug)]
+pub struct PartBuffers {
+    free: mpsc::Receiver<Vec<u8>>,
+    home: mpsc::Sender<Vec<u8>>,
+    part_bytes: usize,
+}
+
+impl PartBuffers {
+    /// `count` buffers of `part_bytes`; memory is touched only when it is used.
+    #[must_use]
+    pub fn new(count: usize, part_bytes: usize) -> Self {
+        let (home, free) = mpsc::channel(count.max(1));
+        for _ in 0..count.max(1) {
+            let _ = home.try_send(Vec::with_capacity(part_bytes));
+        }
+        Self { free, home, part_bytes }
+    }
+
+    /// Waits for a free buffer.
+    pub async fn take(&mut self) -> PartBuffer {
+        // The channel cannot close: `self` holds a sender.
+        let bytes = self.free.recv().await.unwrap_or_default();
+        PartBuffer { bytes, limit: self.part_bytes, home: self.home.clone() }
+    }
+}
+
+/// A buffer that is being filled. Dropping it, or the [`Bytes`] made of it, frees it.
+#[derive(Debug)]
+pub struct PartBuffer {
+    bytes: Vec<u8>,
+    limit: usize,
+    home: mpsc::Sender<Vec<u8>>,
+}
+
+impl PartBuffer {
+    /// Takes as many bytes from the front of `input` as fit.
+    pub fn fill(&mut self, input: &mut &[u8]) {
+        let (now, later) = input.split_at((self.limit - self.bytes.len()).min(input.len()));
+        self.bytes.extend_from_slice(now);
+        *input = later;
+    }
+
+    /// Nothing more fits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() >= self.limit
+    }
+
+    /// Nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Its bytes, without copying them; the buffer is free again when the last clone is dropped.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for PartBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for PartBuffer {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        // Fails only when the set itself is gone.
+        let _ = self.home.try_send(bytes);
+    }
+}
+
+/// An upload in parts.
+#[derive(Debug)]
+pub struct MultipartUpload {
+    store: ObjectStore,
+    key: String,
+    upload_id: String,
+    concurrency: usize,
+    next_part: i32,
+    bytes: u64,
+    running: JoinSet<Result<CompletedPart, StoreError>>,
+    done: Vec<CompletedPart>,
+}
+
+impl MultipartUpload {
+    /// Begins an upload with at most `concurrency` parts on their way.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn begin(store: &ObjectStore, key: &str, concurrency: usize) -> Result<Self, StoreError> {
+        let request = store.client.create_multipart_upload().bucket(&store.bucket).key(key);
+        let answer = request.send().await.map_err(|error| store.classify("BEGIN UPLOAD", key, error))?;
+        let upload_id = answer.upload_id().unwrap_or_default().to_owned();
+        Ok(Self {
+            store: store.clone(),
+            key: key.to_owned(),
+            upload_id,
+            concurrency: concurrency.max(1),
+            next_part: 1,
+            bytes: 0,
+            running: JoinSet::new(),
+            done: Vec::new(),
+        })
+    }
+
+    /// Sends the next part; waits while `concurrency` parts are on their way. All but the last must have at least 5 MiB.
+    ///
+    /// # Errors
+    /// [`StoreError`] of this or an earlier part.
+    pub async fn push_part(&mut self, body: Bytes) -> Result<(), StoreError> {
+        while self.running.len() >= self.concurrency {
+            self.wait_for_part().await?;
+        }
+        let number = self.next_part;
+        self.next_part += 1;
+        self.bytes += body.len() as u64;
+        let (store, key, upload_id) = (self.store.clone(), self.key.clone(), self.upload_id.clone());
+        self.running.spawn(async move {
+            let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(upload_id);
+            let answer = request.part_number(number).body(ByteStream::from(body)).send().await;
+            let answer = answer.map_err(|error| store.classify("UPLOAD PART", &key, error))?;
+            Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag().map(str::to_owned)).build())
+        });
+        Ok(())
+    }
+
+    async fn wait_for_part(&mut self) -> Result<(), StoreError> {
+        match self.running.join_next().await {
+            None => Ok(()),
+            Some(Ok(part)) => {
+                self.done.push(part?);
+                Ok(())
+            }
+            Some(Err(error)) => Err(StoreError::Other {
+                what: format!("UPLOAD PART {}", self.key),
+                code: "task".to_owned(),
+                message: error.to_string(),
+            }),
+        }
+    }
+
+    /// Waits for all parts, makes the object appear and checks its size.
+    ///
+    /// # Errors
+    /// [`StoreError`], then the upload is still open: abort it.
+    pub async fn complete(&mut self) -> Result<u64, StoreError> {
+        while !self.running.is_empty() {
+            self.wait_for_part().await?;
+        }
+        self.done.sort_by_key(|part| part.part_number());
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(self.done.clone())).build();
+        let request = self.store.client.complete_multipart_upload().bucket(&self.store.bucket).key(&self.key);
+        let answer = request.upload_id(&self.upload_id).multipart_upload(parts).send().await;
+        let failure = match answer {
+            Ok(answer) if answer.e_tag().is_some() => None,
+            Ok(_) => Some(self.damaged("its completion was answered without an ETag")),
+            Err(error) => Some(self.store.classify("COMPLETE UPLOAD", &self.key, error)),
+        };
+        // A completion whose answer was lost has happened all the same: the object's size tells.
+        match (self.store.head(&self.key).await?, failure) {
+            (Some(size), _) if size == self.bytes => Ok(size),
+            (_, Some(failure)) => Err(failure),
+            (size, None) => Err(self.damaged(&format!("{size:?} bytes instead of {}", self.bytes))),
+        }
+    }
+
+    fn damaged(&self, problem: &str) -> StoreError {
+        StoreError::Damaged { key: self.key.clone(), problem: problem.to_owned() }
+    }
+
+    /// Ends all requests on their way and removes what was uploaded. An upload that is gone already is fine.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn abort(mut self) -> Result<(), StoreError> {
+        // A part that arrives after the abort would stay: first no request may be on its way any more.
+        self.running.shutdown().await;
+        self.store.abort_upload(&self.key, &self.upload_id).await
+    }
+}
+
+impl ObjectStore {
+    /// Aborts every open multipart upload of exactly these keys; returns how many there were. (MinIO lists uploads by exact
+    /// key only.)
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn abort_stale_uploads(&self, keys: &[String]) -> Result<usize, StoreError> {
+        let mut aborted = 0;
+        for key in keys {
+            for upload_id in self.list_uploads(key).await? {
+                self.abort_upload(key, &upload_id).await?;
+                aborted += 1;
+            }
+        }
+        Ok(aborted)
+    }
+
+    /// Ids of the open multipart uploads of exactly this key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_uploads(&self, key: &str) -> Result<Vec<String>, StoreError> {
+        let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(key);
+        let answer = request.send().await.map_err(|error| self.classify("LIST UPLOADS", key, error))?;
+        let exact = answer.uploads().iter().filter(|upload| upload.key() == Some(key));
+        Ok(exact.filter_map(|upload| upload.upload_id().map(str::to_owned)).collect())
+    }
+
+    async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), StoreError> {
+        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload_id);
+        match request.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if super::status(&error) == Some(404) => Ok(()),
+            Err(error) => Err(self.classify("ABORT UPLOAD", key, error)),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Which files of the archive a replay needs, and which of them are missing.
+
+use std::collections::{BTreeSet, HashSet};
+
+use pgherd_core::{
+    backup::ClusterLocation,
+    lsn::Lsn,
+    timeline::{TimelineHistory, TimelineId},
+};
+
+use super::{WalError, name::segment_name};
+use crate::store::ObjectStore;
+
+/// What the archive lacks to replay `[from, to)` along `history`: segments in the order of replay, and before them the
+/// `.history` files of the timelines that are entered.
+///
+/// A segment in which a timeline was left is asked for on the newest timeline that has it, as PostgreSQL's recovery does.
+/// To end before a segment that is at hand elsewhere, round `to` down to its start.
+///
+/// # Errors
+/// [`WalError::Store`].
+pub async fn missing_segments(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    history: &TimelineHistory,
+    from: Lsn,
+    to: Lsn,
+    segment_bytes: u64,
+) -> Result<Vec<String>, WalError> {
+    let needed = decide_needed(history, from, to, segment_bytes);
+    // Lists only the folders that are needed: one per timeline and 4 GiB of WAL.
+    let folder = |name: &String| {
+        let key = location.wal_key(name);
+        key.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"))
+    };
+    let segments = needed.iter().filter(|name| !name.ends_with(".history"));
+    let folders: BTreeSet<String> = segments.map(folder).collect();
+    let mut present = HashSet::new();
+    for folder in folders {
+        present.extend(store.list(&folder).await?.into_iter().filter(|(_, size)| *size > 0).map(|(key, _)| key));
+    }
+    for name in needed.iter().filter(|name| name.ends_with(".history")) {
+        let key = location.wal_key(name);
+        if store.head(&key).await?.is_some_and(|size| size > 0) {
+            present.insert(key);
+        }
+    }
+    Ok(needed.into_iter().filter(|name| !present.contains(&location.wal_key(name))).collect())
+}
+
+/// The files that a replay of `[from, to)` along `history` reads, in its order.
+#[must_use]
+pub fn decide_needed(history: &TimelineHistory, from: Lsn, to: Lsn, segment_bytes: u64) -> Vec<String> {
+    let segment_bytes = segment_bytes.max(1);
+    if from >= to {
+        return Vec::new();
+    }
+    // Each timeline with the number of the segment in which it begins, oldest first.
+    let mut begins: Vec<(TimelineId, u64)> = Vec::new();
+    let mut begin = 0;
+    for entry in &history.ancestors {
+        begins.push((entry.timeline, begin));
+        begin = entry.switch_lsn.0 / segment_bytes;
+    }
+    begins.push((history.timeline, begin));
+    let timeline_of = |number: u64| begins.iter().rev().find(|(_, begin)| *begin <= number).map(|(timeline, _)| *timeline);
+    let numbers = from.0 / segment_bytes..to.0.div_ceil(segment_bytes);
+    let segments = numbers
+        .filter_map(|number| Some(segment_name(timeline_of(number)?, Lsn(number * segment_bytes), segment_bytes)));
+    // The timeline that `from` lies on needs no history to be entered.
+    let timeline_at = |lsn: Lsn| {
+        let left = history.ancestors.iter().find(|entry| lsn < entry.switch_lsn);
+        left.map_or(history.timeline, |entry| entry.timeline)
+    };
+    let (first, last) = (timeline_at(from), timeline_at(Lsn(to.0 - 1)));
+    let entered = begins.iter().map(|(timeline, _)| *timeline).filter(|timeline| (first < *timeline) && (*timeline <= last));
+    entered.map(|timeline| format!("{timeline}.history")).chain(segments).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgherd_core::timeline::HistoryEntry;
+
+    const SEGMENT: u64 = 16 << 20;
+
+    fn history() -> TimelineHistory {
+        let entry = |timeline, segment: u64| HistoryEntry {
+            timeline: TimelineId(timeline),
+            switch_lsn: Lsn(segment * SEGMENT + 100),
+        };
+        TimelineHistory { timeline: TimelineId(4), ancestors: vec![entry(1, 3), entry(2, 5)] }
+    }
+
+    #[test]
+    fn the_segment_of_a_switch_is_read_on_the_newer_timeline() {
+        let needed = decide_needed(&history(), Lsn(2 * SEGMENT + 7), Lsn(6 * SEGMENT), SEGMENT);
+        let expected = [
+            "00000002.history",
+            "00000004.history",
+            "000000010000000000000002",
+            "000000020000000000000003",
+            "000000020000000000000004",
+            "000000040000000000000005",
+        ];
+        assert_eq!(needed, expected);
+    }
+
+    #[test]
+    fn a_range_within_one_timeline_needs_no_history_file() {
+        assert_eq!(decide_needed(&history(), Lsn(SEGMENT), Lsn(2 * SEGMENT), SEGMENT), ["000000010000000000000001"]);
+        assert_eq!(decide_needed(&history(), Lsn(7 * SEGMENT), Lsn(7 * SEGMENT + 1), SEGMENT), ["000000040000000000000007"]);
+        assert!(decide_needed(&history(), Lsn(SEGMENT), Lsn(SEGMENT), SEGMENT).is_empty());
+    }
+}
