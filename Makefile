@@ -14,7 +14,11 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BUILT = $(TARGET)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
 # One selection of packages for everything, so that cargo compiles each dependency once.
 ALL := --workspace --locked
-E2E_TESTS := $(patsubst e2e/tests/%.rs,--test %,$(wildcard e2e/tests/*.rs))
+# Names of test programs: tests/NAME.rs or tests/NAME/main.rs.
+tests_in = $(foreach d,$(1),$(patsubst $(d)/tests/%.rs,--test %,$(wildcard $(d)/tests/*.rs)) \
+  $(patsubst $(d)/tests/%/main.rs,--test %,$(wildcard $(d)/tests/*/main.rs)))
+UNIT_TESTS := --lib --bins $(call tests_in,crds operator operator/core operator/stream operator/agent)
+E2E_TESTS := $(call tests_in,e2e)
 CHARTS := charts/pgherd charts/postgres-cluster
 SCRIPTS := .ci/run crds/tests/*.sh e2e/*.sh e2e/cluster/*.sh e2e/images/*/*.sh
 
@@ -98,7 +102,7 @@ lint: ## Runs clippy and shellcheck; a warning fails.
 
 .PHONY: unit
 unit: ## Runs unit, property and snapshot tests.
-	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) --exclude pgherd-e2e
+	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) $(UNIT_TESTS)
 
 .PHONY: drift
 drift: ## Checks that generated files are current.

@@ -56,7 +56,8 @@ pub fn file_name(definition: &CustomResourceDefinition) -> String {
 /// [`ManifestError::Represent`].
 pub fn build_published(definition: &CustomResourceDefinition) -> Result<Value, ManifestError> {
     let name = || definition_name(definition);
-    let mut value = serde_json::to_value(definition).map_err(|source| ManifestError::Represent { name: name(), source })?;
+    let mut value =
+        serde_json::to_value(definition).map_err(|source| ManifestError::Represent { name: name(), source })?;
     for version in value.pointer_mut("/spec/versions").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(schema) = version.pointer_mut("/schema/openAPIV3Schema") else { continue };
         visit_schemas(schema, &mut |node| {

@@ -15,8 +15,9 @@ if grep -i warning "$OUT/applied"; then
   echo "error: the API server warns of the definitions" >&2
   exit 1
 fi
-# Its warnings (of watches that it ended itself) are of use only when it fails.
-kubectl wait --for=condition=Established --timeout=30s -f . >"$OUT/wait" 2>&1 || {
+# Unlike `apply`, `wait` goes into subfolders unless told not to. Its warnings (of watches that it ended itself) are of
+# use only when it fails.
+kubectl wait --for=condition=Established --timeout=30s -R=false -f . >"$OUT/wait" 2>&1 || {
   cat "$OUT/wait" >&2
   exit 1
 }

@@ -7,8 +7,10 @@ pub mod cluster;
 pub mod kubectl;
 pub mod ledger;
 pub mod namespace;
+pub mod nodes;
 pub mod postgres;
 pub mod store;
+pub mod toolbox;
 pub mod wait;
 pub mod writer;
 

@@ -46,12 +46,52 @@ pub fn object_store_yaml(indent: usize) -> String {
     lines.map(|line| format!("{:indent$}{line}\n", "")).concat()
 }
 
-/// Runs MinIO's client in the store's pod against the store.
+/// Runs MinIO's client beside the server, which knows the credentials; the store is `local`.
+const MC: &str = r#"mkdir -p /tmp/mc/certs/CAs && cp /certs/CAs/ca.crt /tmp/mc/certs/CAs/
+export MC_HOST_local="https://$(cat /credentials/user):$(cat /credentials/password)@localhost:9000"
+exec /mc --config-dir /tmp/mc --quiet "$@""#;
+
+/// Runs MinIO's client in the store's pod against the store, which is called `local`.
 ///
 /// # Errors
 /// kubectl or mc failed.
 pub async fn mc(arguments: &[&str]) -> Result<String> {
-    let mut all = vec!["exec", "deploy/minio", "--", "/mc"];
+    let mut all = vec!["exec", "deploy/minio", "--", "sh", "-c", MC, "mc"];
     all.extend_from_slice(arguments);
     kubectl("minio", &all).await
+}
+
+/// The keys under a prefix of the tests' bucket, sorted.
+///
+/// # Errors
+/// As [`mc`].
+pub async fn keys(prefix: &str) -> Result<Vec<String>> {
+    let root = format!("local/{BUCKET}/");
+    let listed = mc(&["ls", "--recursive", "--json", &format!("{root}{prefix}")]).await?;
+    let mut keys = Vec::new();
+    for line in listed.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line)?;
+        let key = entry["key"].as_str().ok_or_else(|| format!("mc listed an entry without a key: {line}"))?;
+        keys.push(format!("{prefix}{key}"));
+    }
+    keys.sort();
+    Ok(keys)
+}
+
+/// Removes everything under a prefix, so that a test does not find what an earlier run left.
+///
+/// # Errors
+/// As [`mc`].
+pub async fn forget(prefix: &str) -> Result<()> {
+    mc(&["rm", "--recursive", "--force", &format!("local/{BUCKET}/{prefix}")]).await.map(drop)
+}
+
+/// The multipart uploads that are open in the whole store. MinIO lists uploads only by exact key, therefore its own
+/// folder is read: `<hash of bucket and key>/<upload>`.
+///
+/// # Errors
+/// kubectl failed.
+pub async fn open_uploads() -> Result<std::collections::BTreeSet<String>> {
+    let find = ["exec", "deploy/minio", "--", "find", "/data/.minio.sys/multipart", "-mindepth", "2", "-maxdepth", "2"];
+    Ok(kubectl("minio", &find).await?.lines().map(str::to_string).collect())
 }

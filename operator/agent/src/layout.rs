@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::{Path, PathBuf}};
 
-use pgherd_core::instance::paths;
+use pgherd_core::instance::{AGENT_PORT, PROBE_PORT, paths};
 
 /// How another instance is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,10 @@ pub struct Layout {
     pub passwd: PathBuf,
     /// PostgreSQL's port, on TCP and in the socket's name.
     pub postgres_port: u16,
+    /// Port of the agent's HTTPS API.
+    pub api_port: u16,
+    /// Port of the kubelet's probes.
+    pub probe_port: u16,
     /// The executable that archive_command and restore_command call.
     pub executable: PathBuf,
     /// How other instances are reached.
@@ -55,6 +59,8 @@ impl Layout {
             app: paths::APP.into(),
             passwd: "/etc/passwd".into(),
             postgres_port: 5432,
+            api_port: AGENT_PORT,
+            probe_port: PROBE_PORT,
             executable: Path::new(paths::RUN).join("bin/pgherd"),
             peers: Peers::Dns,
         }

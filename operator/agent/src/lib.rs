@@ -1,1 +1,34 @@
-//! .
+//! The agent: PID 1 of every PostgreSQL container. It prepares the data directory, runs PostgreSQL, holds and renews the
+//! Lease as the register says, fences itself, seals, promotes, rejoins, archives, and answers the operator.
+//!
+//! It never decides who is primary: it obeys the register.
+#![forbid(unsafe_code)]
+
+pub mod actions;
+pub mod agent;
+pub mod archive;
+pub mod archive_client;
+pub mod barrier;
+pub mod board;
+pub mod clock;
+pub mod fencer;
+pub mod install;
+pub mod kubernetes_store;
+pub mod layout;
+pub mod lease;
+pub mod local_state;
+pub mod machine;
+pub mod postgres;
+pub mod probes;
+pub mod register_store;
+pub mod run;
+pub mod server;
+pub mod settings;
+pub mod status;
+pub mod supervisor;
+pub mod tls;
+
+pub use archive_client::{archive_wal, restore_wal};
+pub use install::install;
+pub use run::run_main;
+pub use supervisor::supervise;

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    actions::{self, data_dir::observe_data, describe_chain, stop},
+    actions::{self, ActionError, data_dir::observe_data, describe_chain, stop},
     agent::{Agent, keep_certificates, keep_proving_the_disk, keep_sampling},
     archive,
     board::Board,
@@ -27,7 +27,7 @@ use crate::{
     lease::{keep_renewing, refresh, watch_register},
     machine::{DataView, LocalAction, LocalInput, PostgresView, decide_local},
     postgres::{
-        binaries::Binaries,
+        binaries::{Binaries, ProgramError},
         config::Role,
         process::ProcessState,
     },
@@ -40,6 +40,8 @@ use crate::{
 const TURN: Duration = Duration::from_millis(500);
 /// The longest pause after a step that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
+/// The longest pause when something else is waited for.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs the agent until SIGTERM; the supervisor has started it.
 #[must_use]
@@ -90,7 +92,6 @@ async fn serve() -> ExitCode {
 
 /// Waits for what the agent can't do without: certificates, a configuration, a client for the API server.
 async fn prepare(layout: Layout, identity: crate::settings::Identity, board: Board) -> Option<(Arc<Agent>, watch::Receiver<u64>)> {
-    drop(tokio::spawn(probes::serve_starting(board.clone())));
     while let Err(error) = apply_certificates(&layout.tls_source, &layout.tls()) {
         tracing::warn!(error = %describe_chain(&error), "waiting for the certificates");
         sleep(Duration::from_secs(1)).await;
@@ -128,6 +129,7 @@ pub async fn run_agent(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
         tokio::spawn(server::serve(Arc::clone(&agent), certificates)),
         tokio::spawn(probes::serve(Arc::clone(&agent))),
         tokio::spawn(archive::serve(Arc::clone(&agent))),
+        tokio::spawn(archive::keep_history(Arc::clone(&agent))),
     ] {
         drop(task);
     }
@@ -192,22 +194,23 @@ async fn beat_while_busy(agent: &Agent) {
 
 async fn step(agent: &Agent, failures: &mut u32) -> Duration {
     let _acting = agent.acting.lock().await;
-    let error = match decide_and_act(agent).await {
-        Ok(()) => {
-            *failures = 0;
-            return TURN;
-        }
-        Err(error) => describe_chain(&error),
+    let Err(error) = decide_and_act(agent).await else {
+        *failures = 0;
+        return TURN;
     };
     *failures = failures.saturating_add(1);
     let phase = agent.board.status().phase;
-    tracing::warn!(error = %error, phase = ?phase, "a step failed; it is decided again");
-    let shown = if matches!(phase, Phase::Initializing) || error.starts_with("the image has no PostgreSQL") { Phase::Failed } else { phase };
-    agent.board.say(shown, error);
-    TURN.saturating_mul(2_u32.saturating_pow((*failures).min(6))).min(MAX_BACKOFF)
+    let text = describe_chain(&error);
+    tracing::warn!(error = %text, phase = ?phase, "a step failed; it is decided again");
+    // These need a person; everything else may well pass by itself.
+    let hopeless = matches!(error, ActionError::Bootstrap { .. } | ActionError::Program(ProgramError::NotFound)) || phase == Phase::Initializing;
+    agent.board.say(if hopeless { Phase::Failed } else { phase }, text);
+    // Another instance that is about to be promoted is asked again soon; a copy that failed is not begun again at once.
+    let soon = matches!(error, ActionError::NotYet(_) | ActionError::Upstream(_) | ActionError::Lease(_) | ActionError::Sql(_));
+    TURN.saturating_mul(2_u32.saturating_pow((*failures).min(6))).min(if soon { MAX_WAIT } else { MAX_BACKOFF })
 }
 
-async fn decide_and_act(agent: &Agent) -> Result<(), actions::ActionError> {
+async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
     let Some(seen) = agent.register.borrow().clone() else {
         let why = agent.register_error().map_or_else(String::new, |error| format!("the register can't be read: {error}"));
         agent.board.say(Phase::Waiting, why);

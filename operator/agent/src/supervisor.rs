@@ -35,9 +35,9 @@ const QUIT_GRACE: Duration = Duration::from_secs(1);
 /// The deadline is looked at this often: `recv_timeout` counts CLOCK_MONOTONIC, which a suspend stops.
 const TICK: Duration = Duration::from_millis(50);
 /// Exit code after a fencing, for `kubectl describe pod`.
-const EXIT_FENCED: u8 = 75;
+pub const EXIT_FENCED: u8 = 75;
 /// Exit code when the agent died.
-const EXIT_AGENT_DIED: u8 = 76;
+pub const EXIT_AGENT_DIED: u8 = 76;
 
 /// What the waiting threads report.
 enum Incident {
@@ -48,17 +48,17 @@ enum Incident {
 /// Runs as the container's PID 1 until the agent ends or the deadline passes.
 #[must_use]
 pub fn supervise() -> ExitCode {
-    supervise_in(&Layout::pod(), &["agent-main"])
+    ExitCode::from(supervise_in(&Layout::pod(), &["agent-main"]))
 }
 
-/// [`supervise`] with another layout and other arguments for the agent, for tests.
+/// [`supervise`] with another layout and other arguments for the agent, for tests. Returns the exit code.
 #[must_use]
-pub fn supervise_in(layout: &Layout, agent_args: &[&str]) -> ExitCode {
+pub fn supervise_in(layout: &Layout, agent_args: &[&str]) -> u8 {
     match start(layout, agent_args) {
         Ok((agent, incidents)) => watch(layout, agent, &incidents),
         Err(error) => {
             say("error", &format!("failed to start: {error}"));
-            ExitCode::FAILURE
+            1
         }
     }
 }
@@ -106,7 +106,7 @@ fn forward_heartbeats(socket: &UnixDatagram, sender: &Sender<Incident>) {
 }
 
 /// The main loop.
-fn watch(layout: &Layout, agent: Pid, incidents: &mpsc::Receiver<Incident>) -> ExitCode {
+fn watch(layout: &Layout, agent: Pid, incidents: &mpsc::Receiver<Incident>) -> u8 {
     let mut deadline: Option<Boottime> = None;
     loop {
         match incidents.recv_timeout(TICK) {
@@ -159,7 +159,7 @@ fn reap(agent: Pid) -> Option<i32> {
 
 /// SIGQUIT to PostgreSQL (an immediate shutdown), SIGKILL to everything a second later. Never a smart or fast shutdown:
 /// sessions that are open would go on committing.
-fn stop_everything(layout: &Layout, agent: Pid, code: u8) -> ExitCode {
+fn stop_everything(layout: &Layout, agent: Pid, code: u8) -> u8 {
     if let Some(postmaster) = stray::postmaster(&layout.pgdata) {
         let _ = kill(postmaster, Signal::SIGQUIT);
         let end = Boottime::now().plus_millis(u64::try_from(QUIT_GRACE.as_millis()).unwrap_or(1_000));
@@ -170,7 +170,7 @@ fn stop_everything(layout: &Layout, agent: Pid, code: u8) -> ExitCode {
     }
     kill_everything(&layout.pgdata, agent);
     let _ = reap(agent);
-    ExitCode::from(code)
+    code
 }
 
 /// As PID 1 everything else in the container; elsewhere (tests) only what is known to be ours.

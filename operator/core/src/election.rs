@@ -1,7 +1,7 @@
 //! Who is promoted: one pure function over the register and the reports of the sealed members. It neither asks nor
 //! waits; who did not answer is missing from its input.
 //!
-//! The safety argument is `docs/adr` and the design's section 3: a commit was acknowledged when W of N voters had
+//! The safety argument: a commit was acknowledged when W of N voters had
 //! flushed it, so with R sealed voters and R + W > N one of them has it, and the furthest of them has every such commit.
 
 use std::{cmp::Reverse, collections::BTreeMap};
@@ -74,9 +74,9 @@ pub fn reach(report: &SealReport) -> Lsn {
 /// Decides who is promoted in `register.seal_term`.
 ///
 /// With a promise in force (the committed W is above 0) only registered voters and the former holder stand, and R + W >
-/// N must hold for the committed and for the pending set, unless the former holder answered: it has everything. A
-/// pending set with W = 0 promises nothing and needs no proof. Without a promise everyone who answered may stand, as
-/// long as the furthest is within `rules.max_lag`.
+/// N must hold for the committed and for the pending set, unless the former holder answered: it has everything, and it
+/// wins where the voters alone can't prove that they have. A pending set with W = 0 promises nothing and needs no proof.
+/// Without a promise everyone who answered may stand, as long as the furthest is within `rules.max_lag`.
 #[must_use]
 pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) -> Election {
     let ballot = Ballot::count(register, reports);
@@ -128,10 +128,9 @@ impl<'a> Ballot<'a> {
         if holder.is_none() && !voters_prove {
             return Err(self.why_unproven());
         }
-        // A holder that gave up its PostgreSQL is taken back only if nobody else can prove that nothing is missing.
-        let spare_holder = self.register.released && voters_prove;
+        // The holder has failed at its duty: it is taken back only if nobody else can prove that nothing is missing.
         let mut standing = self.sealed.iter().copied().filter(|report| self.stands(report));
-        let other = standing.clone().find(|report| !(spare_holder && self.is_holder(report)));
+        let other = standing.clone().find(|report| !(voters_prove && self.is_holder(report)));
         other.or_else(|| standing.next()).ok_or_else(|| "no registered voter has answered, and nobody else may stand".to_owned())
     }
 
@@ -156,8 +155,13 @@ impl<'a> Ballot<'a> {
         [Some(&self.register.quorum), pending].into_iter().flatten().collect()
     }
 
+    /// How many of the set have sealed. The former holder is not counted, though it is a voter of the set that it was
+    /// itself elected by: whether the others can do without it is the question.
     fn sealed_of(&self, set: &VoterSet) -> usize {
-        self.sealed.iter().filter(|report| set.voters.iter().any(|voter| voter.member == report.member)).count()
+        let votes = |report: &&&SealReport| {
+            !self.is_holder(report) && set.voters.iter().any(|voter| voter.member == report.member)
+        };
+        self.sealed.iter().filter(votes).count()
     }
 
     fn is_holder(&self, report: &SealReport) -> bool {
@@ -233,8 +237,8 @@ impl<'a> Ballot<'a> {
             return if alone { "the only candidate that answered" } else { "furthest ahead" }.to_owned();
         }
         match report.history.compare(reach(report), &winner.history, reach(winner)) {
-            _ if self.is_holder(report) && self.register.released => {
-                "the former primary, whose PostgreSQL is down".to_owned()
+            Relation::Ahead { bytes } | Relation::Behind { bytes } if self.is_holder(report) && self.register.quorum.acks > 0 => {
+                format!("the former primary, {} away: the voters do without it", render_bytes(bytes))
             }
             Relation::Same => format!("level with {}, which comes first by its name", winner.pod),
             Relation::Behind { bytes: 0 } => format!("level with {}, but on an older timeline", winner.pod),
@@ -246,7 +250,7 @@ impl<'a> Ballot<'a> {
 }
 
 /// The order of candidates, the greatest wins: the term of the WAL, the timeline, how far it reaches; then anyone before
-/// a holder that gave up, then the lowest ordinal.
+/// the holder that is being replaced, then the lowest ordinal.
 type Rank<'a> = (Term, TimelineId, Lsn, bool, Reverse<(u64, &'a str)>);
 
 fn rank<'a>(register: &Register, report: &'a SealReport, all: &[&SealReport]) -> Rank<'a> {
@@ -255,7 +259,7 @@ fn rank<'a>(register: &Register, report: &'a SealReport, all: &[&SealReport]) ->
         term_of_wal(register, report, all),
         report.history.timeline,
         reach(report),
-        !(holder && register.released),
+        !holder,
         Reverse(pod_order(&report.pod)),
     )
 }

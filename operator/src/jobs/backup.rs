@@ -19,7 +19,7 @@ use std::{
 
 use jiff::Timestamp;
 use pgherd_stream::{
-    backup::{BackupOptions, BackupProgress, run_backup},
+    backup::{BackupError, BackupOptions, BackupProgress, run_backup},
     replication::ConnectOptions,
     store::ObjectStore,
     tls::PostgresTls,
@@ -37,7 +37,7 @@ use self::{
     outcome::{BackupFailure, BackupOutcome, BackupSummary, render_outcome},
     report::Reporter,
 };
-use crate::telemetry::error_chain;
+use crate::telemetry::{error_chain, logs};
 
 /// Kubernetes reads the termination message here.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -51,6 +51,7 @@ const REPORT_GRACE: Duration = Duration::from_secs(6);
 /// # Errors
 /// If the configuration can't be read or no runtime can be made.
 pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    logs::start();
     let config = match read_config(config_file) {
         Ok(config) => config,
         Err(error) => {
@@ -81,9 +82,12 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
     let cancel = CancellationToken::new();
     cancel_on_signal(&cancel);
     // First of all the store: wrong credentials or a missing bucket must not cost the server a checkpoint.
-    let probed = async { ObjectStore::connect(&config.location.store).await?.probe().await };
-    if let Err(error) = probed.await {
-        return BackupOutcome::Failed(describe_failure(&error.into()));
+    let probed = tokio::select! {
+        () = cancel.cancelled() => Err(BackupError::Cancelled),
+        probed = probe(config) => probed,
+    };
+    if let Err(error) = probed {
+        return BackupOutcome::Failed(describe_failure(&error));
     }
     let reporter = match kube::Client::try_default().await {
         Ok(client) => Some(Arc::new(Reporter::new(client, config, started_at.clone(), started))),
@@ -117,6 +121,11 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
         }
         Err(error) => BackupOutcome::Failed(describe_failure(&error)),
     }
+}
+
+async fn probe(config: &BackupJobConfig) -> Result<(), BackupError> {
+    ObjectStore::connect(&config.location.store).await?.probe().await?;
+    Ok(())
 }
 
 /// SIGTERM and SIGINT end the backup: its uploads are aborted, nothing stays visible.

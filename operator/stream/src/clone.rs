@@ -1,12 +1,26 @@
 //! A copy of a running instance straight into a data directory, verified by the manifest.
+//!
+//! The same stream as a backup's, written as it comes; the same proof at the end; `pg_control` is put in place last.
 
-use std::path::Path;
+use std::{collections::HashMap, fs::File, path::Path, time::Instant};
 
+use bytes::Bytes;
 use pgherd_core::{lsn::Lsn, timeline::TimelineId};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::{base_backup::BaseBackupError, replication::{ConnectOptions, ReplicationError}, restore::{RestoreError, RestoreProgress}};
+use crate::{
+    backup::MANIFEST_NAME,
+    base_backup::{BaseBackup, BaseBackupError, BaseBackupEvent, BaseBackupOptions},
+    manifest::{Manifest, SeenFile},
+    replication::{ConnectOptions, ReplicationClient, ReplicationError},
+    restore::{RestoreError, RestoreProgress, Target},
+    tar::{TarEntry, TarKind, TarPiece, TarScanner},
+};
+
+/// Pieces of 32 KiB on their way from the network to the disk.
+const QUEUED_PIECES: usize = 64;
 
 /// A finished copy.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +39,7 @@ pub struct CloneOutcome {
     pub seconds: f64,
 }
 
-/// Why a copy failed. The marker stays in the target.
+/// Why a copy failed. Where writing had begun, the marker stays in the target and `pg_control` is absent.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
     /// Connecting to the instance, or one of its answers.
@@ -37,6 +51,20 @@ pub enum CloneError {
     /// Writing or verifying failed.
     #[error("writing the data directory")]
     Write(#[from] RestoreError),
+    /// The source was promoted while the copy ran.
+    #[error("the copy began on timeline {start} and ended on timeline {stop}")]
+    TimelineChanged {
+        /// At the start.
+        start: TimelineId,
+        /// At the end.
+        stop: TimelineId,
+    },
+    /// The stream was not in order.
+    #[error("the stream was not in order")]
+    Order,
+    /// A background task died.
+    #[error("a background task died")]
+    Task(#[from] tokio::task::JoinError),
     /// It was cancelled.
     #[error("the copy was cancelled")]
     Cancelled,
@@ -47,10 +75,143 @@ pub enum CloneError {
 /// # Errors
 /// [`CloneError`].
 pub async fn clone_from_instance(
-    _connect: ConnectOptions,
-    _target: &Path,
-    _progress: watch::Sender<RestoreProgress>,
-    _cancel: CancellationToken,
+    connect: ConnectOptions,
+    target: &Path,
+    progress: watch::Sender<RestoreProgress>,
+    cancel: CancellationToken,
 ) -> Result<CloneOutcome, CloneError> {
-    todo!()
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(CloneError::Cancelled),
+        outcome = copy(&connect, target, &progress) => outcome,
+    }
+}
+
+async fn copy(
+    connect: &ConnectOptions,
+    target: &Path,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<CloneOutcome, CloneError> {
+    let began = Instant::now();
+    let mut slot = ReplicationClient::connect(connect).await?;
+    let system_id = slot.identify_system().await?.system_id;
+    slot.create_physical_slot(&format!("pgherd_clone_{}", Uuid::new_v4().simple()), true, true).await?;
+    let client = ReplicationClient::connect(connect).await?;
+    // Refused before the source is asked for a checkpoint.
+    let root = target.to_owned();
+    let target = tokio::task::spawn_blocking(move || Target::prepare(&root)).await??;
+    let options = BaseBackupOptions {
+        label: "pgherd copy".to_owned(),
+        fast_checkpoint: true,
+        max_rate: None,
+        manifest: true,
+    };
+    let mut backup = BaseBackup::start(client, &options).await?;
+    let BaseBackupEvent::Start { lsn, timeline, tablespaces } = backup.next().await? else {
+        return Err(CloneError::Order);
+    };
+    let places: Vec<String> =
+        tablespaces.iter().filter(|t| t.oid.is_some()).map(|tablespace| tablespace.location.clone()).collect();
+    if !places.is_empty() {
+        return Err(RestoreError::Tablespaces(places).into());
+    }
+    let estimate: Option<u64> = tablespaces.iter().map(|tablespace| tablespace.size).sum();
+    target.validate_space(estimate.unwrap_or(0))?;
+    progress.send_modify(|progress| progress.bytes_total = estimate);
+
+    let (queue, pieces) = mpsc::channel(QUEUED_PIECES);
+    let writer = tokio::task::spawn_blocking(move || Writer::new(target).run(pieces));
+    let streamed = feed(&mut backup, queue, progress).await;
+    // The writer's error is the cause when its queue closed early.
+    let written = writer.await?;
+    let (writer, (manifest, stop_lsn, stop_timeline)) = (written?, streamed?);
+    if stop_timeline != timeline {
+        return Err(CloneError::TimelineChanged { start: timeline, stop: stop_timeline });
+    }
+    slot.close().await;
+    let bytes = writer.bytes;
+    tokio::task::spawn_blocking(move || writer.finish(&manifest, timeline, lsn, stop_lsn)).await??;
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(CloneOutcome { system_id, start_lsn: lsn, stop_lsn, timeline, bytes, seconds })
+}
+
+/// Passes the archive to the writer; returns the manifest and the end.
+async fn feed(
+    backup: &mut BaseBackup,
+    queue: mpsc::Sender<Bytes>,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<(Vec<u8>, Lsn, TimelineId), CloneError> {
+    let mut manifest = Vec::new();
+    loop {
+        match backup.next().await? {
+            BaseBackupEvent::Start { .. } => return Err(CloneError::Order),
+            BaseBackupEvent::Archive { name, .. } if name == "base.tar" => {}
+            BaseBackupEvent::Archive { path, .. } => return Err(RestoreError::Tablespaces(vec![path]).into()),
+            BaseBackupEvent::Data(data) => {
+                let length = data.len() as u64;
+                queue.send(data).await.map_err(|_| CloneError::Order)?;
+                progress.send_modify(|progress| progress.bytes_done += length);
+            }
+            BaseBackupEvent::Manifest(data) => manifest.extend_from_slice(&data),
+            BaseBackupEvent::Progress(_) => {}
+            BaseBackupEvent::End { stop_lsn, timeline } => return Ok((manifest, stop_lsn, timeline)),
+        }
+    }
+}
+
+/// Writes the archive's files as their bytes come.
+struct Writer {
+    target: Target,
+    scanner: TarScanner,
+    open: Option<(File, TarEntry, u64)>,
+    seen: HashMap<String, SeenFile>,
+    bytes: u64,
+}
+
+impl Writer {
+    fn new(target: Target) -> Self {
+        Self { target, scanner: TarScanner::new(), open: None, seen: HashMap::new(), bytes: 0 }
+    }
+
+    fn run(mut self, mut pieces: mpsc::Receiver<Bytes>) -> Result<Self, RestoreError> {
+        while let Some(piece) = pieces.blocking_recv() {
+            self.write(&piece)?;
+        }
+        Ok(self)
+    }
+
+    fn write(&mut self, mut input: &[u8]) -> Result<(), RestoreError> {
+        while let Some(piece) = self.scanner.next(&mut input)? {
+            match piece {
+                TarPiece::Entry(entry) => match &entry.kind {
+                    TarKind::Directory => self.target.make_directory(&entry.path)?,
+                    TarKind::File => self.open = Some((self.target.open(&entry.path, entry.mode)?, entry, 0)),
+                    TarKind::Symlink(_) => return Err(RestoreError::Symlink(entry.path)),
+                },
+                TarPiece::Data(data) => {
+                    if let Some((file, entry, offset)) = &mut self.open {
+                        self.target.write_at(file, &entry.path, data, *offset)?;
+                        *offset += data.len() as u64;
+                        self.bytes += data.len() as u64;
+                    }
+                }
+                TarPiece::EndOfFile { crc32c } => {
+                    if let Some((_, entry, size)) = self.open.take() {
+                        self.seen.insert(entry.path, SeenFile { size, crc32c });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Proves the copy by the manifest and completes the directory.
+    fn finish(self, manifest: &[u8], timeline: TimelineId, start: Lsn, stop: Lsn) -> Result<(), RestoreError> {
+        self.scanner.finish()?;
+        let parsed = Manifest::parse(manifest)?;
+        parsed.compare(&self.seen)?;
+        parsed.validate_wal(timeline, start, stop)?;
+        self.target.write_file(MANIFEST_NAME, manifest)?;
+        self.target.finish()
+    }
 }

@@ -76,7 +76,7 @@ async fn initdb(agent: &Agent) -> Result<SourceReport, ActionError> {
 
 async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -> Result<SourceReport, ActionError> {
     agent.board.say(Phase::Restoring, "looking for the backup");
-    let failed = |what| move |why: String| ActionError::Copy { what, why };
+    let failed = |what| move |why: String| ActionError::Bootstrap { what, why };
     let store = ObjectStore::connect(&from.cluster.store).await.map_err(|error| failed("failed to reach the object store")(describe_chain(&error)))?;
     let (location, record) = resolve(&store, from).await.map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?;
     agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
@@ -113,7 +113,7 @@ async fn run_recovery(agent: &Agent, target: RecoveryTarget) -> Result<(), Actio
         if let ProcessState::Died(status) = agent.server.state().await {
             agent.server.acknowledge_death().await;
             let why = format!("PostgreSQL ended ({status}); its last log lines say why, for example that the target was not reached");
-            return Err(ActionError::Copy { what: "recovery failed", why });
+            return Err(ActionError::Bootstrap { what: "recovery failed", why });
         }
         if agent.sample_now().await.is_ok_and(|sample| !sample.in_recovery) {
             break;

@@ -86,7 +86,6 @@ async fn choose_source(agent: &Agent, theirs: &UpstreamState, slot_lsn: Lsn) -> 
         server_version: theirs.server_version,
         history: &theirs.history,
         primary_lsn: theirs.lsn,
-        slot_lsn,
         policy: config.replica_source,
         limits: CostLimits::default(),
     };
@@ -113,7 +112,9 @@ async fn confirm(store: &ObjectStore, location: &ClusterLocation, question: &Sou
     let Source::Backup { id, .. } = &chosen else { return Ok(chosen) };
     let find = |record: &&BackupRecord| record.id == *id;
     let record = question.backups.iter().find(find).ok_or_else(|| format!("backup {id} is gone"))?;
-    let missing = missing_segments(store, location, question.history, record.start_lsn, slot_lsn, record.wal_segment_bytes).await;
+    // The upstream keeps the slot's whole segment, so that one is streamed; the archive need not have it yet.
+    let kept_from = Lsn(slot_lsn.0 - slot_lsn.0.checked_rem(record.wal_segment_bytes).unwrap_or_default());
+    let missing = missing_segments(store, location, question.history, record.start_lsn, kept_from, record.wal_segment_bytes).await;
     Ok(confirm_archive(chosen, &missing.map_err(|error| describe_chain(&error))?))
 }
 

@@ -76,6 +76,14 @@ pub enum ActionError {
         /// Why it failed.
         why: String,
     },
+    /// The first data directory could not be made.
+    #[error("{what}: {why}")]
+    Bootstrap {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        why: String,
+    },
     /// Something that is expected to change by itself.
     #[error("{0}")]
     NotYet(String),

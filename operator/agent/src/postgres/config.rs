@@ -10,7 +10,7 @@ use pgherd_core::{
     instance::{InstanceConfig, RecoveryTarget},
     pg::{
         conf::{ConfInput, StandbyConf, render_conf},
-        hba::{render_hba, render_ident},
+        hba::{SUPERUSER, render_hba, render_ident},
     },
 };
 
@@ -94,8 +94,13 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
         ssl_ca_file: tls("ca.crt"),
         hba_file: layout.pgdata.join("pg_hba.conf").display().to_string(),
         ident_file: layout.pgdata.join("pg_ident.conf").display().to_string(),
-        // A recovering server must not archive: what it reads belongs to another cluster's archive.
-        archive_command: if archiving && !matches!(role, Role::Recovery { .. }) { archive_command(layout) } else { String::new() },
+        archive_command: match role {
+            // It would be the archive of a cluster that it is about to leave. What it writes after its promotion stays
+            // marked as ready and is archived once the new cluster runs.
+            Role::Recovery { .. } if archiving => "/bin/false".to_owned(),
+            _ if archiving => archive_command(layout),
+            _ => String::new(),
+        },
         synchronous_standby_names: names,
         parameters: config.parameters.clone(),
         standby,
@@ -110,7 +115,7 @@ pub fn apply_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
     let conf = render_conf(&build_conf_input(layout, config, role, pod));
     let mut changed = write_if_changed(&layout.pgdata.join("postgresql.conf"), &conf)?;
     changed |= write_if_changed(&layout.pgdata.join("pg_hba.conf"), &render_hba(&config.hba))?;
-    changed |= write_if_changed(&layout.pgdata.join("pg_ident.conf"), &render_ident(&observe_os_user(&layout.passwd)))?;
+    changed |= write_if_changed(&layout.pgdata.join("pg_ident.conf"), &render_ident(&observe_os_user(&layout.passwd), &[SUPERUSER]))?;
     Ok(changed)
 }
 

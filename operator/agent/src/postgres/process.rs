@@ -54,7 +54,7 @@ pub enum ProcessError {
     #[error("failed to start postgres")]
     Spawn(#[source] io::Error),
     /// A stale lock file could not be removed.
-    #[error("failed to remove a stale postmaster.pid")]
+    #[error("failed to remove a stale lock file")]
     StaleLock(#[source] io::Error),
     /// It runs already.
     #[error("postgres runs already")]
@@ -98,9 +98,13 @@ impl Server {
         self.kill_strays().await;
         // The number in a left-over lock file is from another container and may be anybody's by now. No PostgreSQL works
         // on this directory: the volume's lock keeps other pods away, and the strays are gone.
-        match fs::remove_file(self.layout.pgdata.join("postmaster.pid")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ProcessError::StaleLock(error)),
-            _ => {}
+        // The same goes for the socket's lock: its folder outlives the container.
+        let socket_lock = self.layout.socket_dir.join(format!(".s.PGSQL.{}.lock", self.layout.postgres_port));
+        for stale in [self.layout.pgdata.join("postmaster.pid"), socket_lock] {
+            match fs::remove_file(stale) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ProcessError::StaleLock(error)),
+                _ => {}
+            }
         }
         let mut command = Command::new(binaries.program("postgres"));
         command.arg("-D").arg(&self.layout.pgdata).args(["-p", &self.layout.postgres_port.to_string()]);

@@ -83,7 +83,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
-    ("idle_in_transaction_session_timeout", "0"),
 ];
 
 /// Parameters that are pgherd's, beside [`FIXED`]: name (a `*` at its end stands for anything), why, what to do instead.

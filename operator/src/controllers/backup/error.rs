@@ -65,3 +65,16 @@ pub enum BackupError {
     #[error("failed to patch the status of the Backup")]
     PatchStatus(#[source] kube::Error),
 }
+
+impl BackupError {
+    /// The stage that failed, for metrics.
+    #[must_use]
+    pub fn stage(&self) -> &'static str {
+        match self {
+            Self::Incomplete(_) | Self::ListBackups(_) | Self::ListJobs(_) | Self::ListPods { .. } | Self::ReadSecret { .. } => "observe",
+            Self::RenderConfig(_) => "build",
+            Self::ApplyAccount { .. } | Self::ForeignObject { .. } | Self::CreateJob { .. } => "apply",
+            Self::PatchStatus(_) => "status",
+        }
+    }
+}

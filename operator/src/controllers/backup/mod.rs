@@ -14,12 +14,15 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, future::BoxFuture};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    ResourceExt,
     runtime::{
         Controller,
         controller::{Action, Config},
@@ -31,48 +34,32 @@ use pgherd_crds::{
     Backup, PostgresCluster,
     names::{self, keys},
 };
+use tracing::Instrument;
 
 use self::error::BackupError;
 use crate::{context::Context, telemetry::error_chain};
 
+const NAME: &str = "backup";
 const CONCURRENCY: u16 = 16;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 const RETRY_CONFLICT_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs until `shutdown` resolves. What is under way then is dropped: every step can be repeated.
 pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
-    let namespaces = list_namespaces(&context.settings.namespaces);
-    let controllers = namespaces.iter().map(|namespace| run_in(Arc::clone(&context), namespace.as_deref()));
     tokio::select! {
         () = shutdown => {}
-        _ = futures::future::join_all(controllers) => {}
+        () = run_controller(context) => {}
     }
 }
 
-/// The namespaces to watch, or None for all of them.
-#[must_use]
-pub fn list_namespaces(namespaces: &[String]) -> Vec<Option<String>> {
-    if namespaces.is_empty() { vec![None] } else { namespaces.iter().cloned().map(Some).collect() }
-}
-
-/// An API in one namespace, or in all.
-#[must_use]
-pub fn open_api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-{
-    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
-}
-
-async fn run_in(context: Arc<Context>, namespace: Option<&str>) {
-    let client = &context.client;
+async fn run_controller(context: Arc<Context>) {
     let jobs = format!("{}={},{}={}", keys::MANAGED_BY, names::MANAGER, keys::NAME, build::BACKUP_APP);
-    let controller = Controller::new(open_api::<Backup>(client, namespace), watcher::Config::default());
+    let controller = Controller::new(context.api::<Backup>(), watcher::Config::default());
     let backups = controller.store();
     controller
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .owns(open_api::<Job>(client, namespace), watcher::Config::default().labels(&jobs))
-        .watches(open_api::<PostgresCluster>(client, namespace), watcher::Config::default(), move |cluster| {
+        .owns(context.api::<Job>(), watcher::Config::default().labels(&jobs))
+        .watches(context.api::<PostgresCluster>(), watcher::Config::default(), move |cluster| {
             let of_cluster = backups.state_filter(|backup| {
                 backup.spec.cluster_ref.name == cluster.name_any()
                     && backup.namespace() == cluster.namespace()
@@ -80,18 +67,28 @@ async fn run_in(context: Arc<Context>, namespace: Option<&str>) {
             });
             of_cluster.into_iter().map(|backup| ObjectRef::from_obj(&*backup)).collect::<Vec<_>>()
         })
-        .run(reconcile::reconcile, on_error, context)
+        .run(reconcile_measured, retry, context)
+        // Failed rounds are logged where they fail.
         .for_each(|_| std::future::ready(()))
         .await;
 }
 
-fn on_error(backup: Arc<Backup>, error: &BackupError, _: Arc<Context>) -> Action {
+async fn reconcile_measured(backup: Arc<Backup>, context: Arc<Context>) -> Result<Action, BackupError> {
+    let (namespace, name) = (backup.namespace().unwrap_or_default(), backup.name_any());
+    let span = tracing::info_span!("reconcile", namespace, backup = name);
+    let started = Instant::now();
+    let result = reconcile::reconcile(backup, Arc::clone(&context)).instrument(span).await;
+    context.metrics.reconciled(NAME, started.elapsed(), result.as_ref().err().map(BackupError::stage));
+    result
+}
+
+fn retry(backup: Arc<Backup>, error: &BackupError, _: Arc<Context>) -> Action {
     if let BackupError::PatchStatus(kube::Error::Api(status)) = error
         && status.is_conflict()
     {
         return Action::requeue(RETRY_CONFLICT_AFTER);
     }
     let (namespace, name) = (backup.namespace().unwrap_or_default(), backup.name_any());
-    tracing::warn!(namespace, name, error = error_chain(error), "failed to reconcile a Backup");
+    tracing::warn!(namespace, backup = name, error = error_chain(error), "failed to reconcile a Backup");
     Action::requeue(RETRY_AFTER)
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::SignedDuration;
 use kube::{Api, Resource, ResourceExt, runtime::{controller::Action, events::EventType}};
 use pgherd_core::{backup::ClusterLocation, quantity::render_bytes};
-use pgherd_crds::{Backup, BackupStatus, names::keys};
+use pgherd_crds::{Backup, BackupStatus, names::keys, v1alpha1::backup::BackupPhase};
 
 use super::{
     apply::{apply_account, create_job},
@@ -45,6 +45,9 @@ pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Act
     if backup.metadata.deletion_timestamp.is_some() || is_finished(&backup) {
         return Ok(Action::await_change());
     }
+    if !context.leadership.holds() {
+        return Ok(Action::requeue(WATCH_JOB));
+    }
     let namespace = backup.namespace().ok_or(BackupError::Incomplete("namespace"))?;
     let uid = backup.uid().ok_or(BackupError::Incomplete("UID"))?;
     let api = Api::namespaced(context.client.clone(), &namespace);
@@ -75,9 +78,9 @@ pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Act
 fn is_finished(backup: &Backup) -> bool {
     let Some(status) = &backup.status else { return false };
     match status.phase.unwrap_or_default() {
-        pgherd_crds::v1alpha1::backup::BackupPhase::Failed => true,
-        pgherd_crds::v1alpha1::backup::BackupPhase::Completed => status.pitr_ready.is_some(),
-        _ => false,
+        BackupPhase::Failed => true,
+        BackupPhase::Completed => status.pitr_ready.is_some(),
+        BackupPhase::Pending | BackupPhase::Running => false,
     }
 }
 

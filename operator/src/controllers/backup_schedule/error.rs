@@ -28,3 +28,15 @@ pub enum ScheduleControllerError {
     #[error("failed to patch the status of the BackupSchedule")]
     PatchStatus(#[source] kube::Error),
 }
+
+impl ScheduleControllerError {
+    /// The stage that failed, for metrics.
+    #[must_use]
+    pub fn stage(&self) -> &'static str {
+        match self {
+            Self::Incomplete(_) => "observe",
+            Self::CreateBackup { .. } | Self::DeleteBackup { .. } => "apply",
+            Self::PatchStatus(_) => "status",
+        }
+    }
+}

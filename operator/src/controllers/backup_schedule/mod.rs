@@ -10,11 +10,14 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, future::BoxFuture};
 use kube::{
-    Resource, ResourceExt,
+    ResourceExt,
     runtime::{
         Controller,
         controller::{Action, Config},
@@ -23,38 +26,36 @@ use kube::{
     },
 };
 use pgherd_crds::{Backup, BackupSchedule, PostgresCluster};
+use tracing::Instrument;
 
 use self::error::ScheduleControllerError;
-use super::backup::{list_namespaces, open_api};
 use crate::{context::Context, telemetry::error_chain};
 
+const NAME: &str = "backup_schedule";
 const CONCURRENCY: u16 = 8;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Runs until `shutdown` resolves. What is under way then is dropped: every step can be repeated.
 pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
-    let namespaces = list_namespaces(&context.settings.namespaces);
-    let controllers = namespaces.iter().map(|namespace| run_in(Arc::clone(&context), namespace.as_deref()));
     tokio::select! {
         () = shutdown => {}
-        _ = futures::future::join_all(controllers) => {}
+        () = run_controller(context) => {}
     }
 }
 
-async fn run_in(context: Arc<Context>, namespace: Option<&str>) {
-    let client = &context.client;
-    let controller = Controller::new(open_api::<BackupSchedule>(client, namespace), watcher::Config::default());
+async fn run_controller(context: Arc<Context>) {
+    let controller = Controller::new(context.api::<BackupSchedule>(), watcher::Config::default());
     let (for_backups, for_clusters) = (controller.store(), controller.store());
     controller
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .watches(open_api::<Backup>(client, namespace), watcher::Config::default(), move |backup| {
-            let namespace = backup.namespace();
-            list_schedules(&for_backups, namespace.as_deref(), &backup.spec.cluster_ref.name)
+        .watches(context.api::<Backup>(), watcher::Config::default(), move |backup| {
+            list_schedules(&for_backups, backup.namespace().as_deref(), &backup.spec.cluster_ref.name)
         })
-        .watches(open_api::<PostgresCluster>(client, namespace), watcher::Config::default(), move |cluster| {
-            list_schedules(&for_clusters, cluster.meta().namespace.as_deref(), &cluster.name_any())
+        .watches(context.api::<PostgresCluster>(), watcher::Config::default(), move |cluster| {
+            list_schedules(&for_clusters, cluster.namespace().as_deref(), &cluster.name_any())
         })
-        .run(reconcile::reconcile, on_error, context)
+        .run(reconcile_measured, retry, context)
+        // Failed rounds are logged where they fail.
         .for_each(|_| std::future::ready(()))
         .await;
 }
@@ -70,8 +71,17 @@ fn list_schedules(store: &Store<BackupSchedule>, namespace: Option<&str>, cluste
         .collect()
 }
 
-fn on_error(schedule: Arc<BackupSchedule>, error: &ScheduleControllerError, _: Arc<Context>) -> Action {
+async fn reconcile_measured(schedule: Arc<BackupSchedule>, context: Arc<Context>) -> Result<Action, ScheduleControllerError> {
     let (namespace, name) = (schedule.namespace().unwrap_or_default(), schedule.name_any());
-    tracing::warn!(namespace, name, error = error_chain(error), "failed to reconcile a BackupSchedule");
+    let span = tracing::info_span!("reconcile", namespace, schedule = name);
+    let started = Instant::now();
+    let result = reconcile::reconcile(schedule, Arc::clone(&context)).instrument(span).await;
+    context.metrics.reconciled(NAME, started.elapsed(), result.as_ref().err().map(ScheduleControllerError::stage));
+    result
+}
+
+fn retry(schedule: Arc<BackupSchedule>, error: &ScheduleControllerError, _: Arc<Context>) -> Action {
+    let (namespace, name) = (schedule.namespace().unwrap_or_default(), schedule.name_any());
+    tracing::warn!(namespace, schedule = name, error = error_chain(error), "failed to reconcile a BackupSchedule");
     Action::requeue(RETRY_AFTER)
 }

@@ -37,6 +37,9 @@ pub async fn reconcile(schedule: Arc<BackupSchedule>, context: Arc<Context>) -> 
     if schedule.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
+    if !context.leadership.holds() {
+        return Ok(Action::requeue(LOOK_AGAIN));
+    }
     let namespace = schedule.namespace().ok_or(ScheduleControllerError::Incomplete("namespace"))?;
     let now = context.clock.now().wall;
     let facts = observe(&context, &schedule, &namespace);

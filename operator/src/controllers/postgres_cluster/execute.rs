@@ -140,7 +140,10 @@ impl Round<'_> {
         let mut step = step.clone();
         let mut lease: Option<LeaseView> = self.observed.register.as_ref().map(|stored| stored.view.clone());
         loop {
-            let Some(seen) = lease.take() else { return Ok(()) };
+            let Some(seen) = lease.take() else {
+                self.done.requeue_after_ms = AT_ONCE_MS;
+                return Ok(());
+            };
             match step {
                 Step::Seal { reason, detect_ms, .. } => {
                     self.done.note = Some(format!("failover: {reason}"));

@@ -1,9 +1,44 @@
 //! The status of a cluster, from what was seen and done. Pure but for the one patch.
+//!
+//! It holds nothing that changes while a cluster is settled (no LSN, no lag, no time of the last look), and it says Ready
+//! only while that is so.
 
-use pgherd_crds::{PostgresCluster, PostgresClusterStatus};
+pub mod backups;
+pub mod conditions;
+pub mod members;
+pub mod scene;
 
-use super::{apply::Applied, decide::{Memory, Plan}, execute::Executed, observe::Observed, validate::ValidatedCluster};
-use crate::context::{Context, Now};
+use jiff::Timestamp;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use pgherd_core::conditions as core_conditions;
+use pgherd_crds::{
+    PostgresCluster, PostgresClusterStatus, names,
+    v1alpha1::{
+        conditions::{READY, RECONCILING, STALLED},
+        postgres_cluster::{EffectiveValues, LastFailover},
+        shared::Condition,
+    },
+};
+
+use self::{conditions::build_conditions, members::build_members, scene::Scene};
+use super::{
+    apply::Applied,
+    decide::{Memory, Plan},
+    events::decide_events,
+    execute::Executed,
+    observe::Observed,
+    validate::ValidatedCluster,
+};
+use crate::{
+    context::{Context, Now},
+    kubernetes::events::publish,
+};
+
+/// Owner of the fields of the status.
+const FIELD_MANAGER: &str = "pgherd/postgres-cluster";
 
 /// Everything that a status is made from.
 #[derive(Clone, Copy, Debug)]
@@ -35,22 +70,158 @@ pub enum StatusError {
 /// The status of a cluster that is worked on.
 #[must_use]
 pub fn build_status(input: StatusInput<'_>) -> PostgresClusterStatus {
-    input.cluster.status.clone()
+    let StatusInput { cluster, memory, now, .. } = input;
+    let published = &cluster.status;
+    let scene = Scene::of(input);
+    let register = scene.register.as_ref();
+    let members = build_members(&scene);
+    let holder = register.and_then(|register| register.holder.as_ref());
+    let bootstrapped = register.is_some_and(|register| register.system_id.is_some());
+    let version = scene.holder_status().and_then(|status| status.server_version).map(render_version);
+    let conditions = build_conditions(&scene, &members);
+    PostgresClusterStatus {
+        observed_generation: Some(cluster.generation),
+        conditions: merge(&published.conditions, conditions, cluster.generation, now.wall),
+        instances: u32::try_from(scene.pods.len()).unwrap_or(u32::MAX),
+        ready_instances: Some(format!("{}/{}", scene.ready_instances(), cluster.instances)),
+        selector: Some(cluster.selector()),
+        primary: if bootstrapped { holder.map(|holder| holder.pod.clone()) } else { published.primary.clone() },
+        term: register.filter(|register| register.term.0 > 0).map(|register| register.term.0).or(published.term),
+        timeline: register.and_then(|register| register.timeline).map(|timeline| timeline.0).or(published.timeline),
+        // Once known it is never forgotten: it is what keeps the cluster from being initialised again.
+        system_id: register.and_then(|register| register.system_id.clone()).or_else(|| published.system_id.clone()),
+        version: version.or_else(|| published.version.clone()),
+        endpoint: Some(format!("{}.{}.svc:5432", names::rw_service(&cluster.name), cluster.namespace)),
+        effective: Some(effective(cluster)),
+        last_failover: last_failover(&scene, memory),
+        last_backup: backups::last_backup(&scene.observed.backups).or_else(|| published.last_backup.clone()),
+        members,
+    }
 }
 
 /// The status of a cluster that nothing can be done for until somebody changes something: Stalled=True, Ready=False,
 /// everything else as published.
 #[must_use]
 pub fn build_stalled_status(cluster: &PostgresCluster, reason: &str, message: &str, now: Now) -> PostgresClusterStatus {
-    let _ = (reason, message, now);
-    cluster.status.clone().unwrap_or_default()
+    let published = cluster.status.clone().unwrap_or_default();
+    let generation = cluster.metadata.generation.unwrap_or_default();
+    let new = |type_: &str, status: &str| conditions::New::new(type_, status, reason, message);
+    let mut conditions = vec![new(READY, "False"), conditions::New::new(RECONCILING, "False", "Stalled", ""), new(STALLED, "True")];
+    let kept = published.conditions.iter().filter(|old| ![READY, RECONCILING, STALLED].contains(&old.type_.as_str()));
+    conditions.extend(kept.map(|old| conditions::New::new(&old.type_, &old.status, &old.reason, &old.message)));
+    PostgresClusterStatus {
+        observed_generation: Some(generation),
+        conditions: merge(&published.conditions, conditions, generation, now.wall),
+        ..published
+    }
 }
 
-/// One server-side apply of the status, skipped if it equals the published one. True if it was written.
+/// One server-side apply of the status, skipped if it equals the published one. True if it was written. Transitions are
+/// told as Events.
 ///
 /// # Errors
 /// If the patch failed.
 pub async fn apply_status(context: &Context, cluster: &PostgresCluster, status: PostgresClusterStatus) -> Result<bool, StatusError> {
-    let _ = (context, cluster, status);
-    Ok(false)
+    let published = cluster.status.clone().unwrap_or_default();
+    if status == published {
+        return Ok(false);
+    }
+    let api: Api<PostgresCluster> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let patch = serde_json::json!({
+        "apiVersion": PostgresCluster::api_version(&()),
+        "kind": PostgresCluster::kind(&()),
+        "metadata": {"name": cluster.name_any(), "uid": cluster.uid()},
+        "status": status,
+    });
+    context.metrics.api_writes.inc();
+    api.patch_status(&cluster.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch))
+        .await
+        .map_err(StatusError::Patch)?;
+    let about = cluster.object_ref(&());
+    for event in decide_events(&published, &status) {
+        publish(context, &about, event.type_, event.reason, event.action, &event.note).await;
+    }
+    Ok(true)
 }
+
+fn effective(cluster: &ValidatedCluster) -> EffectiveValues {
+    EffectiveValues {
+        image: cluster.image.clone(),
+        synchronous_mode: cluster.synchronous_mode,
+        synchronous_replicas: cluster.acks,
+        replica_source: cluster.replica_source,
+        object_store_prefix: cluster.store.as_ref().map(|store| store.config.prefix.clone()),
+    }
+}
+
+/// `server_version_num` 170011 is 17.11.
+fn render_version(number: u32) -> String {
+    format!("{}.{}", number / 10_000, number % 10_000)
+}
+
+/// The newest record there is. A failover that another replica of the operator decided leaves no numbers here: then what
+/// the register tells is better than the record of an older one.
+fn last_failover(scene: &Scene<'_>, memory: &Memory) -> Option<LastFailover> {
+    let published = &scene.cluster.status;
+    let remembered = memory.last_failover.as_ref().filter(|record| {
+        published.last_failover.as_ref().is_none_or(|known| known.term <= record.term)
+    });
+    if let Some(record) = remembered {
+        return Some(record.clone());
+    }
+    let register = scene.register.as_ref()?;
+    let unrecorded = memory.failover.is_none()
+        && scene.primary_available()
+        && published.term.is_some_and(|term| term < register.term.0)
+        && published.last_failover.as_ref().is_none_or(|known| known.term < register.term.0);
+    let (from, to) = (published.primary.as_ref(), register.holder.as_ref().map(|holder| &holder.pod));
+    match (from, to) {
+        (Some(from), Some(to)) if unrecorded && from != to => Some(LastFailover {
+            from: from.clone(),
+            to: to.clone(),
+            reason: "decided by another replica of the operator, or before the operator restarted; its numbers are in the Events".to_owned(),
+            term: register.term.0,
+            at: scene.now.wall.to_string(),
+            ..LastFailover::default()
+        }),
+        _ => published.last_failover.clone(),
+    }
+}
+
+/// With the transition times that the published conditions have, where the status is the same.
+fn merge(published: &[Condition], new: Vec<conditions::New>, generation: i64, now: Timestamp) -> Vec<Condition> {
+    let parse = |text: &str| text.parse().unwrap_or(now);
+    let old: Vec<core_conditions::Condition> = published
+        .iter()
+        .map(|old| core_conditions::Condition {
+            type_: old.type_.clone(),
+            status: old.status.clone(),
+            reason: old.reason.clone(),
+            message: old.message.clone(),
+            observed_generation: old.observed_generation,
+            last_transition: parse(&old.last_transition_time),
+        })
+        .collect();
+    let new = new.into_iter().map(|new| new.observed(generation, now)).collect();
+    core_conditions::merge_conditions(&old, new, now)
+        .into_iter()
+        .map(|merged| Condition {
+            last_transition_time: render_time(published, &merged),
+            type_: merged.type_,
+            status: merged.status,
+            reason: merged.reason,
+            message: merged.message,
+            observed_generation: merged.observed_generation,
+        })
+        .collect()
+}
+
+/// In whole seconds, as Kubernetes writes it; an old time is kept to the letter.
+fn render_time(published: &[Condition], merged: &core_conditions::Condition) -> String {
+    let old = published.iter().find(|old| old.type_ == merged.type_ && old.status == merged.status);
+    let time = merged.last_transition;
+    old.map_or_else(|| Timestamp::from_second(time.as_second()).unwrap_or(time).to_string(), |old| old.last_transition_time.clone())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,42 @@
 //! A backup from a running PostgreSQL to the object store. Nothing touches a disk; `backup.json` is written last.
+//!
+//! Memory is bounded, whatever the size of the database and the speed of the store:
+//!
+//! ```text
+//!   (workers + 1) x (4 MiB + compressed frame, at most 4 MiB + 16 KiB + 64 B)    frames, see crate::frames
+//! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
+//! + (workers + 1) x context of zstd (about 1 MiB at level 1)
+//! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
+//! ```
+//! With the defaults (2 workers, 3 parts of 8 MiB in flight) frames and parts take at most 24 + 32 MiB, and less for data that
+//! compresses: an output buffer is touched only as far as its frame is long. All queues wait; a slow store becomes TCP
+//! backpressure and the server waits.
 
-use pgherd_core::{backup::{BackupRecord, ClusterLocation}, lsn::Lsn};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+mod finish;
+mod run;
+mod source;
+mod sweep;
+mod upload;
 
-use crate::{base_backup::BaseBackupError, replication::{ConnectOptions, ReplicationError}, store::StoreError};
+use pgherd_core::{
+    backup::{BackupRecord, ClusterLocation},
+    lsn::Lsn,
+    timeline::TimelineId,
+};
+
+pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path};
+pub use run::{observe_peak_rss, run_backup};
+pub use sweep::sweep_abandoned;
+
+use crate::{
+    base_backup::BaseBackupError,
+    frames::FrameError,
+    index::IndexError,
+    manifest::ManifestError,
+    replication::{ConnectOptions, ReplicationError},
+    store::StoreError,
+    tar::TarError,
+};
 
 /// What to back up, where to, and with how much.
 #[derive(Clone, Debug)]
@@ -95,6 +127,41 @@ pub enum BackupError {
     /// The store failed.
     #[error("writing to the object store")]
     Store(#[from] StoreError),
+    /// The server sent an archive that is not acceptable.
+    #[error("the server's tar archive")]
+    Tar(#[from] TarError),
+    /// Compression failed.
+    #[error("compressing")]
+    Frame(#[from] FrameError),
+    /// What passed does not fit the manifest.
+    #[error("checking the backup against its manifest")]
+    Manifest(#[from] ManifestError),
+    /// The index could not be written.
+    #[error("writing the index")]
+    Index(#[from] IndexError),
+    /// The record could not be written.
+    #[error("writing the record")]
+    Record(#[source] serde_json::Error),
+    /// A background task died.
+    #[error("a background task died")]
+    Task(#[source] tokio::task::JoinError),
+    /// The server named an archive in an unknown way.
+    #[error("the server sent an archive named \"{0}\"")]
+    ArchiveName(String),
+    /// The manifest is larger than this many bytes.
+    #[error("the manifest is larger than {0} bytes")]
+    ManifestTooLarge(usize),
+    /// A segment between start and stop is not in the backup.
+    #[error("the WAL segment {0} is missing in the backup")]
+    MissingWal(String),
+    /// The instance was promoted while the backup ran.
+    #[error("the backup began on timeline {start} and ended on timeline {stop}")]
+    TimelineChanged {
+        /// At the start.
+        start: TimelineId,
+        /// At the end.
+        stop: TimelineId,
+    },
     /// The instance belongs to another database system than the location says.
     #[error("the instance has the system identifier {found}, the location says {expected}")]
     WrongSystem {
@@ -103,19 +170,13 @@ pub enum BackupError {
         /// What the instance says.
         found: String,
     },
+    /// Something with this id is in the store already.
+    #[error("the object store holds something under the id {0} already")]
+    IdTaken(String),
+    /// The stream stopped or was not in order.
+    #[error("the stream was broken off")]
+    Interrupted,
     /// It was cancelled.
     #[error("the backup was cancelled")]
     Cancelled,
-}
-
-/// Runs a backup to its end.
-///
-/// # Errors
-/// [`BackupError`]. After any error all uploads of this backup are aborted and its objects deleted.
-pub async fn run_backup(
-    _options: BackupOptions,
-    _progress: watch::Sender<BackupProgress>,
-    _cancel: CancellationToken,
-) -> Result<BackupOutcome, BackupError> {
-    todo!()
 }

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use pgherd_core::backup::StoreConfig;
 
 use classify::{Request, classify, status};
-pub use error::StoreError;
+pub use error::{StoreError, StoreSource};
 pub use multipart::{MultipartUpload, PartBuffer, PartBuffers};
 
 /// Whether a create-only write wrote.
@@ -260,5 +260,5 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(180);
 
 enum BodyError {
     Answer(StoreError),
-    Broken(error::StoreSource),
+    Broken(StoreSource),
 }

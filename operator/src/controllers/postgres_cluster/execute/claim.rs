@@ -51,7 +51,7 @@ impl Round<'_> {
             });
         }
         self.wake_all().await;
-        if self.await_promotion(&winner.pod, next.term).await {
+        if self.await_promotion(&winner.pod, &winner.pod_uid, next.term).await {
             self.note_completed(memory);
             let change = RoleChange { pod: winner.pod.clone(), uid: winner.pod_uid, role: Some(ROLE_PRIMARY) };
             self.change_role(&change).await?;
@@ -66,13 +66,13 @@ impl Round<'_> {
     }
 
     /// True once the winner takes writes in this term. False when it failed, fell silent, or took too long.
-    async fn await_promotion(&mut self, pod: &str, term: Term) -> bool {
+    async fn await_promotion(&mut self, pod: &str, uid: &str, term: Term) -> bool {
         let Some(address) = self.observed.pod(pod).and_then(|pod| pod.address(self.cluster)) else { return false };
         let started = Instant::now();
         let mut answered = started;
         while started.elapsed() < Duration::from_millis(PROMOTION_MS) {
             match self.agents.status(&address).await {
-                Ok(status) => {
+                Ok(status) if status.pod_uid == uid => {
                     answered = Instant::now();
                     let (serves, failed) = (status.is_primary && status.term == term, status.phase == Phase::Failed);
                     self.done.statuses.insert(pod.to_owned(), status);
@@ -84,7 +84,7 @@ impl Round<'_> {
                     tracing::warn!(cluster = self.cluster.name, error = error.to_string(), "the winner fell silent");
                     return false;
                 }
-                Err(_) => {}
+                _ => {}
             }
             sleep(POLL).await;
         }

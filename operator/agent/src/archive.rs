@@ -1,0 +1,250 @@
+//! The WAL archive's local end: a unix socket on which archive_command and restore_command ask the agent, which alone has
+//! the store's credentials. Only a primary archives; a standby never does.
+
+use std::{
+    fs, io,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use pgherd_core::{backup::{ClusterLocation, StoreConfig}, timeline::TimelineId};
+use pgherd_stream::{
+    store::ObjectStore,
+    wal::{self, FetchOutcome},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::Mutex,
+    time::timeout,
+};
+
+use crate::{actions::describe_chain, agent::Agent, postgres::config::Role};
+
+/// One file must be through in this time; PostgreSQL asks again.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A request is one short line.
+const MAX_REQUEST: u64 = 4096;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Request {
+    /// Archive a file of pg_wal.
+    Archive {
+        /// Its path, relative to PGDATA (`%p`).
+        path: String,
+        /// Its name (`%f`).
+        name: String,
+    },
+    /// Fetch a file of the archive.
+    Restore {
+        /// Its name (`%f`).
+        name: String,
+        /// Where to put it, relative to PGDATA (`%p`).
+        path: String,
+    },
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// The archive surely has no such file.
+    Absent,
+    /// It is not known, or did not work; try again later.
+    Failed(String),
+}
+
+/// The store's client, kept as long as its configuration stands.
+type Cached = Mutex<Option<(StoreConfig, Arc<ObjectStore>)>>;
+
+/// Brings the history of the primary's timeline into the archive, again and again until it is there: PostgreSQL archives
+/// it once, and not at all where the store was configured later. Never ends.
+pub async fn keep_history(agent: Arc<Agent>) {
+    let cached: Cached = Mutex::new(None);
+    let mut archived = None;
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let status = agent.board.status();
+        let Some(timeline) = status.history.filter(|_| status.is_primary).map(|history| history.timeline) else { continue };
+        let name = format!("{timeline}.history");
+        if timeline.0 < 2 || archived.as_ref() == Some(&name) || agent.config().store.is_none() {
+            continue;
+        }
+        match archive(&agent, &cached, &format!("pg_wal/{name}"), &name).await {
+            Answer::Failed(error) => tracing::warn!(file = %name, error = %error, "the timeline's history is not in the archive yet"),
+            _ => archived = Some(name),
+        }
+    }
+}
+
+/// Serves the socket; never ends.
+pub async fn serve(agent: Arc<Agent>) {
+    let cached: Arc<Cached> = Arc::new(Mutex::new(None));
+    loop {
+        match listen(&agent.layout.agent_socket()) {
+            Ok(listener) => accept(&agent, &cached, &listener).await,
+            Err(error) => tracing::error!(error = %error, "the archive socket can't be opened"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => UnixListener::bind(path),
+    }
+}
+
+async fn accept(agent: &Arc<Agent>, cached: &Arc<Cached>, listener: &UnixListener) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (agent, cached) = (Arc::clone(agent), Arc::clone(cached));
+        drop(tokio::spawn(async move {
+            if let Err(error) = converse(&agent, &cached, stream).await {
+                tracing::debug!(error = %error, "an archive client went away");
+            }
+        }));
+    }
+}
+
+async fn converse(agent: &Agent, cached: &Cached, stream: UnixStream) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    tokio::io::AsyncReadExt::take(BufReader::new(read), MAX_REQUEST).read_line(&mut line).await?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(request) => {
+            let done = timeout(PATIENCE, handle(agent, cached, request)).await;
+            done.unwrap_or_else(|_| Answer::Failed("the object store did not answer in time".to_owned()))
+        }
+        Err(error) => Answer::Failed(format!("malformed request: {error}")),
+    };
+    let mut text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
+    text.push(b'\n');
+    write.write_all(&text).await
+}
+
+async fn handle(agent: &Agent, cached: &Cached, request: Request) -> Answer {
+    match request {
+        Request::Archive { path, name } => {
+            let answer = archive(agent, cached, &path, &name).await;
+            note(agent, &name, &answer);
+            answer
+        }
+        Request::Restore { name, path } => restore(agent, cached, &name, &path).await,
+    }
+}
+
+/// Shows how the archiver fares.
+fn note(agent: &Agent, name: &str, answer: &Answer) {
+    agent.board.update(|status| match answer {
+        Answer::Done => {
+            status.archive.last_archived = Some(name.to_owned());
+            status.archive.last_archived_at_ms = Some(jiff::Timestamp::now().as_millisecond());
+            status.archive.last_error = None;
+        }
+        Answer::Failed(error) => status.archive.last_error = Some(error.clone()),
+        Answer::Absent => {}
+    });
+}
+
+async fn archive(agent: &Agent, cached: &Cached, path: &str, name: &str) -> Answer {
+    if !matches!(agent.role(), Some(Role::Primary { .. })) || agent.led_term().is_none() {
+        return Answer::Failed("only the primary archives".to_owned());
+    }
+    let prepared = match own_location(agent) {
+        Some(location) => connect(cached, &location.store).await.map(|store| (store, location)),
+        None => Err("no object store is configured, or the system identifier is not known yet".to_owned()),
+    };
+    let (store, location) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return Answer::Failed(error),
+    };
+    let Some(file) = resolve(agent, path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
+    match wal::push(&store, &location, &file, name).await {
+        Ok(_) => Answer::Done,
+        Err(error) => {
+            let text = describe_chain(&error);
+            tracing::warn!(file = name, error = %text, "archiving failed; PostgreSQL tries again");
+            Answer::Failed(text)
+        }
+    }
+}
+
+async fn restore(agent: &Agent, cached: &Cached, name: &str, path: &str) -> Answer {
+    let source = agent.recovery_source();
+    if source.is_none() && is_from_the_future(agent, name) {
+        return Answer::Absent;
+    }
+    let Some(location) = source.or_else(|| own_location(agent)) else {
+        return Answer::Failed("no object store is configured, or the system identifier is not known yet".to_owned());
+    };
+    let store = match connect(cached, &location.store).await {
+        Ok(store) => store,
+        Err(error) => return Answer::Failed(error),
+    };
+    let Some(dest) = resolve(agent, path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
+    match wal::fetch(&store, &location, name, &dest).await {
+        Ok(FetchOutcome::Fetched) => Answer::Done,
+        Ok(FetchOutcome::Absent) => Answer::Absent,
+        Err(error) => Answer::Failed(describe_chain(&error)),
+    }
+}
+
+/// A history above the register's timeline is from a promotion that the register does not know (of another cluster in the
+/// same place, or of one that was undone): a standby that followed it would leave the cluster.
+fn is_from_the_future(agent: &Agent, name: &str) -> bool {
+    let known = agent.register.borrow().as_ref().and_then(|seen| seen.lease.register.timeline);
+    let named = name.strip_suffix(".history").and_then(|timeline| u32::from_str_radix(timeline, 16).ok()).map(TimelineId);
+    matches!((named, known), (Some(named), Some(known)) if named > known)
+}
+
+/// Where this cluster's own archive is.
+#[must_use]
+pub fn own_location(agent: &Agent) -> Option<ClusterLocation> {
+    let config = agent.config();
+    let of_register = agent.register.borrow().as_ref().and_then(|seen| seen.lease.register.system_id.clone());
+    let system_id = of_register.or_else(|| agent.board.status().system_id)?;
+    Some(ClusterLocation { store: config.store.clone()?, cluster: config.cluster.clone(), system_id })
+}
+
+async fn connect(cached: &Cached, config: &StoreConfig) -> Result<Arc<ObjectStore>, String> {
+    let mut cached = cached.lock().await;
+    if let Some((of, store)) = cached.as_ref() {
+        if of == config {
+            return Ok(Arc::clone(store));
+        }
+    }
+    let store = Arc::new(ObjectStore::connect(config).await.map_err(|error| describe_chain(&error))?);
+    *cached = Some((config.clone(), Arc::clone(&store)));
+    Ok(store)
+}
+
+/// The absolute path of a file of pg_wal; None for anything that leads elsewhere.
+fn resolve(agent: &Agent, path: &str) -> Option<PathBuf> {
+    resolve_in(&agent.layout.pgdata, Path::new(path))
+}
+
+fn resolve_in(pgdata: &Path, path: &Path) -> Option<PathBuf> {
+    let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+    (plain && path.starts_with("pg_wal")).then(|| pgdata.join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_pg_wal_are_touched() {
+        let pgdata = Path::new("/data");
+        assert_eq!(resolve_in(pgdata, Path::new("pg_wal/RECOVERYXLOG")), Some("/data/pg_wal/RECOVERYXLOG".into()));
+        for path in ["/etc/passwd", "pg_wal/../pg_hba.conf", "../x", "base/1", "", "./pg_wal/x"] {
+            assert_eq!(resolve_in(pgdata, Path::new(path)), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `pgherd archive-wal` and `pgherd restore-wal`: what PostgreSQL calls for its WAL. They only ask the agent over the unix
+//! socket; without an agent nothing is known, which is not the same as "absent".
+
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use crate::{
+    archive::{Answer, Request},
+    layout::Layout,
+};
+
+/// Longer than the agent's own bound.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// PostgreSQL takes an exit code above 125 of restore_command for a fault and not for the end of the archive.
+const UNKNOWN: u8 = 255;
+
+/// Archives one file: 0 when it is in the archive, else 1, and PostgreSQL tries again.
+#[must_use]
+pub fn archive_wal(path: &str, name: &str) -> ExitCode {
+    let request = Request::Archive { path: path.to_owned(), name: name.to_owned() };
+    ExitCode::from(if decide_exit(ask(&Layout::pod().agent_socket(), &request)) == 0 { 0 } else { 1 })
+}
+
+/// Fetches one file: 0 when it is there, 1 only when the archive surely has none, else 255: an outage must not end a
+/// recovery early.
+#[must_use]
+pub fn restore_wal(name: &str, dest: &str) -> ExitCode {
+    let request = Request::Restore { name: name.to_owned(), path: dest.to_owned() };
+    ExitCode::from(decide_exit(ask(&Layout::pod().agent_socket(), &request)))
+}
+
+/// The exit code of a fetch. The reason goes to the server's log.
+fn decide_exit(answer: io::Result<Answer>) -> u8 {
+    match answer {
+        Ok(Answer::Done) => 0,
+        Ok(Answer::Absent) => 1,
+        Ok(Answer::Failed(why)) => {
+            eprintln!("pgherd: {why}");
+            UNKNOWN
+        }
+        Err(error) => {
+            eprintln!("pgherd: the agent can't be reached: {error}");
+            UNKNOWN
+        }
+    }
+}
+
+fn ask(socket: &Path, request: &Request) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.write_all(&text)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sure_answer_ends_a_recovery() {
+        assert_eq!(decide_exit(Ok(Answer::Done)), 0);
+        assert_eq!(decide_exit(Ok(Answer::Absent)), 1);
+        assert_eq!(decide_exit(Ok(Answer::Failed("x".into()))), 255);
+        assert_eq!(decide_exit(ask(Path::new("/nowhere/agent.sock"), &Request::Restore { name: "n".into(), path: "p".into() })), 255);
+    }
+}

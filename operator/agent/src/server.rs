@@ -1,0 +1,152 @@
+//! The agent's HTTPS API. Every client shows a certificate of the cluster's CA; only the operator's may change anything.
+//! The status is a copy of what is known, so it is answered at once even when PostgreSQL is frozen.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Extension, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use pgherd_core::instance::{AgentError, InstanceStatus, OPERATOR_CN, SealRequest};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    actions::{
+        describe_chain,
+        seal::{SealError, seal},
+    },
+    agent::Agent,
+    barrier::{BarrierError, pass_archive_barrier},
+    tls::{build_server_config, parse_common_name},
+};
+
+/// A TLS handshake may take this long.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Common name of the client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ClientName(String);
+
+/// Serves the API; never ends. Certificates that changed are used from the next connection on.
+pub async fn serve(agent: Arc<Agent>, mut certificates: watch::Receiver<u64>) {
+    loop {
+        match TcpListener::bind(("::", agent.layout.api_port)).await {
+            Ok(listener) => serve_on(Arc::clone(&agent), listener, &mut certificates).await,
+            Err(error) => tracing::error!(error = %error, port = agent.layout.api_port, "the agent's port can't be opened"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Serves on a listener until it fails.
+pub async fn serve_on(agent: Arc<Agent>, listener: TcpListener, certificates: &mut watch::Receiver<u64>) {
+    let folder = agent.layout.tls();
+    let mut acceptor = None;
+    let router = build_router(agent);
+    loop {
+        if acceptor.is_none() || certificates.has_changed().unwrap_or_default() {
+            certificates.mark_unchanged();
+            match build_server_config(&folder) {
+                Ok(config) => acceptor = Some(TlsAcceptor::from(config)),
+                Err(error) => tracing::error!(error = %describe_chain(&error), "keeping the last server certificate"),
+            }
+        }
+        let (stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(error = %error, "failed to accept a connection");
+                return;
+            }
+        };
+        let Some(acceptor) = acceptor.clone() else { continue };
+        drop(tokio::spawn(serve_connection(acceptor, stream, router.clone())));
+    }
+}
+
+async fn serve_connection(acceptor: TlsAcceptor, stream: TcpStream, router: Router) {
+    let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
+    let chain = stream.get_ref().1.peer_certificates();
+    let Some(name) = chain.and_then(|chain| chain.first()).and_then(parse_common_name) else { return };
+    let service = TowerToHyperService::new(router.layer(Extension(ClientName(name))));
+    let connection = auto::Builder::new(TokioExecutor::new());
+    if let Err(error) = connection.http1_only().serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(error = %error, "a connection ended early");
+    }
+}
+
+/// The API's paths.
+fn build_router(agent: Arc<Agent>) -> Router {
+    Router::new()
+        .route("/v1/status", get(show_status))
+        .route("/v1/seal", post(post_seal))
+        .route("/v1/archive-barrier", post(post_barrier))
+        .route("/v1/wake", post(post_wake))
+        .with_state(agent)
+}
+
+/// An error answer.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(AgentError { error: self.1 })).into_response()
+    }
+}
+
+fn check_operator(client: &ClientName) -> Result<(), Refusal> {
+    if client.0 == OPERATOR_CN { Ok(()) } else { Err(Refusal(StatusCode::FORBIDDEN, "only the operator may do this".to_owned())) }
+}
+
+async fn show_status(State(agent): State<Arc<Agent>>) -> Json<InstanceStatus> {
+    Json(agent.board.status())
+}
+
+async fn post_seal(
+    State(agent): State<Arc<Agent>>,
+    Extension(client): Extension<ClientName>,
+    Json(request): Json<SealRequest>,
+) -> Result<Response, Refusal> {
+    check_operator(&client)?;
+    let report = seal(&agent, request.term).await.map_err(|error| {
+        let code = match &error {
+            SealError::Promised { .. } | SealError::Leads(_) => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        tracing::warn!(error = %error, term = %request.term, "not sealed");
+        Refusal(code, error.to_string())
+    })?;
+    Ok(Json(report).into_response())
+}
+
+async fn post_barrier(State(agent): State<Arc<Agent>>, Extension(client): Extension<ClientName>) -> Result<Response, Refusal> {
+    check_operator(&client)?;
+    let barrier = pass_archive_barrier(&agent).await.map_err(|error| {
+        let code = match &error {
+            BarrierError::NotPrimary | BarrierError::NoStore => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Refusal(code, describe_chain(&error))
+    })?;
+    Ok(Json(barrier).into_response())
+}
+
+async fn post_wake(State(agent): State<Arc<Agent>>, Extension(client): Extension<ClientName>) -> Result<StatusCode, Refusal> {
+    check_operator(&client)?;
+    let read = crate::lease::refresh(&agent).await;
+    read.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    agent.wake.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}

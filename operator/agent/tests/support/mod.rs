@@ -1,0 +1,162 @@
+//! A cluster's certificates, configuration and agents under a temporary folder, with the real PostgreSQL of this machine.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use pgherd_agent::{
+    agent::Agent,
+    board::Board,
+    fencer::Fencer,
+    layout::{Layout, Peers},
+    register_store::MemoryRegister,
+    run::run_agent,
+    settings::Identity,
+    tls::apply_certificates,
+};
+use pgherd_core::instance::{Bootstrap, InstanceConfig, ReplicaSourcePolicy, Timings};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// PostgreSQL refuses to run as root: runs this test again as the user `postgres`; true when that was done.
+pub fn ran_as_postgres(test: &str) -> bool {
+    if !nix::unistd::getuid().is_root() {
+        return false;
+    }
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let fields: Vec<&str> = passwd.lines().find(|line| line.starts_with("postgres:")).expect("a user postgres").split(':').collect();
+    let (uid, gid): (u32, u32) = (fields[2].parse().unwrap(), fields[3].parse().unwrap());
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .current_dir("/")
+        .env("TMPDIR", "/tmp")
+        .env("HOME", "/tmp")
+        .uid(uid)
+        .gid(gid)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test} failed as the user postgres");
+    true
+}
+
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Writes `ca.crt`, `tls.*`, `replication.*` and, for the test, `operator.*`.
+pub fn write_certificates(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.distinguished_name.push(DnType::CommonName, "pgherd test CA");
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    fs::write(folder.join("ca.crt"), authority.pem()).unwrap();
+    for (file, name, hosts) in [
+        ("tls", "localhost", vec!["localhost".to_owned()]),
+        ("replication", "pgherd_replication", Vec::new()),
+        ("operator", "pgherd-operator", Vec::new()),
+    ] {
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        fs::write(folder.join(format!("{file}.crt")), certificate.pem()).unwrap();
+        fs::write(folder.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+/// A cluster `c` of some instances under one folder.
+pub struct Cluster {
+    pub root: tempfile::TempDir,
+    pub register: Arc<MemoryRegister>,
+    pub config: InstanceConfig,
+    ports: BTreeMap<String, u16>,
+}
+
+/// One running agent.
+pub struct Instance {
+    pub agent: Arc<Agent>,
+    pub task: JoinHandle<()>,
+    _config: watch::Sender<Arc<InstanceConfig>>,
+    _certificates: watch::Sender<u64>,
+}
+
+impl Cluster {
+    pub fn new(register: MemoryRegister, instances: u32) -> Self {
+        let root = tempfile::Builder::new().prefix("pgherd").tempdir_in("/tmp").unwrap();
+        write_certificates(&root.path().join("certificates"));
+        let app = root.path().join("app");
+        fs::create_dir(&app).unwrap();
+        for (name, content) in [("username", "app"), ("password", "it's \\ secret"), ("dbname", "app")] {
+            fs::write(app.join(name), content).unwrap();
+        }
+        let config = InstanceConfig {
+            cluster: "c".into(),
+            namespace: "db".into(),
+            instances,
+            parameters: BTreeMap::from([("shared_buffers".into(), "16MB".into())]),
+            hba: Vec::new(),
+            bootstrap: Bootstrap::Initdb,
+            store: None,
+            replica_source: ReplicaSourcePolicy::Auto,
+            timings: Timings::default(),
+        };
+        let ports = (0..instances).map(|ordinal| (format!("c-{ordinal}"), free_port())).collect();
+        Self { root, register: Arc::new(register), config, ports }
+    }
+
+    pub fn layout(&self, pod: &str) -> Layout {
+        let home = self.root.path().join(pod);
+        let folder = |name: &str| -> PathBuf {
+            let path = home.join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let peers = self.ports.iter().map(|(pod, port)| (pod.clone(), ("localhost".to_owned(), *port))).collect();
+        Layout {
+            volume: folder("volume"),
+            pgdata: home.join("volume/pgdata"),
+            run: folder("run"),
+            socket_dir: folder("socket"),
+            config: home.join("instance.json"),
+            tls_source: self.root.path().join("certificates"),
+            app: self.root.path().join("app"),
+            passwd: "/etc/passwd".into(),
+            postgres_port: self.ports[pod],
+            api_port: free_port(),
+            probe_port: free_port(),
+            executable: "/bin/false".into(),
+            peers: Peers::Fixed(peers),
+        }
+    }
+
+    /// Starts an agent for a pod; `uid` tells a new pod of an old name apart.
+    pub fn start(&self, pod: &str, uid: &str) -> Instance {
+        let layout = self.layout(pod);
+        apply_certificates(&layout.tls_source, &layout.tls()).unwrap();
+        let boot_nonce = format!("nonce-{}", free_port());
+        let identity = Identity { pod: pod.into(), pod_uid: uid.into(), namespace: "db".into(), boot_nonce };
+        let (config_sender, config) = watch::channel(Arc::new(self.config.clone()));
+        let (certificates_sender, certificates) = watch::channel(0);
+        let board = Board::new(&identity);
+        let agent = Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), Fencer::none(), board));
+        let task = tokio::spawn(run_agent(Arc::clone(&agent), certificates));
+        Instance { agent, task, _config: config_sender, _certificates: certificates_sender }
+    }
+}
+
+impl Instance {
+    /// Ends as SIGTERM does.
+    pub async fn terminate(self) {
+        self.agent.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}

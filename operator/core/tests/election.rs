@@ -1,0 +1,186 @@
+//! Elections by example: who wins, who is refused, and what people are told.
+
+use pgherd_core::{
+    election::{Election, ElectionRules, elect},
+    instance::SealReport,
+    lsn::Lsn,
+    register::{Holder, MemberId, Register, Term, Voter, VoterSet},
+    timeline::{HistoryEntry, TimelineHistory, TimelineId},
+};
+
+fn member(ordinal: u32) -> MemberId {
+    MemberId(format!("member-{ordinal}"))
+}
+
+fn voter(ordinal: u32) -> Voter {
+    Voter { member: member(ordinal), pod: format!("shop-{ordinal}") }
+}
+
+fn set(ordinals: &[u32], acks: u32) -> VoterSet {
+    VoterSet { voters: ordinals.iter().map(|ordinal| voter(*ordinal)).collect(), acks }
+}
+
+/// shop-0 holds term 4, sealing for term 5 has begun.
+fn register(quorum: VoterSet) -> Register {
+    let holder = Holder { pod: "shop-0".into(), pod_uid: "uid-0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+    Register { term: Term(4), seal_term: Term(5), holder: Some(holder), timeline: Some(TimelineId(3)), quorum, ..Register::default() }
+}
+
+fn history(timeline: u32, ancestors: &[(u32, u64)]) -> TimelineHistory {
+    let entry = |&(timeline, lsn)| HistoryEntry { timeline: TimelineId(timeline), switch_lsn: Lsn(lsn) };
+    TimelineHistory { timeline: TimelineId(timeline), ancestors: ancestors.iter().map(entry).collect() }
+}
+
+fn report(ordinal: u32, lsn: u64) -> SealReport {
+    SealReport {
+        member: member(ordinal),
+        pod: format!("shop-{ordinal}"),
+        sealed_term: Term(5),
+        term: Term(4),
+        history: history(3, &[(1, 100), (2, 200)]),
+        received_lsn: Lsn(lsn),
+        replayed_lsn: Lsn(lsn),
+    }
+}
+
+#[track_caller]
+fn winner(register: &Register, reports: &[SealReport]) -> (String, Vec<(String, String)>) {
+    match elect(register, reports, ElectionRules::default()) {
+        Election::Winner { winner, candidates, .. } => (winner.pod, candidates.into_iter().map(|c| (c.pod, c.why)).collect()),
+        Election::Blocked { why, .. } => panic!("blocked: {why}"),
+    }
+}
+
+#[track_caller]
+fn blocked(register: &Register, reports: &[SealReport]) -> (Vec<String>, String) {
+    match elect(register, reports, ElectionRules::default()) {
+        Election::Blocked { missing, why, .. } => (missing.into_iter().map(|voter| voter.pod).collect(), why),
+        Election::Winner { winner, .. } => panic!("{} won", winner.pod),
+    }
+}
+
+fn pair(pod: &str, why: &str) -> (String, String) {
+    (pod.to_owned(), why.to_owned())
+}
+
+#[test]
+fn the_voter_that_is_furthest_ahead_wins_and_the_others_are_told_why_not() {
+    let (pod, candidates) = winner(&register(set(&[1, 2], 1)), &[report(1, 1000), report(2, 1000 + 48 * 1024)]);
+    assert_eq!(pod, "shop-2");
+    assert_eq!(candidates, [pair("shop-2", "furthest ahead"), pair("shop-1", "48 KiB behind shop-2")]);
+}
+
+#[test]
+fn without_a_quorum_nobody_wins_and_the_missing_voters_are_named() {
+    let (missing, why) = blocked(&register(set(&[1, 2], 1)), &[report(2, 1000)]);
+    assert_eq!(missing, ["shop-1"]);
+    assert!(why.contains("1 of 2 registered voters") && why.contains("at least 2"), "{why}");
+}
+
+#[test]
+fn the_former_holder_proves_everything_and_takes_over_again() {
+    let (pod, candidates) = winner(&register(set(&[1, 2], 1)), &[report(0, 5000), report(2, 1000)]);
+    assert_eq!(pod, "shop-0");
+    assert_eq!(candidates.last(), Some(&pair("shop-1", "did not answer")));
+}
+
+#[test]
+fn the_former_holder_stands_back_where_the_voters_prove_it_without_it() {
+    let (pod, candidates) = winner(&register(set(&[1, 2], 1)), &[report(0, 5000), report(1, 4000), report(2, 4500)]);
+    assert_eq!(pod, "shop-2");
+    assert_eq!(candidates[1], pair("shop-0", "the former primary, 500 B away: the voters do without it"));
+}
+
+#[test]
+fn a_holder_that_is_still_a_voter_of_its_own_election_is_not_done_without_by_its_own_vote() {
+    let pending = Some(set(&[2], 1));
+    let promoted = Register { pending, ..register(set(&[0, 2], 1)) };
+    assert_eq!(winner(&promoted, &[report(0, 5000), report(2, 1000)]).0, "shop-0");
+    assert_eq!(blocked(&promoted, &[report(2, 1000)]).0, ["shop-0"]);
+}
+
+#[test]
+fn a_replica_that_is_no_voter_never_stands_with_a_quorum() {
+    let (pod, candidates) = winner(&register(set(&[1], 1)), &[report(1, 1000), report(3, 9000)]);
+    assert_eq!(pod, "shop-1");
+    assert_eq!(candidates[1], pair("shop-3", "not a registered voter: it may miss acknowledged commits"));
+}
+
+#[test]
+fn a_recloned_voter_has_forgotten_what_it_acknowledged() {
+    let recloned = SealReport { member: MemberId("new".into()), ..report(1, 9000) };
+    let (missing, _) = blocked(&register(set(&[1, 2], 1)), &[recloned, report(2, 1000)]);
+    assert_eq!(missing, ["shop-1"]);
+}
+
+#[test]
+fn a_promise_for_another_term_does_not_count() {
+    let stale = SealReport { sealed_term: Term(4), ..report(1, 9000) };
+    let (missing, _) = blocked(&register(set(&[1, 2], 1)), &[stale, report(2, 1000)]);
+    assert_eq!(missing, ["shop-1"]);
+}
+
+#[test]
+fn both_sets_must_be_proven_while_the_voters_change() {
+    let changing = Register { pending: Some(set(&[2, 3], 1)), ..register(set(&[1, 2], 1)) };
+    assert_eq!(blocked(&changing, &[report(1, 10), report(2, 20)]).0, ["shop-3"]);
+    assert_eq!(winner(&changing, &[report(1, 10), report(2, 20), report(3, 30)]).0, "shop-3");
+}
+
+#[test]
+fn a_branch_that_left_the_history_loses_however_far_it_got() {
+    let strayed = SealReport { term: Term(3), history: history(2, &[(1, 100)]), ..report(1, 9000) };
+    let (pod, candidates) = winner(&register(set(&[1, 2], 1)), &[strayed, report(2, 300)]);
+    assert_eq!(pod, "shop-2");
+    assert_eq!(candidates[1], pair("shop-1", "left the history of shop-2 at 0/C8"));
+}
+
+#[test]
+fn the_same_timeline_number_of_an_abandoned_term_loses() {
+    let phantom = SealReport { term: Term(3), ..report(1, 9000) };
+    let (pod, candidates) = winner(&register(set(&[1, 2], 1)), &[phantom, report(2, 300)]);
+    assert_eq!(pod, "shop-2");
+    assert_eq!(candidates[1], pair("shop-1", "its WAL of term 3 was abandoned by a later term"));
+}
+
+#[test]
+fn a_replica_that_knows_the_newest_term_but_has_no_wal_of_it_does_not_outrank_more_wal() {
+    let early = SealReport { term: Term(4), history: history(2, &[(1, 100)]), ..report(1, 150) };
+    let ahead = SealReport { term: Term(3), history: history(2, &[(1, 100)]), ..report(2, 190) };
+    for timeline in [Some(TimelineId(3)), None] {
+        let register = Register { timeline, ..register(set(&[1, 2], 1)) };
+        assert_eq!(winner(&register, &[early.clone(), ahead.clone()]).0, "shop-2");
+    }
+}
+
+#[test]
+fn a_tie_goes_to_the_lowest_ordinal() {
+    let (pod, _) = winner(&register(set(&[2, 10], 1)), &[report(10, 1000), report(2, 1000)]);
+    assert_eq!(pod, "shop-2");
+}
+
+#[test]
+fn replayed_counts_where_a_restarted_replica_forgot_what_it_received() {
+    let restarted = SealReport { received_lsn: Lsn(900), replayed_lsn: Lsn(1500), ..report(1, 0) };
+    assert_eq!(winner(&register(set(&[1, 2], 1)), &[restarted, report(2, 1000)]).0, "shop-1");
+}
+
+#[test]
+fn without_a_promise_the_furthest_member_wins_within_the_lag_bound() {
+    let off = register(set(&[], 0));
+    let rules = ElectionRules { last_lsn: Lsn(2000), max_lag: Some(500) };
+    match elect(&off, &[report(1, 1600), report(2, 1400)], rules) {
+        Election::Winner { winner, possible_loss_bytes, .. } => assert_eq!((winner.pod.as_str(), possible_loss_bytes), ("shop-1", 400)),
+        Election::Blocked { why, .. } => panic!("{why}"),
+    }
+    match elect(&off, &[report(2, 1400)], rules) {
+        Election::Blocked { why, .. } => assert!(why.contains("failover.maxLag"), "{why}"),
+        Election::Winner { winner, .. } => panic!("{} won", winner.pod),
+    }
+}
+
+#[test]
+fn without_any_answer_nobody_wins() {
+    assert_eq!(blocked(&register(set(&[], 0)), &[]).1, "no member has answered");
+    assert_eq!(blocked(&register(set(&[1, 2], 1)), &[]).0, ["shop-1", "shop-2"]);
+}

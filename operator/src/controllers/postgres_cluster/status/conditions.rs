@@ -1,0 +1,214 @@
+//! The conditions. Each says what is so, in words that help; the most pressing reason is Ready's.
+
+use jiff::Timestamp;
+use pgherd_core::{conditions::Condition, instance::Phase};
+use pgherd_crds::v1alpha1::{
+    conditions::{ARCHIVING, FAILOVER_BLOCKED, PRIMARY_AVAILABLE, READY, RECONCILING, REPLICAS_READY, STALLED, SUSPENDED},
+    postgres_cluster::MemberStatus,
+};
+
+use super::{backups::backup_healthy, scene::Scene};
+
+/// Reasons of pods that don't pass before somebody changes something.
+const PERMANENT: [&str; 5] = ["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CrashLoopBackOff"];
+
+/// A condition without its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct New {
+    type_: String,
+    status: String,
+    reason: String,
+    message: String,
+}
+
+impl New {
+    pub(super) fn new(type_: &str, status: &str, reason: &str, message: impl Into<String>) -> Self {
+        Self { type_: type_.to_owned(), status: status.to_owned(), reason: reason.to_owned(), message: message.into() }
+    }
+
+    pub(super) fn observed(self, generation: i64, now: Timestamp) -> Condition {
+        Condition {
+            type_: self.type_,
+            status: self.status,
+            reason: self.reason,
+            message: self.message,
+            observed_generation: Some(generation),
+            last_transition: now,
+        }
+    }
+}
+
+/// Why something is not as it should be.
+struct Why {
+    reason: String,
+    message: String,
+}
+
+fn why(reason: &str, message: impl Into<String>) -> Why {
+    Why { reason: reason.to_owned(), message: message.into() }
+}
+
+/// All of them, in the order in which people read.
+pub(super) fn build_conditions(scene: &Scene<'_>, members: &[MemberStatus]) -> Vec<New> {
+    let primary = primary_available(scene);
+    let replicas = replicas_ready(scene, members);
+    let stalled = find_stall(scene);
+    let blocked = failover_blocked(scene);
+    let unready = find_unready(scene, members, stalled.as_ref(), &blocked, &primary, &replicas);
+    let ready = match &unready {
+        None => New::new(READY, "True", "Ready", format!("{} instances serve", scene.cluster.instances)),
+        Some(why) => New::new(READY, "False", &why.reason, why.message.clone()),
+    };
+    let reconciling = match (&unready, &stalled) {
+        (Some(why), None) => New::new(RECONCILING, "True", &why.reason, why.message.clone()),
+        (Some(_), Some(_)) => New::new(RECONCILING, "False", "Stalled", ""),
+        (None, _) => New::new(RECONCILING, "False", "Settled", ""),
+    };
+    let stalled = match stalled {
+        Some(why) => New::new(STALLED, "True", &why.reason, why.message),
+        None => New::new(STALLED, "False", "NotStalled", ""),
+    };
+    let suspended = if scene.cluster.suspended {
+        New::new(SUSPENDED, "True", "Suspended", "spec.suspend is set: nothing is changed and no failover is decided")
+    } else {
+        New::new(SUSPENDED, "False", "NotSuspended", "")
+    };
+    let backups = backup_healthy(&scene.observed.backups, scene.cluster.store.is_some());
+    vec![ready, reconciling, stalled, primary, replicas, archiving(scene), backups, suspended, blocked]
+}
+
+fn primary_available(scene: &Scene<'_>) -> New {
+    let unavailable = |reason: &str, message: String| New::new(PRIMARY_AVAILABLE, "False", reason, message);
+    let Some(register) = scene.register.as_ref() else {
+        return unavailable("NoRegister", "there is no register yet".to_owned());
+    };
+    let Some(holder) = &register.holder else {
+        return unavailable("NoPrimaryYet", scene.note().unwrap_or_else(|| "no instance was chosen yet".to_owned()));
+    };
+    if scene.primary_available() {
+        return New::new(PRIMARY_AVAILABLE, "True", "Serving", format!("{} serves as primary of term {}", holder.pod, register.term));
+    }
+    if register.is_sealing() {
+        return unavailable("FailingOver", format!("{} is replaced as primary; term {} is being decided", holder.pod, register.seal_term));
+    }
+    let message = match scene.holder_pod() {
+        None => format!("{}, the primary's pod, does not exist", holder.pod),
+        Some(pod) => match (pod.status(), &pod.problem) {
+            (Some(status), _) if register.released => format!("{} gave up the role: {}", pod.name, said(&status.message)),
+            (Some(status), _) => format!("{} is {:?} and does not serve as primary of term {}", pod.name, status.phase, register.term),
+            (None, Some(problem)) => format!("{}: {}", pod.name, problem.message),
+            (None, None) => format!("{} does not answer", pod.name),
+        },
+    };
+    let reason = if register.system_id.is_none() { "Bootstrapping" } else { "PrimaryUnavailable" };
+    unavailable(reason, message)
+}
+
+fn said(message: &str) -> &str {
+    if message.is_empty() { "it does not say why" } else { message }
+}
+
+fn replicas_ready(scene: &Scene<'_>, members: &[MemberStatus]) -> New {
+    let wanted = scene.cluster.instances.saturating_sub(1) as usize;
+    let (streaming, others): (Vec<_>, Vec<_>) = scene.replicas().partition(|pod| scene.replica_streams(pod));
+    if streaming.len() >= wanted {
+        let message = if wanted == 0 { "no replicas are asked for".to_owned() } else { format!("{wanted} replicas stream from the primary") };
+        return New::new(REPLICAS_READY, "True", "Streaming", message);
+    }
+    let states: Vec<String> = others
+        .iter()
+        .filter_map(|pod| members.iter().find(|member| member.pod == pod.name))
+        .map(|member| match &member.message {
+            Some(message) => format!("{} is {}: {message}", member.pod, member.phase),
+            None if member.phase == "Replica" => format!("{} does not stream from the primary yet", member.pod),
+            None => format!("{} is {}", member.pod, member.phase),
+        })
+        .collect();
+    let message = format!("{} of {wanted} replicas stream from the primary; {}", streaming.len(), states.join("; "));
+    New::new(REPLICAS_READY, "False", "NotStreaming", message.trim_end_matches("; "))
+}
+
+fn archiving(scene: &Scene<'_>) -> New {
+    if scene.cluster.store.is_none() {
+        return New::new(ARCHIVING, "Unknown", "NotConfigured", "no object store is configured: WAL is not archived");
+    }
+    let Some(archive) = scene.holder_status().filter(|status| status.is_primary).map(|status| &status.archive) else {
+        let known = scene.cluster.status.conditions.iter().find(|condition| condition.type_ == ARCHIVING);
+        return known.map_or_else(
+            || New::new(ARCHIVING, "Unknown", "NoPrimary", "there is no primary that archives"),
+            |known| New::new(ARCHIVING, &known.status, &known.reason, known.message.clone()),
+        );
+    };
+    match (&archive.last_error, &archive.last_archived) {
+        (Some(error), _) => New::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}")),
+        (None, Some(_)) => New::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
+        (None, None) => New::new(ARCHIVING, "Unknown", "NothingArchivedYet", "no WAL segment was complete yet"),
+    }
+}
+
+fn failover_blocked(scene: &Scene<'_>) -> New {
+    match scene.executed.and_then(|executed| executed.blocked.as_ref()) {
+        Some(blocked) => New::new(FAILOVER_BLOCKED, "True", "QuorumMissing", blocked.why.clone()),
+        None => New::new(FAILOVER_BLOCKED, "False", "NotBlocked", ""),
+    }
+}
+
+/// What somebody has to change: what the round found, then what could not be applied, then the instances.
+fn find_stall(scene: &Scene<'_>) -> Option<Why> {
+    if let Some(stall) = &scene.plan.stalled {
+        return Some(why(&stall.reason, stall.message.clone()));
+    }
+    if let Some(problem) = scene.applied.problems.first() {
+        return Some(why(&problem.reason, problem.message.clone()));
+    }
+    scene.pods.iter().find_map(|pod| {
+        let failed = pod.status().filter(|status| status.phase == Phase::Failed);
+        let of_pod = pod.problem.as_ref().filter(|problem| PERMANENT.contains(&problem.reason.as_str()));
+        match (failed, of_pod) {
+            (Some(status), _) => Some(why("InstanceFailed", format!("{}: {}", pod.name, said(&status.message)))),
+            (None, Some(problem)) => Some(why(&problem.reason, format!("{}: {}", pod.name, problem.message))),
+            (None, None) => None,
+        }
+    })
+}
+
+/// The most pressing reason why the cluster is not Ready.
+fn find_unready(
+    scene: &Scene<'_>,
+    members: &[MemberStatus],
+    stalled: Option<&Why>,
+    blocked: &New,
+    primary: &New,
+    replicas: &New,
+) -> Option<Why> {
+    if let Some(stalled) = stalled {
+        return Some(why(&stalled.reason, stalled.message.clone()));
+    }
+    if blocked.status == "True" {
+        return Some(why(FAILOVER_BLOCKED, blocked.message.clone()));
+    }
+    let pending = scene.pods.iter().find_map(|pod| Some((pod, pod.problem.as_ref().filter(|_| pod.status().is_none())?)));
+    let of_pod = pending.map(|(pod, problem)| why(&problem.reason, format!("{}: {}", pod.name, problem.message)));
+    if primary.status != "True" {
+        let note = scene.note().map_or_else(|| primary.message.clone(), |note| format!("{}; {note}", primary.message));
+        return Some(of_pod.unwrap_or_else(|| why(&primary.reason, note)));
+    }
+    if replicas.status != "True" {
+        return Some(of_pod.unwrap_or_else(|| why(&replicas.reason, replicas.message.clone())));
+    }
+    let register = scene.register.as_ref()?;
+    let settled = register.pending.is_none() && register.quorum.acks == scene.cluster.acks;
+    if !settled {
+        return Some(why("ChangingVoters", "the primary is taking up a change of the replicas that commits wait for"));
+    }
+    if register.quorum.voters.len() < register.quorum.acks as usize {
+        return Some(why("TooFewVoters", "commits wait: fewer replicas take part than synchronous.replicas asks for"));
+    }
+    let extra: Vec<&str> = members.iter().skip(scene.cluster.instances as usize).map(|member| member.pod.as_str()).collect();
+    if !extra.is_empty() {
+        let held = register.holder.as_ref().is_some_and(|holder| extra.contains(&holder.pod.as_str()));
+        let hint = if held { "; the primary is one of them and stays until it is replaced" } else { "" };
+        return Some(why("ScalingDown", format!("instances above the number asked for still exist: {}{hint}", extra.join(", "))));
+    }
+    None
+}

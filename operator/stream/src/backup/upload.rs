@@ -1,0 +1,180 @@
+//! Frames into objects: parts are filled from frames and sent concurrently; an object ends at a frame's border.
+//!
+//! This side cleans up after itself: whatever ends it, no multipart upload stays open that it knows of.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{BackupError, BackupProgress};
+use crate::{
+    frames::{Frame, FrameItem, FrameReader},
+    store::{MultipartUpload, ObjectStore, PartBuffer, PartBuffers},
+};
+
+/// An object is at most this long: 8 GiB, or 1000 parts where a part is small (some stores take no more).
+const MAX_OBJECT_BYTES: u64 = 8 << 30;
+const MAX_PARTS: u64 = 1000;
+
+/// What was stored of one archive.
+#[derive(Debug, Default)]
+pub(super) struct StoredArchive {
+    /// For each object its frames: stored and decoded bytes.
+    pub(super) segments: Vec<Vec<(u32, u32)>>,
+    /// Bytes of each object.
+    pub(super) sizes: Vec<u64>,
+}
+
+/// How an upload ended.
+#[derive(Debug)]
+pub(super) struct UploadEnd {
+    /// Every key that was begun, whatever became of it.
+    pub(super) keys: Vec<String>,
+    /// The archives in order.
+    pub(super) result: Result<Vec<StoredArchive>, BackupError>,
+}
+
+/// Uploads what comes out of a frame pipeline.
+pub(super) struct Uploader {
+    pub(super) store: ObjectStore,
+    /// Key prefix of the backup, with a slash at its end.
+    pub(super) prefix: String,
+    pub(super) part_bytes: usize,
+    pub(super) concurrency: usize,
+    pub(super) progress: Arc<watch::Sender<BackupProgress>>,
+    /// Ends the upload early.
+    pub(super) cancel: CancellationToken,
+}
+
+/// Name of an archive's object.
+pub(super) fn render_object_name(archive: &str, number: usize) -> String {
+    format!("{archive}.tar.zst.{number:04}")
+}
+
+/// One object on its way. It becomes a multipart upload only when the first part is full.
+struct OpenObject {
+    key: String,
+    upload: Option<MultipartUpload>,
+    buffer: Option<PartBuffer>,
+    bytes: u64,
+}
+
+impl Uploader {
+    /// Runs until the pipeline ends.
+    pub(super) async fn run(self, mut frames: FrameReader) -> UploadEnd {
+        let mut state = State {
+            buffers: PartBuffers::new(self.concurrency + 1, self.part_bytes),
+            open: None,
+            archive: None,
+            done: Vec::new(),
+            keys: Vec::new(),
+        };
+        let cancel = self.cancel.clone();
+        let result = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(BackupError::Cancelled),
+            result = self.take_frames(&mut frames, &mut state) => result,
+        };
+        // An unfinished object is still here exactly when something failed.
+        if let Some(upload) = state.open.take().and_then(|object| object.upload)
+            && let Err(error) = upload.abort().await
+        {
+            tracing::warn!(error = %error, "aborting an upload failed");
+        }
+        UploadEnd { keys: state.keys, result: result.map(|()| state.done) }
+    }
+
+    async fn take_frames(&self, frames: &mut FrameReader, state: &mut State) -> Result<(), BackupError> {
+        while let Some(item) = frames.next().await? {
+            match item {
+                FrameItem::BeginArchive(name) => state.archive = Some((name, StoredArchive::default())),
+                FrameItem::Frame(frame) => self.store_frame(&frame, state).await?,
+                FrameItem::EndArchive => {
+                    self.finish_object(state).await?;
+                    state.done.extend(state.archive.take().map(|(_, stored)| stored));
+                }
+            }
+        }
+        // The writer is gone: in the middle of an archive it has failed, and says why itself.
+        if state.archive.is_some() { Err(BackupError::Interrupted) } else { Ok(()) }
+    }
+
+    async fn store_frame(&self, frame: &Frame, state: &mut State) -> Result<(), BackupError> {
+        let length = frame.bytes().len() as u64;
+        let limit = MAX_OBJECT_BYTES.min(self.part_bytes as u64 * MAX_PARTS);
+        if state.open.as_ref().is_some_and(|object| object.bytes + length > limit) {
+            self.finish_object(state).await?;
+        }
+        let Some((name, stored)) = &mut state.archive else { return Err(BackupError::Interrupted) };
+        let object = match &mut state.open {
+            Some(object) => object,
+            None => {
+                let key = format!("{}{}", self.prefix, render_object_name(name, stored.segments.len()));
+                state.keys.push(key.clone());
+                stored.segments.push(Vec::new());
+                state.open.insert(OpenObject { key, upload: None, buffer: None, bytes: 0 })
+            }
+        };
+        let entry = (u32::try_from(length).unwrap_or(u32::MAX), u32::try_from(frame.input_bytes()).unwrap_or(u32::MAX));
+        stored.segments.last_mut().into_iter().for_each(|segment| segment.push(entry));
+        object.bytes += length;
+        let mut input = frame.bytes();
+        while !input.is_empty() {
+            let buffer = match object.buffer.take() {
+                Some(buffer) if buffer.is_full() => {
+                    self.send_part(object, buffer).await?;
+                    None
+                }
+                other => other,
+            };
+            let mut buffer = match buffer {
+                Some(buffer) => buffer,
+                None => state.buffers.take().await,
+            };
+            buffer.fill(&mut input);
+            object.buffer = Some(buffer);
+        }
+        Ok(())
+    }
+
+    async fn send_part(&self, object: &mut OpenObject, buffer: PartBuffer) -> Result<(), BackupError> {
+        if object.upload.is_none() {
+            object.upload = Some(MultipartUpload::begin(&self.store, &object.key, self.concurrency).await?);
+        }
+        if let Some(upload) = &mut object.upload {
+            upload.push_part(buffer.into_bytes()).await?;
+        }
+        self.progress.send_modify(|progress| progress.stored_bytes += self.part_bytes as u64);
+        Ok(())
+    }
+
+    /// Sends the rest of the open object and makes it appear. On failure the object stays in the state to be aborted.
+    async fn finish_object(&self, state: &mut State) -> Result<(), BackupError> {
+        let (Some(object), Some((_, stored))) = (&mut state.open, &mut state.archive) else { return Ok(()) };
+        let rest = object.buffer.take();
+        let rest_bytes = rest.as_ref().map_or(0, |buffer| buffer.as_ref().len() as u64);
+        match (&mut object.upload, rest) {
+            (None, Some(buffer)) => self.store.put(&object.key, buffer.into_bytes()).await?,
+            (None, None) => {}
+            (Some(upload), rest) => {
+                if let Some(buffer) = rest {
+                    upload.push_part(buffer.into_bytes()).await?;
+                }
+                upload.complete().await?;
+            }
+        }
+        stored.sizes.push(object.bytes);
+        state.open = None;
+        self.progress.send_modify(|progress| progress.stored_bytes += rest_bytes);
+        Ok(())
+    }
+}
+
+struct State {
+    buffers: PartBuffers,
+    open: Option<OpenObject>,
+    archive: Option<(String, StoredArchive)>,
+    done: Vec<StoredArchive>,
+    keys: Vec<String>,
+}

@@ -1,0 +1,163 @@
+//! A data directory that is being filled: empty at first, marked as incomplete until everything is on disk, `pg_control`
+//! last. Without `pg_control` PostgreSQL does not start on it, whatever happens.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use super::RestoreError;
+use crate::tar::validate_path;
+
+/// A file in the target while it is not yet complete.
+pub const INCOMPLETE_MARKER: &str = ".pgherd-incomplete";
+const CONTROL_FILE: &str = "global/pg_control";
+const CONTROL_FILE_UNTIL_DONE: &str = "global/pg_control.pgherd-incomplete";
+
+/// A data directory that is being filled. Nothing in it is a symbolic link, and every path was checked: no write can leave
+/// it.
+#[derive(Debug)]
+pub(crate) struct Target {
+    root: PathBuf,
+}
+
+impl Target {
+    /// Creates the directory, or takes an empty one, and marks it.
+    pub(crate) fn prepare(root: &Path) -> Result<Self, RestoreError> {
+        let target = Self { root: root.to_owned() };
+        match fs::read_dir(root) {
+            Ok(entries) => {
+                let names = entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>();
+                let names = names.map_err(|source| target.failed("listing", root, source))?;
+                if !names.is_empty() {
+                    let incomplete = names.iter().any(|name| name == INCOMPLETE_MARKER);
+                    return Err(RestoreError::TargetNotEmpty { path: root.to_owned(), incomplete });
+                }
+                let mode = Permissions::from_mode(0o700);
+                fs::set_permissions(root, mode).map_err(|source| target.failed("changing the mode of", root, source))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+                made.map_err(|source| target.failed("making", root, source))?;
+            }
+            Err(source) => return Err(target.failed("listing", root, source)),
+        }
+        target.write_marker()?;
+        Ok(target)
+    }
+
+    fn write_marker(&self) -> Result<(), RestoreError> {
+        let path = self.root.join(INCOMPLETE_MARKER);
+        let write = || {
+            fs::write(&path, "This data directory is not complete. Do not start PostgreSQL on it.\n")?;
+            File::open(&path)?.sync_all()?;
+            File::open(&self.root)?.sync_all()
+        };
+        write().map_err(|source| self.failed("writing", &path, source))
+    }
+
+    /// Fails when the file system has less room than `needed` bytes.
+    pub(crate) fn validate_space(&self, needed: u64) -> Result<(), RestoreError> {
+        let stat = nix::sys::statvfs::statvfs(&self.root)
+            .map_err(|source| self.failed("asking for the free space of", &self.root, source.into()))?;
+        let free = u64::from(stat.blocks_available()) * u64::from(stat.fragment_size());
+        if free < needed { Err(RestoreError::NoSpace { needed, free }) } else { Ok(()) }
+    }
+
+    /// Makes a directory and its parents, all with mode 0700.
+    pub(crate) fn make_directory(&self, path: &str) -> Result<(), RestoreError> {
+        let full = self.resolve(path)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&full);
+        made.map_err(|source| self.failed("making", &full, source))
+    }
+
+    /// Opens a file to write pieces of it, in any order; makes it and its directory if they are not there.
+    pub(crate) fn open(&self, path: &str, mode: u32) -> Result<File, RestoreError> {
+        let full = self.resolve(if path == CONTROL_FILE { CONTROL_FILE_UNTIL_DONE } else { path })?;
+        // Owner only, or owner and group as PostgreSQL allows; never more.
+        let mode = if mode & 0o040 == 0 { 0o600 } else { 0o640 };
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(&full);
+        let file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some((parent, _)) = path.rsplit_once('/') {
+                    self.make_directory(parent)?;
+                }
+                open()
+            }
+            other => other,
+        };
+        file.map_err(|source| self.failed("opening", &full, source))
+    }
+
+    /// Writes a piece of an open file.
+    pub(crate) fn write_at(&self, file: &File, path: &str, bytes: &[u8], offset: u64) -> Result<(), RestoreError> {
+        file.write_all_at(bytes, offset).map_err(|source| self.failed("writing", &self.root.join(path), source))
+    }
+
+    /// Writes a whole small file.
+    pub(crate) fn write_file(&self, path: &str, bytes: &[u8]) -> Result<(), RestoreError> {
+        let file = self.open(path, 0o600)?;
+        self.write_at(&file, path, bytes, 0)
+    }
+
+    /// Puts `pg_control` in place, flushes the file system, and takes the mark off.
+    pub(crate) fn finish(self) -> Result<(), RestoreError> {
+        let (from, to) = (self.root.join(CONTROL_FILE_UNTIL_DONE), self.root.join(CONTROL_FILE));
+        let flush = || {
+            let root = File::open(&self.root)?;
+            nix::unistd::syncfs(&root)?;
+            // From here on the files are on disk: only now may the directory look like a database.
+            fs::rename(&from, &to)?;
+            File::open(&to)?.sync_all()?;
+            File::open(self.root.join("global"))?.sync_all()?;
+            fs::remove_file(self.root.join(INCOMPLETE_MARKER))?;
+            root.sync_all()
+        };
+        flush().map_err(|source| self.failed("completing", &self.root, source))
+    }
+
+    fn resolve(&self, path: &str) -> Result<PathBuf, RestoreError> {
+        validate_path(path)?;
+        Ok(self.root.join(path))
+    }
+
+    fn failed(&self, what: &'static str, path: &Path, source: io::Error) -> RestoreError {
+        RestoreError::File { what, path: path.to_owned(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_marked_until_pg_control_is_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("deep/pgdata");
+        let target = Target::prepare(&root).unwrap();
+        assert!(root.join(INCOMPLETE_MARKER).exists());
+        assert!(matches!(Target::prepare(&root), Err(RestoreError::TargetNotEmpty { incomplete: true, .. })));
+        target.write_file("global/pg_control", b"control").unwrap();
+        target.write_file("base/1/2", b"").unwrap();
+        assert!(!root.join(CONTROL_FILE).exists(), "not before the end");
+        target.finish().unwrap();
+        assert_eq!(fs::read(root.join(CONTROL_FILE)).unwrap(), b"control");
+        assert!(!root.join(INCOMPLETE_MARKER).exists());
+        let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(""), mode("base/1"), mode("base/1/2")), (0o700, 0o700, 0o600));
+    }
+
+    #[test]
+    fn no_write_leaves_the_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::prepare(&dir.path().join("pgdata")).unwrap();
+        for path in ["../escaped", "/tmp/escaped", "a/../../escaped", ""] {
+            assert!(target.write_file(path, b"x").is_err(), "{path}");
+            assert!(target.make_directory(path).is_err(), "{path}");
+        }
+        assert!(!dir.path().join("escaped").exists());
+        assert!(matches!(target.validate_space(u64::MAX), Err(RestoreError::NoSpace { .. })));
+    }
+}
