@@ -63,8 +63,8 @@ load: ## Brings the images to the nodes of the cluster that is up.
 	  $(IMAGES)/e2e.tar $(TARGET)/images/*.tar
 
 .PHONY: crds
-crds: ## Generates crds/*.yaml and docs/api.md from the types, and copies the former into the chart.
-	@cargo run -q $(ALL) --bin crdgen -- crds docs/api.md
+crds: build ## Generates crds/*.yaml and docs/api.md from the types, and copies the former into the chart.
+	@$(BUILT)/crdgen crds docs/api.md
 	@$(MAKE) chart
 
 .PHONY: chart
@@ -97,7 +97,7 @@ fmt-check: ## Checks the formatting.
 
 .PHONY: lint
 lint: ## Runs clippy and shellcheck; a warning fails.
-	@$(STEP) "shellcheck" shellcheck -x $(SCRIPTS)
+	@$(STEP) "shellcheck" shellcheck -x -S warning $(SCRIPTS)
 	@$(STEP) "clippy" cargo clippy $(ALL) --all-targets -- -D warnings
 
 .PHONY: unit
@@ -105,8 +105,8 @@ unit: ## Runs unit, property and snapshot tests.
 	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) $(UNIT_TESTS)
 
 .PHONY: drift
-drift: ## Checks that generated files are current.
-	@$(STEP) "generated files" e2e/drift.sh
+drift: build ## Checks that generated files are current.
+	@$(STEP) "generated files" e2e/drift.sh $(BUILT)/crdgen
 
 .PHONY: chart-check
 chart-check: ## Lints and renders the charts (needs helm, which cluster-up builds).
@@ -128,6 +128,7 @@ cluster-status: ## Says what is up.
 
 .PHONY: e2e
 e2e: chart-check crds-e2e ## Runs the tests on the cluster that is up; T=name runs one.
+	@[ -n "$(strip $(E2E_TESTS))" ] || { echo "error: no tests in e2e/tests" >&2; exit 1; }
 	@$(STEP) "tests on Kubernetes" e2e/with-cluster.sh env PGHERD_E2E=1 \
 	  cargo test $(ALL) $(E2E_TESTS) -- --test-threads=1 --nocapture $(T)
 

@@ -36,8 +36,10 @@ pub async fn connect() -> Result<Client> {
 /// # Errors
 /// helm or kubectl failed.
 pub async fn install_operator() -> Result<()> {
-    let arguments = ["upgrade", "--install", "pgherd", "charts/pgherd", "--namespace", OPERATOR_NAMESPACE, "--create-namespace"];
-    run("helm", &[&arguments[..], &["--set", "image.repository=localhost/pgherd", "--set", "image.tag=dev"]].concat(), None).await?;
+    let release = ["upgrade", "--install", "pgherd", "charts/pgherd", "--namespace", OPERATOR_NAMESPACE, "--create-namespace"];
+    // The definitions may be there from `kubectl apply -f crds/`.
+    let options = ["--take-ownership", "--set", "image.repository=localhost/pgherd", "--set", "image.tag=dev"];
+    run("helm", &[&release[..], &options].concat(), None).await?;
     kubectl(OPERATOR_NAMESPACE, &["rollout", "status", "deployment/pgherd", "--timeout=180s"]).await?;
     Ok(())
 }

@@ -19,14 +19,17 @@ pub async fn provide_credentials(client: &Client, namespace: &str) -> Result<()>
     let source: Api<Secret> = Api::namespaced(client.clone(), "minio");
     let field = |secret: &Secret, key: &str| -> Result<ByteString> {
         let found = secret.data.as_ref().and_then(|data| data.get(key)).cloned();
-        found.ok_or_else(|| format!("Secret minio/{} has no key {key}", secret.metadata.name.clone().unwrap_or_default()).into())
+        found.ok_or_else(|| {
+            format!("Secret minio/{} has no key {key}", secret.metadata.name.clone().unwrap_or_default()).into()
+        })
     };
     let root = source.get("minio-root").await?;
     let tls = source.get("minio-tls").await?;
     let target: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let credentials = [("accessKeyId", field(&root, "user")?), ("secretAccessKey", field(&root, "password")?)];
     for (name, data) in [("minio", credentials.to_vec()), ("minio-ca", vec![("ca.crt", field(&tls, "ca.crt")?)])] {
-        let data: BTreeMap<String, ByteString> = data.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        let data: BTreeMap<String, ByteString> =
+            data.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
         let metadata = kube::core::ObjectMeta { name: Some(name.into()), ..Default::default() };
         target.create(&PostParams::default(), &Secret { metadata, data: Some(data), ..Default::default() }).await?;
     }

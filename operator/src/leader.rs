@@ -231,7 +231,6 @@ impl Elector {
                 renew_time: Some(time),
                 ..LeaseSpec::default()
             }),
-            ..Lease::default()
         }
     }
 }

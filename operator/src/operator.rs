@@ -87,10 +87,13 @@ fn start_contexts(
         .into_iter()
         .map(|scope| {
             let (stores, watches) = Stores::start(client, &scope);
+            let mut settings = settings.clone();
+            // Its controllers watch what its stores hold, and nothing else.
+            settings.namespaces = scope.namespace().map(str::to_owned).into_iter().collect();
             let context = Context {
                 client: client.clone(),
                 scope,
-                settings: settings.clone(),
+                settings,
                 recorder: recorder.clone(),
                 stores,
                 agents: AgentClients::default(),

@@ -23,7 +23,8 @@ pub(crate) fn fill(rows: u64) -> String {
 }
 
 /// A count and a hash over everything that [`fill`] made.
-pub(crate) const DIGEST: &str = "SELECT count(*) || ' ' || sum(hashtext(id::text || name || price::text)::bigint) FROM goods";
+pub(crate) const DIGEST: &str =
+    "SELECT count(*) || ' ' || sum(hashtext(id::text || name || price::text)::bigint) FROM goods";
 
 /// Fails a test with a sentence unless the claim holds.
 pub(crate) fn claim(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
@@ -41,7 +42,11 @@ pub(crate) async fn take_backup(client: &Client, namespace: &str, name: &str, cl
         let backup = api.get(name).await?;
         let status = backup.status.clone().unwrap_or_default();
         let said = status.conditions.first().map(|condition| condition.message.clone()).unwrap_or_default();
-        Ok(if status.pitr_ready == Some(true) { Look::Done(backup) } else { Look::NotYet(format!("{:?}: {said}", status.pitr_ready)) })
+        Ok(if status.pitr_ready == Some(true) {
+            Look::Done(backup)
+        } else {
+            Look::NotYet(format!("{:?}: {said}", status.pitr_ready))
+        })
     })
     .await
 }
@@ -57,7 +62,13 @@ pub(crate) async fn source_of(cluster: &Cluster, pod: &str) -> Result<MemberSour
 /// Writes a mark on the primary and waits until a replica has it.
 pub(crate) async fn wait_follows(cluster: &Cluster, replica: &str) -> Result<()> {
     let (namespace, primary) = (&cluster.namespace, cluster.primary().await?);
-    psql(namespace, &primary, "app", "CREATE TABLE IF NOT EXISTS mark (at timestamptz); INSERT INTO mark VALUES (clock_timestamp())").await?;
+    psql(
+        namespace,
+        &primary,
+        "app",
+        "CREATE TABLE IF NOT EXISTS mark (at timestamptz); INSERT INTO mark VALUES (clock_timestamp())",
+    )
+    .await?;
     let newest = "SELECT max(at) FROM mark";
     let written = psql(namespace, &primary, "app", newest).await?;
     until(&format!("{replica} to follow {primary}"), PATIENCE, async || {
@@ -65,21 +76,37 @@ pub(crate) async fn wait_follows(cluster: &Cluster, replica: &str) -> Result<()>
         let streaming = psql(namespace, replica, "app", "SELECT status FROM pg_stat_wal_receiver").await?;
         let seen = psql(namespace, replica, "app", newest).await?;
         let follows = recovering == "t" && streaming == "streaming" && seen == written;
-        Ok(if follows { Look::Done(()) } else { Look::NotYet(format!("in recovery {recovering}, receiver {streaming:?}, {seen} of {written}")) })
+        Ok(if follows {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("in recovery {recovering}, receiver {streaming:?}, {seen} of {written}"))
+        })
     })
     .await
 }
 
 /// Ends the present WAL segment and waits until the archive has it; returns the segment's name.
 pub(crate) async fn archive_segment(namespace: &str, primary: &str) -> Result<String> {
-    let segment = psql(namespace, primary, "postgres", "SELECT pg_logical_emit_message(true, 'e2e', 'x'); SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await?;
+    let segment = psql(
+        namespace,
+        primary,
+        "postgres",
+        "SELECT pg_logical_emit_message(true, 'e2e', 'x'); SELECT pg_walfile_name(pg_current_wal_insert_lsn())",
+    )
+    .await?;
     let segment = segment.lines().last().unwrap_or_default().to_string();
     psql(namespace, primary, "postgres", "SELECT pg_switch_wal()").await?;
     until(&format!("segment {segment} to be archived"), PATIENCE, async || {
-        let seen = psql(namespace, primary, "postgres", "SELECT last_archived_wal, last_failed_wal FROM pg_stat_archiver").await?;
+        let seen =
+            psql(namespace, primary, "postgres", "SELECT last_archived_wal, last_failed_wal FROM pg_stat_archiver")
+                .await?;
         let archived = seen.split('|').next().unwrap_or_default();
         // Timelines aside, names sort as positions do.
-        Ok(if archived.get(8..) >= segment.get(8..) && !archived.is_empty() { Look::Done(()) } else { Look::NotYet(seen) })
+        Ok(if archived.get(8..) >= segment.get(8..) && !archived.is_empty() {
+            Look::Done(())
+        } else {
+            Look::NotYet(seen)
+        })
     })
     .await?;
     Ok(segment)

@@ -73,7 +73,9 @@ async fn check_connections(cluster: &Cluster) -> Result<()> {
     }
     match toolbox.app_psql("rw", "sslmode=disable", "SELECT 1").await {
         Ok(_) => Err("a connection without TLS is let in".into()),
-        Err(error) => claim(error.to_string().contains("pg_hba.conf"), || format!("a connection without TLS fails otherwise: {error}")),
+        Err(error) => claim(error.to_string().contains("pg_hba.conf"), || {
+            format!("a connection without TLS fails otherwise: {error}")
+        }),
     }
 }
 
@@ -83,9 +85,14 @@ async fn observe_versions(namespace: &str) -> Result<BTreeMap<String, String>> {
     let list: serde_json::Value = serde_json::from_str(&kubectl(namespace, &["get", kinds, "-o", "json"]).await?)?;
     let mut versions = BTreeMap::new();
     for item in list["items"].as_array().into_iter().flatten() {
-        let component = item["reportingComponent"].as_str().or(item["source"]["component"].as_str()).unwrap_or_default();
+        let component =
+            item["reportingComponent"].as_str().or(item["source"]["component"].as_str()).unwrap_or_default();
         if item["kind"] != "Event" || component.contains("pgherd") {
-            let name = format!("{} {}", item["kind"].as_str().unwrap_or_default(), item["metadata"]["name"].as_str().unwrap_or_default());
+            let name = format!(
+                "{} {}",
+                item["kind"].as_str().unwrap_or_default(),
+                item["metadata"]["name"].as_str().unwrap_or_default()
+            );
             versions.insert(name, item["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_string());
         }
     }
@@ -101,14 +108,31 @@ async fn count_writes(namespace: &str) -> Result<Option<BTreeMap<String, String>
     }
     let metrics = run("kubectl", &["get", "--raw", "/metrics"], None).await?;
     let label = |line: &str, name: &str| -> String {
-        line.split_once(&format!("{name}=\"")).and_then(|(_, rest)| rest.split('"').next()).unwrap_or_default().to_string()
+        line.split_once(&format!("{name}=\""))
+            .and_then(|(_, rest)| rest.split('"').next())
+            .unwrap_or_default()
+            .to_string()
     };
     let ours = |line: &&str| {
         let (group, resource, sub) = (label(line, "group"), label(line, "resource"), label(line, "subresource"));
         let verb = ["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&label(line, "verb").as_str());
-        let kinds = ["configmaps", "secrets", "services", "pods", "persistentvolumeclaims", "statefulsets", "roles", "rolebindings",
-            "serviceaccounts", "poddisruptionbudgets", "networkpolicies", "jobs"];
-        line.starts_with("apiserver_request_total{") && verb && (group == "pgherd.dev" || (sub.is_empty() && kinds.contains(&resource.as_str())))
+        let kinds = [
+            "configmaps",
+            "secrets",
+            "services",
+            "pods",
+            "persistentvolumeclaims",
+            "statefulsets",
+            "roles",
+            "rolebindings",
+            "serviceaccounts",
+            "poddisruptionbudgets",
+            "networkpolicies",
+            "jobs",
+        ];
+        line.starts_with("apiserver_request_total{")
+            && verb
+            && (group == "pgherd.dev" || (sub.is_empty() && kinds.contains(&resource.as_str())))
     };
     let counts = metrics.lines().filter(ours).filter_map(|line| line.rsplit_once(' '));
     Ok(Some(counts.map(|(series, count)| (series.to_string(), count.to_string())).collect()))
@@ -126,8 +150,19 @@ async fn check_silence(namespace: &str) -> Result<()> {
     // A span to watch, not a wait for something.
     tokio::time::sleep(SILENCE).await;
     let after = observe().await?;
-    claim(before == after, || format!("a settled cluster was written to within {} s: {}", SILENCE.as_secs(), describe_changes(&before, &after)))?;
-    println!("settled: no writes within {} s ({} objects, requests counted: {})", SILENCE.as_secs(), after.0.len(), after.1.is_some());
+    claim(before == after, || {
+        format!(
+            "a settled cluster was written to within {} s: {}",
+            SILENCE.as_secs(),
+            describe_changes(&before, &after)
+        )
+    })?;
+    println!(
+        "settled: no writes within {} s ({} objects, requests counted: {})",
+        SILENCE.as_secs(),
+        after.0.len(),
+        after.1.is_some()
+    );
     Ok(())
 }
 
@@ -136,7 +171,11 @@ type Seen = (BTreeMap<String, String>, Option<BTreeMap<String, String>>);
 fn describe_changes(before: &Seen, after: &Seen) -> String {
     let changed = |a: &BTreeMap<String, String>, b: &BTreeMap<String, String>| -> Vec<String> {
         let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-        names.into_iter().filter(|name| a.get(*name) != b.get(*name)).map(|name| format!("{name}: {:?} -> {:?}", a.get(name), b.get(name))).collect()
+        names
+            .into_iter()
+            .filter(|name| a.get(*name) != b.get(*name))
+            .map(|name| format!("{name}: {:?} -> {:?}", a.get(name), b.get(name)))
+            .collect()
     };
     let mut all = changed(&before.0, &after.0);
     if let (Some(a), Some(b)) = (&before.1, &after.1) {

@@ -33,7 +33,9 @@ pub(crate) fn check_record(failover: &LastFailover) -> Result<()> {
         claim(!candidate.why.is_empty(), || format!("the record does not say what became of {}", candidate.pod))?;
         let theirs = position(&candidate.lsn)?;
         let same_timeline = candidate.timeline == winner.timeline;
-        claim(!same_timeline || theirs <= ahead, || format!("{} was further ahead than {}: {failover:?}", candidate.pod, failover.to))?;
+        claim(!same_timeline || theirs <= ahead, || {
+            format!("{} was further ahead than {}: {failover:?}", candidate.pod, failover.to)
+        })?;
     }
     claim(!failover.reason.is_empty(), || "the record gives no reason".to_string())
 }
@@ -41,7 +43,10 @@ pub(crate) fn check_record(failover: &LastFailover) -> Result<()> {
 /// Prints how long nobody could write.
 pub(crate) fn report_gap(what: &str, ledger: &LedgerReport, failover: Option<&LastFailover>) {
     let steps = failover.map(|f| {
-        format!("; {} -> {} because {}; detect {} ms, seal {} ms, promote {} ms, route {} ms", f.from, f.to, f.reason, f.detect_ms, f.seal_ms, f.promote_ms, f.route_ms)
+        format!(
+            "; {} -> {} because {}; detect {} ms, seal {} ms, promote {} ms, route {} ms",
+            f.from, f.to, f.reason, f.detect_ms, f.seal_ms, f.promote_ms, f.route_ms
+        )
     });
     println!("{what}: longest time without a write {} ms{}", ledger.longest_gap_ms, steps.unwrap_or_default());
 }

@@ -50,7 +50,9 @@ async fn in_mode_off_a_cut_primary_fences_itself_and_the_loss_stays_within_what_
         cluster.wait_ready(3).await?;
         let source = source_of(&cluster, &primary).await?;
         println!("{primary} rejoined by {}: {}", source.source, source.reason);
-        claim(["rewind", "instance", "backup"].contains(&source.source.as_str()), || format!("{primary} is said to be made by {source:?}"))?;
+        claim(["rewind", "instance", "backup"].contains(&source.source.as_str()), || {
+            format!("{primary} is said to be made by {source:?}")
+        })?;
         check_loss(&writer, &failover).await?;
         check_same_rows(&cluster, &writer).await
     })
@@ -66,7 +68,14 @@ async fn promote_another(cluster: &Cluster, primary: &str, node: &str) -> Result
     // The old primary is asked at once: by now it must have been stopped for good.
     let psql = ["psql", "-XAtq", "-U", "postgres", "-c", "SELECT pg_is_in_recovery()"];
     match nodes::exec_on_node(node, &container, &psql).await {
-        Some(Ok(answer)) => return Err(format!("{primary} still serves while {} is primary: in recovery {}", failover.to, answer.trim()).into()),
+        Some(Ok(answer)) => {
+            return Err(format!(
+                "{primary} still serves while {} is primary: in recovery {}",
+                failover.to,
+                answer.trim()
+            )
+            .into());
+        }
         Some(Err(_)) => println!("{primary} is stopped while {} is primary", failover.to),
         None => println!("the old primary can't be asked on this Kubernetes"),
     }
@@ -74,7 +83,9 @@ async fn promote_another(cluster: &Cluster, primary: &str, node: &str) -> Result
     let timings = Timings::default();
     // The Lease may have been renewed as late as the cut itself, or as early as one renewal before it.
     let earliest = std::time::Duration::from_millis(timings.take_over_ms - timings.renew_ms);
-    claim(took >= earliest, || format!("{} was promoted {} ms after the cut, before the Lease ran out", failover.to, took.as_millis()))?;
+    claim(took >= earliest, || {
+        format!("{} was promoted {} ms after the cut, before the Lease ran out", failover.to, took.as_millis())
+    })?;
     Ok(failover)
 }
 
@@ -82,20 +93,33 @@ async fn find_container(cluster: &Cluster, pod: &str) -> Result<String> {
     let pods = cluster.pods().await?;
     let found = pods.into_iter().find(|found| found.metadata.name.as_deref() == Some(pod)).and_then(|pod| pod.status);
     let statuses = found.and_then(|status| status.container_statuses).unwrap_or_default();
-    let id = statuses.into_iter().find(|container| container.name == "postgres").and_then(|container| container.container_id);
+    let id = statuses
+        .into_iter()
+        .find(|container| container.name == "postgres")
+        .and_then(|container| container.container_id);
     id.ok_or_else(|| format!("{pod} has no container postgres").into())
 }
 
 async fn check_loss(writer: &WriterPod, failover: &LastFailover) -> Result<()> {
     let verified = writer.verify().await?;
     let reported = u64::try_from(failover.possible_loss_bytes).unwrap_or_default();
-    println!("{} of {} acknowledged rows lost; reported: up to {reported} bytes of WAL", verified.lost, verified.acknowledged);
+    println!(
+        "{} of {} acknowledged rows lost; reported: up to {reported} bytes of WAL",
+        verified.lost, verified.acknowledged
+    );
     claim(verified.phantom == 0, || format!("{} rows were never sent", verified.phantom))?;
-    claim(verified.lost > 0 && reported > 0, || format!("{} rows lost and {reported} bytes reported, although both replicas were cut from the WAL", verified.lost))?;
+    claim(verified.lost > 0 && reported > 0, || {
+        format!(
+            "{} rows lost and {reported} bytes reported, although both replicas were cut from the WAL",
+            verified.lost
+        )
+    })?;
     // What was written after the last renewal of the Lease was never reported; two renewals may have been on their way.
     let unreported = 2 * Timings::default().renew_ms * ROWS_PER_SECOND / 1000;
     let bound = reported / LEAST_WAL_PER_ROW + unreported;
-    claim(verified.lost <= bound, || format!("{} rows lost, but {reported} reported bytes are {bound} rows at most", verified.lost))
+    claim(verified.lost <= bound, || {
+        format!("{} rows lost, but {reported} reported bytes are {bound} rows at most", verified.lost)
+    })
 }
 
 /// All instances have the same rows once nobody writes.

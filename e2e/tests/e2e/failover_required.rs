@@ -45,7 +45,8 @@ async fn begin(cluster: &Cluster, writer: &WriterPod) -> Result<(PostgresCluster
 
 async fn finish(cluster: &Cluster, writer: &WriterPod, old_primary: &str) -> Result<()> {
     let status = cluster.wait_ready(3).await?;
-    let member = status.members.iter().find(|member| member.pod == old_primary).ok_or("the old primary is not in status")?;
+    let member =
+        status.members.iter().find(|member| member.pod == old_primary).ok_or("the old primary is not in status")?;
     let source = member.source.clone().unwrap_or_default();
     println!("{old_primary} is a {} ({}: {})", member.role, source.source, source.reason);
     writer.wait_progress(50).await?;
@@ -66,7 +67,8 @@ async fn cut_off(cluster: &Cluster, writer: &WriterPod) -> Result<()> {
     })
     .await?;
     finish(cluster, writer, &primary).await?;
-    let role = cluster.status().await?.members.into_iter().find(|member| member.pod == primary).map(|member| member.role);
+    let role =
+        cluster.status().await?.members.into_iter().find(|member| member.pod == primary).map(|member| member.role);
     claim(role.as_deref() == Some("replica"), || format!("the old primary {primary} came back as {role:?}"))
 }
 

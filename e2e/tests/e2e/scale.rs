@@ -48,10 +48,20 @@ async fn wait_gone(cluster: &Cluster) -> Result<()> {
     until("c-2 to be gone", PATIENCE, async || {
         let pods = cluster.pods().await?.len();
         let members = cluster.status().await?.members.len();
-        let slots = psql(namespace, "c-0", "postgres", "SELECT string_agg(slot_name, ' ' ORDER BY 1) FROM pg_replication_slots").await?;
+        let slots = psql(
+            namespace,
+            "c-0",
+            "postgres",
+            "SELECT string_agg(slot_name, ' ' ORDER BY 1) FROM pg_replication_slots",
+        )
+        .await?;
         let reachable = endpoints(namespace, "c-r").await?.contains("c-2");
         let gone = pods == 2 && members == 2 && slots == "pgherd_c_1" && !reachable;
-        Ok(if gone { Look::Done(()) } else { Look::NotYet(format!("{pods} pods, {members} members, slots {slots}, in c-r: {reachable}")) })
+        Ok(if gone {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("{pods} pods, {members} members, slots {slots}, in c-r: {reachable}"))
+        })
     })
     .await
 }

@@ -25,7 +25,10 @@ pub(crate) async fn check(client: &Client, cluster: &Cluster) -> Result<()> {
         places.push((format!("the objects of {of}"), kubectl(of, &["get", KINDS, "-o", "json"]).await?));
         let pods = kubectl(of, &["get", "pods", "-o", "jsonpath={.items[*].metadata.name}"]).await?;
         for pod in pods.split_whitespace() {
-            places.push((format!("the log of {pod}"), kubectl(of, &["logs", pod, "--all-containers", "--tail=-1"]).await?));
+            places.push((
+                format!("the log of {pod}"),
+                kubectl(of, &["logs", pod, "--all-containers", "--tail=-1"]).await?,
+            ));
         }
     }
     for pod in cluster.pods().await?.into_iter().filter_map(|pod| pod.metadata.name) {

@@ -1,10 +1,7 @@
-//! What the agent's parts share, and the small tasks that feed it: sampling PostgreSQL, proving the disk, copying
-//! certificates. Decides nothing about roles: that is [`crate::machine`], carried out by [`crate::actions`].
+//! What the agent's parts share. Decides nothing about roles: that is [`crate::machine`], carried out by
+//! [`crate::actions`].
 
 use std::{
-    fs::File,
-    io::{self, Seek, SeekFrom, Write},
-    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,10 +15,7 @@ use pgherd_core::{
     lsn::Lsn,
     register::{MemberId, Term},
 };
-use tokio::{
-    sync::{Notify, watch},
-    time::sleep,
-};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -35,16 +29,11 @@ use crate::{
         probe::{self, Sample},
         process::Server,
         roles::AppCredentials,
-        sql::Session,
     },
     register_store::RegisterStore,
     settings::Identity,
-    status,
-    tls::apply_certificates,
 };
 
-/// PostgreSQL is asked this often.
-const SAMPLE_EVERY: Duration = Duration::from_millis(400);
 /// A sample older than this says nothing about now.
 pub const SAMPLE_MAX_AGE: Duration = Duration::from_secs(3);
 
@@ -167,7 +156,8 @@ impl Agent {
     #[must_use]
     pub fn sample(&self) -> Option<Sample> {
         let sample = self.samples.borrow().clone()?;
-        let current = sample.generation == self.server.generation() && Boottime::now().since(sample.at) <= SAMPLE_MAX_AGE;
+        let current =
+            sample.generation == self.server.generation() && Boottime::now().since(sample.at) <= SAMPLE_MAX_AGE;
         current.then_some(sample)
     }
 
@@ -285,6 +275,14 @@ impl Agent {
         Boottime(self.disk_proved_at.load(Ordering::SeqCst))
     }
 
+    pub(crate) fn publish_sample(&self, sample: Sample) {
+        self.samples.send_replace(Some(sample));
+    }
+
+    pub(crate) fn note_disk_proof(&self, started: Boottime) {
+        self.disk_proved_at.store(started.0, Ordering::SeqCst);
+    }
+
     /// The machine is alive.
     pub fn beat(&self) {
         self.beat.store(Boottime::now().0, Ordering::SeqCst);
@@ -310,82 +308,7 @@ impl Agent {
         let generation = self.server.generation();
         let session = probe::connect(&self.layout).await?;
         let sample = probe::observe_sample(&session, generation).await?;
-        self.samples.send_replace(Some(sample.clone()));
+        self.publish_sample(sample.clone());
         Ok(sample)
-    }
-}
-
-/// Samples PostgreSQL and keeps the status current; never ends.
-pub async fn keep_sampling(agent: Arc<Agent>) {
-    let mut session: Option<(u64, Session)> = None;
-    loop {
-        let generation = agent.server.generation();
-        if session.as_ref().is_some_and(|(of, _)| *of != generation) {
-            session = None;
-        }
-        match sample(&agent, &mut session, generation).await {
-            Some(sample) => {
-                status::show_sample(&agent, &sample);
-                let _ = agent.samples.send_replace(Some(sample));
-            }
-            None => {
-                session = None;
-                if agent.sample().is_none() {
-                    status::show_silence(&agent);
-                }
-            }
-        }
-        sleep(SAMPLE_EVERY).await;
-    }
-}
-
-async fn sample(agent: &Agent, session: &mut Option<(u64, Session)>, generation: u64) -> Option<Sample> {
-    if agent.role().is_none() {
-        return None;
-    }
-    if session.is_none() {
-        *session = Some((generation, probe::connect(&agent.layout).await.ok()?));
-    }
-    let (_, open) = session.as_ref()?;
-    probe::observe_sample(open, generation).await.inspect_err(|error| tracing::debug!(error = %error, "no sample")).ok()
-}
-
-/// Proves once a second that the volume takes a write to the platter; never ends. A write that hangs is not joined by
-/// another one.
-pub async fn keep_proving_the_disk(agent: Arc<Agent>) {
-    let path = agent.layout.volume.join("pgherd.probe");
-    loop {
-        let started = Boottime::now();
-        let target = path.clone();
-        match tokio::task::spawn_blocking(move || prove_disk(&target)).await {
-            Ok(Ok(())) => agent.disk_proved_at.store(started.0, Ordering::SeqCst),
-            Ok(Err(error)) => tracing::warn!(error = %error, "the volume did not take a write"),
-            Err(error) => tracing::warn!(error = %error, "the disk's proof was cut short"),
-        }
-        sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// Overwrites the same 4 KiB, so that a full disk is not taken for a dead one.
-fn prove_disk(path: &Path) -> io::Result<()> {
-    let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&[0x5A; 4096])?;
-    file.sync_data()
-}
-
-/// Copies changed certificates, tells PostgreSQL and whoever watches `changed`; never ends.
-pub async fn keep_certificates(agent: Arc<Agent>, changed: watch::Sender<u64>) {
-    loop {
-        sleep(Duration::from_secs(5)).await;
-        match apply_certificates(&agent.layout.tls_source, &agent.layout.tls()) {
-            Ok(true) => {
-                tracing::info!("the certificates changed");
-                agent.server.reload().await;
-                changed.send_modify(|version| *version += 1);
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(error = %error, "keeping the last certificates"),
-        }
     }
 }

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use pgherd_core::{backup::{ClusterLocation, StoreConfig}, timeline::TimelineId};
+use pgherd_core::{
+    backup::{ClusterLocation, StoreConfig},
+    timeline::TimelineId,
+};
 use pgherd_stream::{
     store::ObjectStore,
     wal::{self, FetchOutcome},
@@ -71,13 +74,17 @@ pub async fn keep_history(agent: Arc<Agent>) {
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let status = agent.board.status();
-        let Some(timeline) = status.history.filter(|_| status.is_primary).map(|history| history.timeline) else { continue };
+        let Some(timeline) = status.history.filter(|_| status.is_primary).map(|history| history.timeline) else {
+            continue;
+        };
         let name = format!("{timeline}.history");
         if timeline.0 < 2 || archived.as_ref() == Some(&name) || agent.config().store.is_none() {
             continue;
         }
-        match archive(&agent, &cached, &format!("pg_wal/{name}"), &name).await {
-            Answer::Failed(error) => tracing::warn!(file = %name, error = %error, "the timeline's history is not in the archive yet"),
+        match Box::pin(archive(&agent, &cached, &format!("pg_wal/{name}"), &name)).await {
+            Answer::Failed(error) => {
+                tracing::warn!(file = %name, error = %error, "the timeline's history is not in the archive yet")
+            }
             _ => archived = Some(name),
         }
     }
@@ -97,7 +104,7 @@ pub async fn serve(agent: Arc<Agent>) {
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => UnixListener::bind(path),
     }
 }
@@ -119,7 +126,7 @@ async fn converse(agent: &Agent, cached: &Cached, stream: UnixStream) -> io::Res
     tokio::io::AsyncReadExt::take(BufReader::new(read), MAX_REQUEST).read_line(&mut line).await?;
     let answer = match serde_json::from_str(&line) {
         Ok(request) => {
-            let done = timeout(PATIENCE, handle(agent, cached, request)).await;
+            let done = timeout(PATIENCE, Box::pin(handle(agent, cached, request))).await;
             done.unwrap_or_else(|_| Answer::Failed("the object store did not answer in time".to_owned()))
         }
         Err(error) => Answer::Failed(format!("malformed request: {error}")),
@@ -154,7 +161,9 @@ fn note(agent: &Agent, name: &str, answer: &Answer) {
 }
 
 async fn archive(agent: &Agent, cached: &Cached, path: &str, name: &str) -> Answer {
-    if !matches!(agent.role(), Some(Role::Primary { .. })) || agent.led_term().is_none() {
+    // A standby that is being promoted leads its term already, and its first file is the new timeline's history.
+    let serves = matches!(agent.role(), Some(Role::Primary { .. } | Role::Standby { .. }));
+    if !serves || agent.led_term().is_none() {
         return Answer::Failed("only the primary archives".to_owned());
     }
     let prepared = match own_location(agent) {
@@ -171,6 +180,8 @@ async fn archive(agent: &Agent, cached: &Cached, path: &str, name: &str) -> Answ
         Err(error) => {
             let text = describe_chain(&error);
             tracing::warn!(file = name, error = %text, "archiving failed; PostgreSQL tries again");
+            // The next try reads the credentials anew.
+            *cached.lock().await = None;
             Answer::Failed(text)
         }
     }
@@ -192,7 +203,10 @@ async fn restore(agent: &Agent, cached: &Cached, name: &str, path: &str) -> Answ
     match wal::fetch(&store, &location, name, &dest).await {
         Ok(FetchOutcome::Fetched) => Answer::Done,
         Ok(FetchOutcome::Absent) => Answer::Absent,
-        Err(error) => Answer::Failed(describe_chain(&error)),
+        Err(error) => {
+            *cached.lock().await = None;
+            Answer::Failed(describe_chain(&error))
+        }
     }
 }
 
@@ -200,7 +214,8 @@ async fn restore(agent: &Agent, cached: &Cached, name: &str, path: &str) -> Answ
 /// same place, or of one that was undone): a standby that followed it would leave the cluster.
 fn is_from_the_future(agent: &Agent, name: &str) -> bool {
     let known = agent.register.borrow().as_ref().and_then(|seen| seen.lease.register.timeline);
-    let named = name.strip_suffix(".history").and_then(|timeline| u32::from_str_radix(timeline, 16).ok()).map(TimelineId);
+    let named =
+        name.strip_suffix(".history").and_then(|timeline| u32::from_str_radix(timeline, 16).ok()).map(TimelineId);
     matches!((named, known), (Some(named), Some(known)) if named > known)
 }
 
@@ -215,10 +230,10 @@ pub fn own_location(agent: &Agent) -> Option<ClusterLocation> {
 
 async fn connect(cached: &Cached, config: &StoreConfig) -> Result<Arc<ObjectStore>, String> {
     let mut cached = cached.lock().await;
-    if let Some((of, store)) = cached.as_ref() {
-        if of == config {
-            return Ok(Arc::clone(store));
-        }
+    if let Some((of, store)) = cached.as_ref()
+        && of == config
+    {
+        return Ok(Arc::clone(store));
     }
     let store = Arc::new(ObjectStore::connect(config).await.map_err(|error| describe_chain(&error))?);
     *cached = Some((config.clone(), Arc::clone(&store)));

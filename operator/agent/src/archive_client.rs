@@ -71,6 +71,12 @@ mod tests {
         assert_eq!(decide_exit(Ok(Answer::Done)), 0);
         assert_eq!(decide_exit(Ok(Answer::Absent)), 1);
         assert_eq!(decide_exit(Ok(Answer::Failed("x".into()))), 255);
-        assert_eq!(decide_exit(ask(Path::new("/nowhere/agent.sock"), &Request::Restore { name: "n".into(), path: "p".into() })), 255);
+        assert_eq!(
+            decide_exit(ask(
+                Path::new("/nowhere/agent.sock"),
+                &Request::Restore { name: "n".into(), path: "p".into() }
+            )),
+            255
+        );
     }
 }

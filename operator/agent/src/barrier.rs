@@ -40,11 +40,16 @@ pub enum BarrierError {
 /// [`BarrierError`]; that the wait was too short is no error but in the answer.
 pub async fn pass_archive_barrier(agent: &Agent) -> Result<ArchiveBarrier, BarrierError> {
     let deadline = Instant::now() + BOUND;
-    let sample = agent.sample().filter(|sample| !sample.in_recovery && agent.led_term().is_some()).ok_or(BarrierError::NotPrimary)?;
+    let sample = agent
+        .sample()
+        .filter(|sample| !sample.in_recovery && agent.led_term().is_some())
+        .ok_or(BarrierError::NotPrimary)?;
     if agent.config().store.is_none() {
         return Err(BarrierError::NoStore);
     }
-    let session = Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", Duration::from_secs(20)).await?;
+    let session =
+        Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", Duration::from_secs(20))
+            .await?;
     let statement = "SELECT r.lsn::text, pg_walfile_name(r.lsn), pg_switch_wal()::text \
         FROM (SELECT pg_create_restore_point('pgherd archive barrier') AS lsn) r";
     let rows = session.query(statement, &[]).await?;

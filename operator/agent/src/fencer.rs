@@ -1,7 +1,12 @@
 //! The fencer's heartbeat: how the agent tells its supervisor until when PostgreSQL may run as primary. One datagram
 //! per message; whoever renews the Lease sends it, and only PID 1 acts on it.
 
-use std::{io, os::unix::net::UnixDatagram, path::{Path, PathBuf}, time::Duration};
+use std::{
+    io,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::clock::Boottime;
 

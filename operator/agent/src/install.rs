@@ -75,7 +75,10 @@ mod tests {
 
     #[test]
     fn any_uid_is_called_postgres() {
-        assert_eq!(render_passwd(1000650000, 0), "root:x:0:0:root:/root:/bin/sh\npostgres:x:1000650000:0::/var/lib/pgherd:/bin/sh\n");
+        assert_eq!(
+            render_passwd(1000650000, 0),
+            "root:x:0:0:root:/root:/bin/sh\npostgres:x:1000650000:0::/var/lib/pgherd:/bin/sh\n"
+        );
         assert_eq!(render_group(26), "root:x:0:\npostgres:x:26:\n");
     }
 

@@ -1,11 +1,19 @@
 //! The register in a Kubernetes Lease. Reads are quorum reads (a GET without resourceVersion), writes are a PUT of the
 //! whole Lease with the resourceVersion that was read; the watch only hints. Touches no other object.
 
-use std::{collections::BTreeMap, sync::{Mutex, MutexGuard, PoisonError}, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt, future::BoxFuture};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
-use kube::{Api, Client, api::PostParams, runtime::{WatchStreamExt, watcher}};
+use kube::{
+    Api, Client,
+    api::PostParams,
+    runtime::{WatchStreamExt, watcher},
+};
 use pgherd_core::{
     lsn::Lsn,
     register::{LSN_ANNOTATION, LeaseView, REGISTER_ANNOTATION, Register, holder_identity},
@@ -34,7 +42,12 @@ impl KubernetesRegister {
     /// The Lease `name` in `namespace`.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: &str) -> Self {
-        Self { api: Api::namespaced(client, namespace), name: name.to_owned(), last: Mutex::new(None), hint: Notify::new() }
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: name.to_owned(),
+            last: Mutex::new(None),
+            hint: Notify::new(),
+        }
     }
 
     /// Watches the Lease and turns every event into a hint; never ends. The watch backs off by itself when it fails.
@@ -43,7 +56,7 @@ impl KubernetesRegister {
         let mut events = Box::pin(watcher(self.api.clone(), config).default_backoff());
         while let Some(event) = events.next().await {
             match event {
-                Ok(_) => self.hint.notify_waiters(),
+                Ok(_) => self.hint.notify_one(),
                 Err(error) => tracing::debug!(error = %error, "the watch on the Lease failed; polling goes on"),
             }
         }
@@ -57,7 +70,8 @@ impl KubernetesRegister {
     }
 
     async fn put(&self, version: String, register: Register, lsn: Option<Lsn>) -> Result<LeaseView, RegisterError> {
-        let kept = lock(&self.last).clone().filter(|lease| lease.metadata.resource_version.as_deref() == Some(&version));
+        let kept =
+            lock(&self.last).clone().filter(|lease| lease.metadata.resource_version.as_deref() == Some(&version));
         let lease = match kept {
             Some(lease) => lease,
             None => bounded(self.api.get(&self.name)).await?,
@@ -78,7 +92,12 @@ impl RegisterStore for std::sync::Arc<KubernetesRegister> {
         Box::pin(self.get())
     }
 
-    fn replace(&self, version: String, register: Register, lsn: Option<Lsn>) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
+    fn replace(
+        &self,
+        version: String,
+        register: Register,
+        lsn: Option<Lsn>,
+    ) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
         Box::pin(self.put(version, register, lsn))
     }
 
@@ -92,7 +111,9 @@ async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Re
     answer.map_err(|_| RegisterError::Unreachable("no answer in time".to_owned()))?.map_err(|error| match error {
         kube::Error::Api(status) if status.code == 409 => RegisterError::Conflict,
         kube::Error::Api(status) if status.code == 404 => RegisterError::NotFound,
-        kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => RegisterError::Refused(status.message.clone()),
+        kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
+            RegisterError::Refused(status.message.clone())
+        }
         other => RegisterError::Unreachable(other.to_string()),
     })
 }
@@ -107,7 +128,8 @@ pub fn parse_lease(lease: &Lease) -> Result<LeaseView, RegisterError> {
     let text = annotations.get(REGISTER_ANNOTATION).ok_or_else(|| malformed("the Lease has no register"))?;
     let register = serde_json::from_str(text).map_err(|error| RegisterError::Malformed(error.to_string()))?;
     let lsn = annotations.get(LSN_ANNOTATION).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
-    let version = lease.metadata.resource_version.clone().ok_or_else(|| malformed("the Lease has no resourceVersion"))?;
+    let version =
+        lease.metadata.resource_version.clone().ok_or_else(|| malformed("the Lease has no resourceVersion"))?;
     Ok(LeaseView { register, version, lsn })
 }
 

@@ -1,7 +1,10 @@
 //! Where an instance's files and peers are. In a pod these are the fixed paths of [`pgherd_core::instance::paths`]; a
 //! test moves them under a temporary folder. Decides names only, touches no file.
 
-use std::{collections::BTreeMap, path::{Path, PathBuf}};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use pgherd_core::instance::{AGENT_PORT, PROBE_PORT, paths};
 
@@ -105,7 +108,8 @@ impl Layout {
 /// slot's may not, become `_` as well.
 #[must_use]
 pub fn slot_name(pod: &str) -> String {
-    let mapped: String = pod.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' }).collect();
+    let mapped: String =
+        pod.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' }).collect();
     format!("pgherd_{mapped}")
 }
 

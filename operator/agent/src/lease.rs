@@ -6,12 +6,7 @@ use std::{sync::Arc, time::Duration};
 use pgherd_core::register::{LeaseView, Register, Term};
 use tokio::time::{sleep, timeout};
 
-use crate::{
-    agent::Agent,
-    clock::Boottime,
-    fencer::Heartbeat,
-    register_store::RegisterError,
-};
+use crate::{agent::Agent, clock::Boottime, fencer::Heartbeat, register_store::RegisterError};
 
 /// The register is read at least this often, whatever the watch says.
 const POLL_EVERY: Duration = Duration::from_secs(2);
@@ -93,7 +88,10 @@ pub async fn watch_register(agent: Arc<Agent>) {
 /// True while the register says that this pod leads `term` and may go on.
 #[must_use]
 pub fn still_holds(agent: &Agent, register: &Register, term: Term) -> bool {
-    let mine = register.holder.as_ref().is_some_and(|holder| holder.pod == agent.identity.pod && holder.pod_uid == agent.identity.pod_uid);
+    let mine = register
+        .holder
+        .as_ref()
+        .is_some_and(|holder| holder.pod == agent.identity.pod && holder.pod_uid == agent.identity.pod_uid);
     mine && register.term == term && !register.is_sealing() && !register.released
 }
 
@@ -194,7 +192,9 @@ fn check_health(agent: &Agent, tenure: Tenure) -> Result<(), &'static str> {
 /// One instance wanted, no voter registered, and no slot: a slot is made before the first byte of a replica is copied.
 fn is_alone(agent: &Agent) -> bool {
     let seen = agent.register.borrow().clone();
-    let voters = seen.is_none_or(|seen| !seen.lease.register.quorum_to_apply().voters.is_empty() || !seen.lease.register.quorum.voters.is_empty());
+    let voters = seen.is_none_or(|seen| {
+        !seen.lease.register.quorum_to_apply().voters.is_empty() || !seen.lease.register.quorum.voters.is_empty()
+    });
     agent.config().instances == 1 && !voters && agent.sample().is_some_and(|sample| sample.slots.is_empty())
 }
 

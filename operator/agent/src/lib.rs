@@ -27,6 +27,8 @@ pub mod settings;
 pub mod status;
 pub mod supervisor;
 pub mod tls;
+pub mod turn;
+pub mod upkeep;
 
 pub use archive_client::{archive_wal, restore_wal};
 pub use install::install;

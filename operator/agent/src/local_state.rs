@@ -91,7 +91,8 @@ impl LocalState {
     /// [`LocalStateError`]; the former state is then still there.
     pub fn write(&self, pgdata: &Path) -> Result<(), LocalStateError> {
         let path = pgdata.join(FILE_NAME);
-        let text = serde_json::to_vec_pretty(self).map_err(|source| LocalStateError::Parse { path: path.clone(), source })?;
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|source| LocalStateError::Parse { path: path.clone(), source })?;
         write_durably(&path, &text).map_err(|source| LocalStateError::Io { action: "write", path, source })
     }
 }

@@ -118,11 +118,15 @@ pub fn decide_local(input: &LocalInput<'_>) -> LocalAction {
     }
     if let DataView::Ready { local, system_id } = input.data {
         if let Some(expected) = input.register.system_id.as_ref().filter(|expected| *expected != system_id) {
-            let text = format!("the data directory belongs to the database system {system_id}, the cluster is {expected}");
+            let text =
+                format!("the data directory belongs to the database system {system_id}, the cluster is {expected}");
             return stop_first(input, LocalAction::Fail(text));
         }
         if local.term > input.register.term {
-            let text = format!("the register is at term {}, but this data directory was part of term {}", input.register.term, local.term);
+            let text = format!(
+                "the register is at term {}, but this data directory was part of term {}",
+                input.register.term, local.term
+            );
             return stop_first(input, LocalAction::Fail(text));
         }
     }
@@ -133,7 +137,9 @@ pub fn decide_local(input: &LocalInput<'_>) -> LocalAction {
     match &input.register.holder {
         None => LocalAction::Wait("the cluster has no primary yet".to_owned()),
         Some(holder) if holder.pod == input.pod && holder.pod_uid == input.pod_uid => decide_holder(input, holder),
-        Some(holder) if holder.pod == input.pod => decide_waiting(input, "another pod of this name holds the primary role"),
+        Some(holder) if holder.pod == input.pod => {
+            decide_waiting(input, "another pod of this name holds the primary role")
+        }
         Some(holder) => decide_follower(input, holder),
     }
 }
@@ -162,7 +168,9 @@ fn decide_sealed(input: &LocalInput<'_>) -> LocalAction {
         PostgresView::Primary => LocalAction::StopNow("a failover has begun".to_owned()),
         _ if local.sealed_term < input.register.seal_term => LocalAction::Seal,
         PostgresView::Standby { upstream: Some(_), .. } => LocalAction::SetUpstream { upstream: None },
-        PostgresView::Standby { upstream: None, .. } => LocalAction::Wait("sealed: waiting for the decision".to_owned()),
+        PostgresView::Standby { upstream: None, .. } => {
+            LocalAction::Wait("sealed: waiting for the decision".to_owned())
+        }
         PostgresView::Stopped | PostgresView::Died => LocalAction::StartStandby { upstream: None },
     }
 }
@@ -172,7 +180,9 @@ fn decide_waiting(input: &LocalInput<'_>, why: &str) -> LocalAction {
     match (input.data, input.postgres) {
         (_, PostgresView::Primary) => LocalAction::StopNow(why.to_owned()),
         (_, PostgresView::Standby { upstream: Some(_), .. }) => LocalAction::SetUpstream { upstream: None },
-        (DataView::Ready { .. }, PostgresView::Stopped | PostgresView::Died) => LocalAction::StartStandby { upstream: None },
+        (DataView::Ready { .. }, PostgresView::Stopped | PostgresView::Died) => {
+            LocalAction::StartStandby { upstream: None }
+        }
         _ => LocalAction::Wait(why.to_owned()),
     }
 }
@@ -183,14 +193,22 @@ fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
     let DataView::Ready { local, .. } = input.data else {
         return match (&register.system_id, register.released) {
             // Never initialise twice: the data of this cluster is somewhere else, or lost.
-            (Some(_), false) => LocalAction::Release("this pod holds the primary role, but its data directory is gone".to_owned()),
-            (Some(_), true) => LocalAction::Fail("this pod holds the primary role, but its data directory is gone".to_owned()),
+            (Some(_), false) => {
+                LocalAction::Release("this pod holds the primary role, but its data directory is gone".to_owned())
+            }
+            (Some(_), true) => {
+                LocalAction::Fail("this pod holds the primary role, but its data directory is gone".to_owned())
+            }
             (None, _) => LocalAction::Bootstrap,
         };
     };
     if holder.member.as_ref().is_some_and(|member| *member != local.member) {
         let text = "the data directory is not the one that was chosen as primary";
-        return if register.released { LocalAction::Fail(text.to_owned()) } else { stop_first(input, LocalAction::Release(text.to_owned())) };
+        return if register.released {
+            LocalAction::Fail(text.to_owned())
+        } else {
+            stop_first(input, LocalAction::Release(text.to_owned()))
+        };
     }
     if register.released {
         return decide_waiting(input, "this primary gave its role back");
@@ -209,7 +227,9 @@ fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
         PostgresView::Stopped => LocalAction::StartPrimary,
         PostgresView::Died if input.instances > 1 => LocalAction::Release("PostgreSQL died".to_owned()),
         PostgresView::Died => LocalAction::StartPrimary,
-        PostgresView::Standby { .. } => LocalAction::StopNow("this data directory is the primary's, but runs as a standby".to_owned()),
+        PostgresView::Standby { .. } => {
+            LocalAction::StopNow("this data directory is the primary's, but runs as a standby".to_owned())
+        }
     }
 }
 
@@ -229,7 +249,9 @@ fn decide_follower(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
         return LocalAction::Rejoin { upstream };
     }
     match input.postgres {
-        PostgresView::Standby { upstream: Some(followed), .. } if *followed == upstream => LocalAction::KeepReplica { upstream },
+        PostgresView::Standby { upstream: Some(followed), .. } if *followed == upstream => {
+            LocalAction::KeepReplica { upstream }
+        }
         PostgresView::Standby { .. } => LocalAction::SetUpstream { upstream: Some(upstream) },
         _ => LocalAction::StartStandby { upstream: Some(upstream) },
     }

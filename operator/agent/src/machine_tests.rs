@@ -11,8 +11,15 @@ fn following(pod: &str) -> PostgresView {
 }
 
 fn register(term: u64, holder: &str) -> Register {
-    let holder = Holder { pod: holder.to_owned(), pod_uid: format!("uid-{holder}"), boot_nonce: String::new(), member: None };
-    Register { term: Term(term), seal_term: Term(term), holder: Some(holder), system_id: Some("7".to_owned()), ..Register::default() }
+    let holder =
+        Holder { pod: holder.to_owned(), pod_uid: format!("uid-{holder}"), boot_nonce: String::new(), member: None };
+    Register {
+        term: Term(term),
+        seal_term: Term(term),
+        holder: Some(holder),
+        system_id: Some("7".to_owned()),
+        ..Register::default()
+    }
 }
 
 fn ready(term: u64, promoted: u64) -> DataView {
@@ -38,7 +45,15 @@ fn sealed(data: DataView, promise: u64) -> DataView {
 
 /// Decides for the pod `c-1` of a cluster of three.
 fn decide(register: &Register, data: &DataView, postgres: &PostgresView) -> LocalAction {
-    decide_local(&LocalInput { pod: "c-1", pod_uid: "uid-c-1", register, data, postgres, instances: 3, diverged: false })
+    decide_local(&LocalInput {
+        pod: "c-1",
+        pod_uid: "uid-c-1",
+        register,
+        data,
+        postgres,
+        instances: 3,
+        diverged: false,
+    })
 }
 
 fn is_stop(action: &LocalAction) -> bool {
@@ -85,9 +100,18 @@ fn a_new_replica_is_built_and_a_half_built_one_again() {
 fn a_standby_starts_follows_and_changes_whom_it_follows_without_a_restart() {
     let register = register(2, "c-0");
     let upstream = Some("c-0".to_owned());
-    assert_eq!(decide(&register, &ready(2, 0), &PostgresView::Stopped), LocalAction::StartStandby { upstream: upstream.clone() });
-    assert_eq!(decide(&register, &ready(2, 0), &following("c-0")), LocalAction::KeepReplica { upstream: "c-0".to_owned() });
-    assert_eq!(decide(&register, &ready(1, 0), &following("c-2")), LocalAction::SetUpstream { upstream: upstream.clone() });
+    assert_eq!(
+        decide(&register, &ready(2, 0), &PostgresView::Stopped),
+        LocalAction::StartStandby { upstream: upstream.clone() }
+    );
+    assert_eq!(
+        decide(&register, &ready(2, 0), &following("c-0")),
+        LocalAction::KeepReplica { upstream: "c-0".to_owned() }
+    );
+    assert_eq!(
+        decide(&register, &ready(1, 0), &following("c-2")),
+        LocalAction::SetUpstream { upstream: upstream.clone() }
+    );
     assert_eq!(decide(&register, &ready(1, 0), &STANDBY), LocalAction::SetUpstream { upstream });
 }
 
@@ -109,8 +133,15 @@ fn a_former_primary_stops_and_rejoins_under_a_higher_term() {
 #[test]
 fn a_diverged_standby_rejoins() {
     let (register, data, postgres) = (register(3, "c-0"), ready(2, 0), following("c-0"));
-    let input =
-        LocalInput { pod: "c-1", pod_uid: "uid-c-1", register: &register, data: &data, postgres: &postgres, instances: 3, diverged: true };
+    let input = LocalInput {
+        pod: "c-1",
+        pod_uid: "uid-c-1",
+        register: &register,
+        data: &data,
+        postgres: &postgres,
+        instances: 3,
+        diverged: true,
+    };
     assert_eq!(decide_local(&input), LocalAction::Rejoin { upstream: "c-0".to_owned() });
 }
 
@@ -130,7 +161,10 @@ fn a_promotion_that_was_interrupted_is_done_again_and_not_skipped() {
     if let DataView::Ready { local, .. } = &mut data {
         local.was_primary = true;
     }
-    assert_eq!(decide(&register(3, "c-1"), &data, &PostgresView::Stopped), LocalAction::StartStandby { upstream: None });
+    assert_eq!(
+        decide(&register(3, "c-1"), &data, &PostgresView::Stopped),
+        LocalAction::StartStandby { upstream: None }
+    );
     assert_eq!(decide(&register(3, "c-1"), &data, &STANDBY), LocalAction::Promote);
 }
 
@@ -187,27 +221,39 @@ fn a_seal_stops_a_primary_and_cuts_a_standby_off() {
     let register = Register { seal_term: Term(4), ..register(3, "c-0") };
     assert!(is_stop(&decide(&register, &ready(3, 3), &PostgresView::Primary)));
     assert_eq!(decide(&register, &ready(3, 0), &following("c-0")), LocalAction::Seal);
-    assert_eq!(decide(&register, &sealed(ready(3, 0), 4), &following("c-0")), LocalAction::SetUpstream { upstream: None });
+    assert_eq!(
+        decide(&register, &sealed(ready(3, 0), 4), &following("c-0")),
+        LocalAction::SetUpstream { upstream: None }
+    );
     assert!(matches!(decide(&register, &sealed(ready(3, 0), 4), &STANDBY), LocalAction::Wait(_)));
 }
 
 #[test]
 fn a_sealed_member_that_was_restarted_follows_nobody_until_the_decision() {
     let register = Register { seal_term: Term(4), ..register(3, "c-0") };
-    assert_eq!(decide(&register, &sealed(ready(3, 0), 4), &PostgresView::Stopped), LocalAction::StartStandby { upstream: None });
+    assert_eq!(
+        decide(&register, &sealed(ready(3, 0), 4), &PostgresView::Stopped),
+        LocalAction::StartStandby { upstream: None }
+    );
 }
 
 #[test]
 fn a_promise_outlasts_a_register_that_does_not_show_it() {
     let register = register(3, "c-0");
-    assert_eq!(decide(&register, &sealed(ready(3, 0), 5), &following("c-0")), LocalAction::SetUpstream { upstream: None });
+    assert_eq!(
+        decide(&register, &sealed(ready(3, 0), 5), &following("c-0")),
+        LocalAction::SetUpstream { upstream: None }
+    );
     assert!(matches!(decide(&register, &sealed(ready(3, 0), 5), &STANDBY), LocalAction::Wait(_)));
 }
 
 #[test]
 fn a_promise_is_fulfilled_when_its_term_has_a_holder() {
     let data = sealed(ready(3, 0), 4);
-    assert_eq!(decide(&register(4, "c-0"), &data, &STANDBY), LocalAction::SetUpstream { upstream: Some("c-0".to_owned()) });
+    assert_eq!(
+        decide(&register(4, "c-0"), &data, &STANDBY),
+        LocalAction::SetUpstream { upstream: Some("c-0".to_owned()) }
+    );
     assert_eq!(decide(&register(4, "c-1"), &data, &STANDBY), LocalAction::Promote);
 }
 

@@ -4,9 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use pgherd_core::instance::Phase;
-use tokio::net::TcpListener;
 
-use crate::agent::Agent;
+use crate::{agent::Agent, server::bind_any};
 
 /// The machine gives a sign of life far more often.
 const MAX_SILENCE: Duration = Duration::from_secs(120);
@@ -14,13 +13,15 @@ const MAX_SILENCE: Duration = Duration::from_secs(120);
 /// Serves the probes; never ends.
 pub async fn serve(agent: Arc<Agent>) {
     loop {
-        match TcpListener::bind(("::", agent.layout.probe_port)).await {
+        match bind_any(agent.layout.probe_port).await {
             Ok(listener) => {
                 if let Err(error) = axum::serve(listener, build_router(Arc::clone(&agent))).await {
                     tracing::warn!(error = %error, "the probe server ended");
                 }
             }
-            Err(error) => tracing::warn!(error = %error, port = agent.layout.probe_port, "the probe port can't be opened"),
+            Err(error) => {
+                tracing::warn!(error = %error, port = agent.layout.probe_port, "the probe port can't be opened")
+            }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -1,10 +1,16 @@
 //! Where the register is kept: a trait with the three things that an agent does to it, and an in-memory register for
 //! tests and simulation. Kubernetes' own is in [`crate::kubernetes_store`]. Decides nothing.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, atomic::{AtomicBool, Ordering}};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use futures::future::BoxFuture;
-use pgherd_core::{lsn::Lsn, register::{LeaseView, Register}};
+use pgherd_core::{
+    lsn::Lsn,
+    register::{LeaseView, Register},
+};
 use tokio::sync::Notify;
 
 /// Why the register could not be read or written.
@@ -33,7 +39,12 @@ pub trait RegisterStore: Send + Sync + 'static {
     fn read(&self) -> BoxFuture<'_, Result<LeaseView, RegisterError>>;
     /// Replaces the register that was read as `version`, renews, and writes the primary's flushed position when given.
     /// Answers with what is then there.
-    fn replace(&self, version: String, register: Register, lsn: Option<Lsn>) -> BoxFuture<'_, Result<LeaseView, RegisterError>>;
+    fn replace(
+        &self,
+        version: String,
+        register: Register,
+        lsn: Option<Lsn>,
+    ) -> BoxFuture<'_, Result<LeaseView, RegisterError>>;
     /// Returns when the register may have changed; only a hint, reading decides.
     fn changed(&self) -> BoxFuture<'_, ()>;
 }
@@ -100,7 +111,12 @@ impl RegisterStore for std::sync::Arc<MemoryRegister> {
         Box::pin(async move { self.check_reachable().map(|()| self.view()) })
     }
 
-    fn replace(&self, version: String, register: Register, lsn: Option<Lsn>) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
+    fn replace(
+        &self,
+        version: String,
+        register: Register,
+        lsn: Option<Lsn>,
+    ) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
         Box::pin(async move { self.swap(&version, register, lsn) })
     }
 

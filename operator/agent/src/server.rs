@@ -1,7 +1,12 @@
 //! The agent's HTTPS API. Every client shows a certificate of the cluster's CA; only the operator's may change anything.
 //! The status is a copy of what is known, so it is answered at once even when PostgreSQL is frozen.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -43,11 +48,24 @@ struct ClientName(String);
 /// Serves the API; never ends. Certificates that changed are used from the next connection on.
 pub async fn serve(agent: Arc<Agent>, mut certificates: watch::Receiver<u64>) {
     loop {
-        match TcpListener::bind(("::", agent.layout.api_port)).await {
+        match bind_any(agent.layout.api_port).await {
             Ok(listener) => serve_on(Arc::clone(&agent), listener, &mut certificates).await,
-            Err(error) => tracing::error!(error = %error, port = agent.layout.api_port, "the agent's port can't be opened"),
+            Err(error) => {
+                tracing::error!(error = %error, port = agent.layout.api_port, "the agent's port can't be opened")
+            }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Listens on every address; on IPv4 alone where the kernel has no IPv6.
+///
+/// # Errors
+/// When the port is taken, for example.
+pub async fn bind_any(port: u16) -> io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
     }
 }
 
@@ -107,7 +125,11 @@ impl IntoResponse for Refusal {
 }
 
 fn check_operator(client: &ClientName) -> Result<(), Refusal> {
-    if client.0 == OPERATOR_CN { Ok(()) } else { Err(Refusal(StatusCode::FORBIDDEN, "only the operator may do this".to_owned())) }
+    if client.0 == OPERATOR_CN {
+        Ok(())
+    } else {
+        Err(Refusal(StatusCode::FORBIDDEN, "only the operator may do this".to_owned()))
+    }
 }
 
 async fn show_status(State(agent): State<Arc<Agent>>) -> Json<InstanceStatus> {
@@ -131,7 +153,10 @@ async fn post_seal(
     Ok(Json(report).into_response())
 }
 
-async fn post_barrier(State(agent): State<Arc<Agent>>, Extension(client): Extension<ClientName>) -> Result<Response, Refusal> {
+async fn post_barrier(
+    State(agent): State<Arc<Agent>>,
+    Extension(client): Extension<ClientName>,
+) -> Result<Response, Refusal> {
     check_operator(&client)?;
     let barrier = pass_archive_barrier(&agent).await.map_err(|error| {
         let code = match &error {
@@ -143,7 +168,10 @@ async fn post_barrier(State(agent): State<Arc<Agent>>, Extension(client): Extens
     Ok(Json(barrier).into_response())
 }
 
-async fn post_wake(State(agent): State<Arc<Agent>>, Extension(client): Extension<ClientName>) -> Result<StatusCode, Refusal> {
+async fn post_wake(
+    State(agent): State<Arc<Agent>>,
+    Extension(client): Extension<ClientName>,
+) -> Result<StatusCode, Refusal> {
     check_operator(&client)?;
     let read = crate::lease::refresh(&agent).await;
     read.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;

@@ -1,7 +1,12 @@
 //! What the agent is told from outside: who it is (environment) and how the cluster is configured (a file that may
 //! change at any time). Reads only.
 
-use std::{fs, io, path::{Path, PathBuf}, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use pgherd_core::instance::InstanceConfig;
 use tokio::sync::watch;
@@ -52,9 +57,15 @@ pub enum SettingsError {
 /// # Errors
 /// [`SettingsError::Environment`] names the variable that is missing.
 pub fn observe_identity() -> Result<Identity, SettingsError> {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or(SettingsError::Environment(name));
+    let variable =
+        |name| std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or(SettingsError::Environment(name));
     let boot_nonce = uuid::Uuid::new_v4().to_string();
-    Ok(Identity { pod: variable("POD_NAME")?, pod_uid: variable("POD_UID")?, namespace: variable("POD_NAMESPACE")?, boot_nonce })
+    Ok(Identity {
+        pod: variable("POD_NAME")?,
+        pod_uid: variable("POD_UID")?,
+        namespace: variable("POD_NAMESPACE")?,
+        boot_nonce,
+    })
 }
 
 /// Reads the configuration file.

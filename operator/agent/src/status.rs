@@ -34,7 +34,11 @@ pub fn show_sample(agent: &Agent, sample: &Sample) {
     let quorum = agent.quorum();
     // Only what the server runs with is shown: the names in its own setting are those that were written.
     let in_effect = !sample.in_recovery && sample.synchronous_standby_names == quorum.names && quorum.barrier.is_some();
-    let applied = in_effect.then(|| AppliedQuorum { voters: quorum.members.clone(), acks: quorum.acks, barrier_passed: quorum.passed });
+    let applied = in_effect.then(|| AppliedQuorum {
+        voters: quorum.members.clone(),
+        acks: quorum.acks,
+        barrier_passed: quorum.passed,
+    });
     agent.board.update(|status| {
         status.postgres_up = true;
         status.is_primary = !sample.in_recovery;
@@ -79,5 +83,9 @@ fn build_receiver(agent: &Agent, receiver: &ReceiverSample) -> Receiver {
         _ => None,
     };
     let first_label = || receiver.host.split('.').next().unwrap_or_default().to_owned();
-    Receiver { streaming: receiver.streaming, silent_ms: receiver.silent_ms, upstream: configured.unwrap_or_else(first_label) }
+    Receiver {
+        streaming: receiver.streaming,
+        silent_ms: receiver.silent_ms,
+        upstream: configured.unwrap_or_else(first_label),
+    }
 }

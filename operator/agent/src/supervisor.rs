@@ -78,7 +78,8 @@ fn start(layout: &Layout, agent_args: &[&str]) -> io::Result<(Pid, mpsc::Receive
     thread::Builder::new().name("heartbeats".into()).spawn(move || forward_heartbeats(&socket, &sender))?;
     // The agent's stdin is the volume's lock file. Supervisor and agent share the open file, so that a lock which the
     // agent takes on it lasts until both are gone: a twin of this pod can't start PostgreSQL on the same volume before.
-    let lock = File::options().create(true).truncate(false).write(true).read(true).open(layout.volume.join("agent.lock"));
+    let lock =
+        File::options().create(true).truncate(false).write(true).read(true).open(layout.volume.join("agent.lock"));
     let shared = lock.and_then(|file| HELD.get_or_init(|| file).try_clone());
     let stdin = shared.map_or_else(|_| Stdio::null(), Stdio::from);
     let agent = Command::new("/proc/self/exe").arg0("pgherd").args(agent_args).stdin(stdin).spawn()?;

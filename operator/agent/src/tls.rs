@@ -9,11 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    crypto::ring,
-    server::WebPkiClientVerifier,
-};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::ring, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 /// The files of the Secret that instances use.
@@ -55,7 +51,11 @@ pub enum TlsError {
 pub fn apply_certificates(source: &Path, target: &Path) -> Result<bool, TlsError> {
     let read = |name: &str| {
         let path = source.join(name);
-        fs::read(&path).map(|content| (name.to_owned(), content)).map_err(|source| TlsError::Io { action: "read", path, source })
+        fs::read(&path).map(|content| (name.to_owned(), content)).map_err(|source| TlsError::Io {
+            action: "read",
+            path,
+            source,
+        })
     };
     let files = FILES.iter().map(|name| read(name)).collect::<Result<Vec<_>, _>>()?;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(target);

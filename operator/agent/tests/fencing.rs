@@ -1,4 +1,5 @@
 //! The supervisor kills PostgreSQL at the deadline, whatever became of the agent.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod support;
 
@@ -65,7 +66,12 @@ fn stage_agent() {
 fn run(behaviour: &str) -> (i32, Duration) {
     let root = tempfile::Builder::new().prefix("pgherd").tempdir_in("/tmp").unwrap();
     let binaries = Binaries::observe().unwrap();
-    let made = Command::new(binaries.program("initdb")).arg("-D").arg(root.path().join("pgdata")).stdout(Stdio::null()).status().unwrap();
+    let made = Command::new(binaries.program("initdb"))
+        .arg("-D")
+        .arg(root.path().join("pgdata"))
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
     assert!(made.success());
     let started = Instant::now();
     let status = Command::new(std::env::current_exe().unwrap())

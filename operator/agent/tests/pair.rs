@@ -1,15 +1,11 @@
 //! A pair of real instances: bootstrap, a replica, synchronous voters, seal, promotion, and the former primary's return.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod support;
 
 use std::time::Duration;
 
-use pgherd_agent::{
-    actions::seal::seal,
-    postgres::sql::Session,
-    register_store::MemoryRegister,
-    run::wait_for_phase,
-};
+use pgherd_agent::{actions::seal::seal, postgres::sql::Session, register_store::MemoryRegister, run::wait_for_phase};
 use pgherd_core::{
     instance::{InstanceStatus, Phase},
     register::{Holder, Register, Term, Voter, VoterSet},
@@ -30,7 +26,7 @@ async fn wait_for(instance: &Instance, what: &str, check: impl Fn(&InstanceStatu
         if check(&status) {
             return status;
         }
-        assert!(Instant::now() < end, "not {what}: {status:#?}");
+        assert!(Instant::now() < end, "not {what}: {status:?}");
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -54,11 +50,16 @@ async fn bring_up(cluster: &Cluster) -> (Instance, Instance) {
         register.system_id = status.system_id.clone();
         register.holder.as_mut().unwrap().member = status.member.clone();
     });
-    let replica = wait_for(&second, "streaming", |status| status.receiver.as_ref().is_some_and(|receiver| receiver.streaming)).await;
+    let replica =
+        wait_for(&second, "streaming", |status| status.receiver.as_ref().is_some_and(|receiver| receiver.streaming))
+            .await;
     assert_eq!(replica.source.as_ref().unwrap().source, "instance");
     cluster.register.edit(|register| register.pending = Some(voters(&replica)));
     wait_for(&first, "past the barrier", |status| {
-        status.applied_quorum.as_ref().is_some_and(|applied| applied.barrier_passed && applied.voters.len() == 1 && applied.acks == 1)
+        status
+            .applied_quorum
+            .as_ref()
+            .is_some_and(|applied| applied.barrier_passed && applied.voters.len() == 1 && applied.acks == 1)
     })
     .await;
     cluster.register.edit(|register| register.quorum = register.pending.take().unwrap());
@@ -80,14 +81,29 @@ async fn a_replica_takes_over_and_the_former_primary_comes_back() {
     };
     let cluster = Cluster::new(MemoryRegister::new(register), 2);
     let (first, second) = bring_up(&cluster).await;
-    session(&first, "app").await.execute("CREATE TABLE public.t (id int); INSERT INTO public.t VALUES (1)").await.unwrap();
+    session(&first, "app")
+        .await
+        .execute("CREATE TABLE public.t (id int); INSERT INTO public.t VALUES (1)")
+        .await
+        .unwrap();
 
-    // The seal stops the primary and is what the replica reports on.
-    cluster.register.edit(|register| register.seal_term = Term(2));
-    wait_for(&first, "stopped as primary", |status| !status.is_primary).await;
+    let root = cluster.root.path();
+    let (first_line, answer) = first.ask(root, "replication", "GET", "/v1/status", "").await;
+    assert!(first_line.contains("200") && answer.contains("\"phase\":\"Primary\""), "{first_line} {answer}");
+    assert!(!answer.contains("secret"));
+    let (refused, _) = second.ask(root, "replication", "POST", "/v1/seal", r#"{"term":9}"#).await;
+    assert!(refused.contains("403"), "{refused}");
+    let (woken, _) = second.ask(root, "operator", "POST", "/v1/wake", "").await;
+    assert!(woken.contains("204"), "{woken}");
+
+    // The replica is sealed: what the primary writes from now on reaches nobody, and what waits for a voter never commits.
     let report = seal(&second.agent, Term(2)).await.unwrap();
     assert_eq!((report.sealed_term, report.term), (Term(2), Term(1)));
     assert!(report.replayed_lsn >= report.received_lsn);
+    let tail = "SET synchronous_commit = local; INSERT INTO public.t VALUES (2)";
+    session(&first, "app").await.execute(tail).await.unwrap();
+    cluster.register.edit(|register| register.seal_term = Term(2));
+    wait_for(&first, "stopped as primary", |status| !status.is_primary).await;
     // The former primary answers as well, as a standby that follows nobody.
     let former = seal(&first.agent, Term(2)).await.unwrap();
     assert_eq!(former.history.timeline, report.history.timeline);
@@ -111,6 +127,8 @@ async fn a_replica_takes_over_and_the_former_primary_comes_back() {
     assert_eq!(back.source.as_ref().unwrap().source, "rewind");
     assert_ne!(back.member, Some(former.member));
     wait_for(&first, "in term 2", |status| status.term == Term(2)).await;
+    let rows = session(&first, "app").await.query("SELECT id FROM public.t", &[]).await.unwrap();
+    assert_eq!(rows.len(), 1, "the former primary kept a row that nobody else has");
 
     // A clean end of the primary gives the role back.
     second.terminate().await;
@@ -123,7 +141,8 @@ async fn a_primary_whose_postgres_dies_gives_its_role_back_and_can_be_asked() {
     if ran_as_postgres("a_primary_whose_postgres_dies_gives_its_role_back_and_can_be_asked") {
         return;
     }
-    let register = Register { term: Term(1), seal_term: Term(1), holder: Some(holder("c-0", "uid-0")), ..Register::default() };
+    let register =
+        Register { term: Term(1), seal_term: Term(1), holder: Some(holder("c-0", "uid-0")), ..Register::default() };
     let cluster = Cluster::new(MemoryRegister::new(register), 2);
     let first = cluster.start("c-0", "uid-0");
     wait_for_phase(&first.agent, Phase::Primary, PATIENCE).await.unwrap();
@@ -138,7 +157,10 @@ async fn a_primary_whose_postgres_dies_gives_its_role_back_and_can_be_asked() {
         sleep(Duration::from_millis(20)).await;
     }
     cluster.register.edit(|register| register.seal_term = Term(2));
-    wait_for(&first, "a waiting standby", |status| status.postgres_up && !status.is_primary && status.sealed_term == Term(2)).await;
+    wait_for(&first, "a waiting standby", |status| {
+        status.postgres_up && !status.is_primary && status.sealed_term == Term(2)
+    })
+    .await;
     let report = seal(&first.agent, Term(2)).await.unwrap();
     assert_eq!(report.pod, "c-0");
 

@@ -32,3 +32,28 @@ pub fn merge_conditions(old: &[Condition], new: Vec<Condition>, now: Timestamp) 
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(status: &str, reason: &str, second: i64) -> Condition {
+        Condition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: String::new(),
+            observed_generation: Some(1),
+            last_transition: Timestamp::from_second(second).expect("a time"),
+        }
+    }
+
+    #[test]
+    fn the_transition_time_moves_only_with_the_status() {
+        let now = Timestamp::from_second(100).expect("a time");
+        let old = [condition("True", "Serving", 7)];
+        assert_eq!(merge_conditions(&old, vec![condition("True", "Other", 0)], now), [condition("True", "Other", 7)]);
+        assert_eq!(merge_conditions(&old, vec![condition("False", "Down", 0)], now), [condition("False", "Down", 100)]);
+        assert_eq!(merge_conditions(&[], vec![condition("True", "New", 0)], now), [condition("True", "New", 100)]);
+    }
+}

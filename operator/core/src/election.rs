@@ -114,8 +114,7 @@ impl<'a> Ballot<'a> {
                 *known = report;
             }
         }
-        let sealed: Vec<_> = by_member.into_values().collect();
-        let mut ranked: Vec<_> = sealed.iter().map(|report| (rank(register, report, &sealed), *report)).collect();
+        let mut ranked: Vec<_> = by_member.into_values().map(|report| (rank(register, report), report)).collect();
         ranked.sort_by(|a, b| b.0.cmp(&a.0));
         unsealed.sort_by(|a, b| a.pod.cmp(&b.pod));
         Self { register, sealed: ranked.into_iter().map(|(_, report)| report).collect(), unsealed }
@@ -129,14 +128,17 @@ impl<'a> Ballot<'a> {
             return Err(self.why_unproven());
         }
         // The holder has failed at its duty: it is taken back only if nobody else can prove that nothing is missing.
-        let mut standing = self.sealed.iter().copied().filter(|report| self.stands(report));
-        let other = standing.clone().find(|report| !(voters_prove && self.is_holder(report)));
-        other.or_else(|| standing.next()).ok_or_else(|| "no registered voter has answered, and nobody else may stand".to_owned())
+        let all = self.sealed.iter().copied().filter(|report| self.stands(report));
+        let mut standing: Vec<_> = all.clone().filter(|report| !(voters_prove && self.is_holder(report))).collect();
+        if standing.is_empty() {
+            standing.extend(all);
+        }
+        self.furthest(&standing).ok_or_else(|| "no registered voter has answered, and nobody else may stand".to_owned())
     }
 
     /// The winner without a quorum, or why there is none.
     fn without_quorum(&self, rules: ElectionRules) -> Result<&'a SealReport, String> {
-        let best = *self.sealed.first().ok_or_else(|| "no member has answered".to_owned())?;
+        let best = self.furthest(&self.sealed).ok_or_else(|| "no member has answered".to_owned())?;
         let lag = rules.last_lsn.bytes_since(reach(best));
         match rules.max_lag {
             Some(bound) if lag > bound && !self.is_holder(best) => Err(format!(
@@ -147,6 +149,11 @@ impl<'a> Ballot<'a> {
             )),
             _ => Ok(best),
         }
+    }
+
+    /// The furthest of those on the cluster's history.
+    fn furthest(&self, standing: &[&'a SealReport]) -> Option<&'a SealReport> {
+        on_history(self.register, standing).into_iter().max_by(|a, b| rank(self.register, a).cmp(&rank(self.register, b)))
     }
 
     /// The sets that must be proven.
@@ -244,44 +251,50 @@ impl<'a> Ballot<'a> {
             Relation::Behind { bytes: 0 } => format!("level with {}, but on an older timeline", winner.pod),
             Relation::Behind { bytes } => format!("{} behind {}", render_bytes(bytes), winner.pod),
             Relation::Diverged { at } => format!("left the history of {} at {at}", winner.pod),
-            Relation::Ahead { .. } => format!("its WAL of term {} was abandoned by a later term", report.term),
+            Relation::Ahead { .. } => {
+                format!("on a branch that was left: its timeline {} is not that of term {}", report.history.timeline.0, self.register.term)
+            }
         }
     }
 }
 
-/// The order of candidates, the greatest wins: the term of the WAL, the timeline, how far it reaches; then anyone before
-/// the holder that is being replaced, then the lowest ordinal.
-type Rank<'a> = (Term, TimelineId, Lsn, bool, Reverse<(u64, &'a str)>);
+/// The order of candidates on one history, the greatest wins: the timeline, how far it reaches; then anyone before the
+/// holder that is being replaced, then the lowest ordinal.
+type Rank<'a> = (TimelineId, Lsn, bool, Reverse<(u64, &'a str)>);
 
-fn rank<'a>(register: &Register, report: &'a SealReport, all: &[&SealReport]) -> Rank<'a> {
+fn rank<'a>(register: &Register, report: &'a SealReport) -> Rank<'a> {
     let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member);
-    (
-        term_of_wal(register, report, all),
-        report.history.timeline,
-        reach(report),
-        !holder,
-        Reverse(pod_order(&report.pod)),
-    )
+    (report.history.timeline, reach(report), !holder, Reverse(pod_order(&report.pod)))
 }
 
-/// The term whose WAL the member holds. A replica may know the newest term before any WAL of it has arrived; it must
-/// not outrank one that has more of the WAL before. Each term begins a timeline, so that shows.
-fn term_of_wal(register: &Register, report: &SealReport, all: &[&SealReport]) -> Term {
-    let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref());
-    if report.term != register.term || holder == Some(&report.member) {
-        return report.term;
+/// Those that are on the cluster's history, as far as the others show it.
+///
+/// All WAL of a member lies on the history of the highest term that it has followed. So of two that parted, the one that
+/// followed the lower term is on a branch that was left, and the other one has whatever of it was acknowledged. Of two
+/// that did not part, the longer one has everything, whichever term each has followed: that is why terms alone do not
+/// decide (a replica may have followed the newest term without having received anything of it), nor do timeline numbers
+/// (a branch that was left may have a higher one).
+fn on_history<'a>(register: &Register, standing: &[&'a SealReport]) -> Vec<&'a SealReport> {
+    let mut by_term = standing.to_vec();
+    by_term.sort_by_key(|report| Reverse(report.term));
+    let mut kept: Vec<&SealReport> = Vec::new();
+    for report in by_term {
+        if !kept.iter().any(|newer| newer.term > report.term && parted(register, report, newer)) {
+            kept.push(report);
+        }
     }
-    let earlier = |other: &&&SealReport| other.term < register.term;
+    kept
+}
+
+/// True when each holds something that the other does not. A promotion that nobody followed can have taken the number of
+/// the current term's timeline; whoever is on that number and has never followed the current term is on the other one.
+/// Term 0 never followed anybody: it is a fresh copy.
+fn parted(register: &Register, report: &SealReport, newer: &SealReport) -> bool {
     let timeline = report.history.timeline;
-    let holds_it = match register.timeline {
-        Some(current) => timeline >= current,
-        None => !all.iter().filter(earlier).any(|other| other.history.timeline == timeline),
-    };
-    if holds_it {
-        return report.term;
-    }
-    let before = all.iter().filter(earlier).filter(|other| other.history.timeline <= timeline);
-    before.map(|other| other.term).max().unwrap_or_default()
+    let same_number = register.timeline == Some(timeline) && newer.history.timeline == timeline;
+    let other_branch = same_number && (Term(1)..register.term).contains(&report.term) && newer.term >= register.term;
+    let relation = report.history.compare(reach(report), &newer.history, reach(newer));
+    other_branch || matches!(relation, Relation::Diverged { .. })
 }
 
 /// Pods in the order of people: `shop-2` before `shop-10`.

@@ -69,6 +69,7 @@ impl Default for Timings {
 /// Where the first data directory of a cluster comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Bootstrap {
     /// An empty cluster by initdb.
     Initdb,
@@ -346,7 +347,9 @@ pub struct SealReport {
     pub pod: String,
     /// The promised term.
     pub sealed_term: Term,
-    /// The term whose WAL it holds.
+    /// The highest term that it has followed or led. Raised once its WAL is known to lie on that term's history, and on
+    /// disk before any WAL of that term is: of two members whose branches part, an election believes the one that has
+    /// followed the higher term. 0 for a fresh copy that has followed nobody yet.
     pub term: Term,
     /// Its timeline and ancestors.
     pub history: TimelineHistory,

@@ -1,4 +1,5 @@
 //! Elections by example: who wins, who is refused, and what people are told.
+#![allow(clippy::panic, reason = "a test fails by it; clippy knows only functions marked #[test] as tests")]
 
 use pgherd_core::{
     election::{Election, ElectionRules, elect},
@@ -140,7 +141,28 @@ fn the_same_timeline_number_of_an_abandoned_term_loses() {
     let phantom = SealReport { term: Term(3), ..report(1, 9000) };
     let (pod, candidates) = winner(&register(set(&[1, 2], 1)), &[phantom, report(2, 300)]);
     assert_eq!(pod, "shop-2");
-    assert_eq!(candidates[1], pair("shop-1", "its WAL of term 3 was abandoned by a later term"));
+    assert_eq!(candidates[1], pair("shop-1", "on a branch that was left: its timeline 3 is not that of term 4"));
+}
+
+#[test]
+fn a_branch_that_was_left_loses_to_the_history_though_its_timeline_number_is_higher() {
+    let left = SealReport { term: Term(2), history: history(2, &[(1, 100)]), ..report(1, 150) };
+    let on_history = SealReport { term: Term(4), history: history(1, &[]), ..report(2, 120) };
+    assert_eq!(winner(&register(set(&[1, 2], 1)), &[left, on_history]).0, "shop-2");
+}
+
+#[test]
+fn of_an_abandoned_branch_the_part_before_it_counts() {
+    let phantom = SealReport { term: Term(3), ..report(1, 9000) };
+    let behind = |lsn| SealReport { history: history(2, &[(1, 100)]), ..report(2, lsn) };
+    assert_eq!(winner(&register(set(&[1, 2], 1)), &[phantom.clone(), behind(150)]).0, "shop-1");
+    assert_eq!(winner(&register(set(&[1, 2], 1)), &[phantom, behind(250)]).0, "shop-2");
+}
+
+#[test]
+fn a_fresh_copy_that_never_followed_anybody_counts_with_all_it_has() {
+    let copy = SealReport { term: Term(0), ..report(1, 9000) };
+    assert_eq!(winner(&register(set(&[1, 2], 1)), &[copy, report(2, 300)]).0, "shop-1");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Suspicion and the steps of a failover, by example, on a cluster of three.
+#![allow(clippy::panic, reason = "a test fails by it; clippy knows only functions marked #[test] as tests")]
 
 use std::collections::BTreeMap;
 

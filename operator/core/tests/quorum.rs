@@ -1,4 +1,5 @@
 //! Voters and how they change, by example.
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "sets of one and of more voters read alike")]
 
 use pgherd_core::{
     instance::AppliedQuorum,

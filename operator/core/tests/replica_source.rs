@@ -1,4 +1,5 @@
 //! Which copy a new replica is built from, by example, and what the reasons say.
+#![allow(clippy::panic, reason = "a test fails by it; clippy knows only functions marked #[test] as tests")]
 
 use pgherd_core::{
     backup::BackupRecord,

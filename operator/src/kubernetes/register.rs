@@ -230,6 +230,13 @@ fn render_register(
     Ok(())
 }
 
+/// A register as if it had been read, for tests of what is decided on it.
+#[cfg(test)]
+pub(crate) fn stored_for_test(register: &Register, version: &str, lsn: Lsn, created_at: Timestamp) -> StoredRegister {
+    let view = LeaseView { register: register.clone(), version: version.to_owned(), lsn };
+    StoredRegister { view, renewed_at: None, created_at: Some(created_at), lease: Lease::default() }
+}
+
 #[cfg(test)]
 mod tests {
     use pgherd_core::register::{Holder, Term};

@@ -25,6 +25,15 @@ impl Scope {
         namespaces.into_iter().map(Self::Namespace).collect()
     }
 
+    /// The namespace, if it is one.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Cluster => None,
+            Self::Namespace(name) => Some(name),
+        }
+    }
+
     /// The API of a kind in this scope, for lists and watches.
     #[must_use]
     pub fn api<K>(&self, client: &Client) -> Api<K>

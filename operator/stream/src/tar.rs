@@ -228,6 +228,8 @@ fn parse_header(header: &[u8; BLOCK], offset: u64) -> Result<TarEntry, TarError>
     let name = text(header, 0..100)?;
     let prefix = if header.get(257..262) == Some(b"ustar") { text(header, 345..500)? } else { String::new() };
     let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+    // PostgreSQL names one directory like this: `./pg_wal/archive_status`.
+    let path = path.strip_prefix("./").map_or(path.clone(), str::to_owned);
     let size = number("size", 124..136)?;
     let mode = u32::try_from(number("mode", 100..108)? & 0o7777).unwrap_or(0o600);
     let (kind, path) = match header.get(156) {
@@ -371,12 +373,15 @@ pub(crate) mod tests {
 
     #[test]
     fn paths_that_lead_out_are_refused() {
-        for path in ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/.", ""] {
+        for path in ["/etc/passwd", "../x", "a/../../x", "a//b", "././a", "a/.", "", "./"] {
             let block = header(path, b'0', 0, "");
             assert!(matches!(TarScanner::new().next(&mut &block[..]), Err(TarError::UnsafePath(_))), "{path}");
         }
-        let directory = header("pg_wal/", b'5', 0, "");
-        assert!(matches!(TarScanner::new().next(&mut &directory[..]), Ok(Some(TarPiece::Entry(e))) if e.path == "pg_wal"));
+        for path in ["pg_wal/", "./pg_wal"] {
+            let block = header(path, b'5', 0, "");
+            let piece = TarScanner::new().next(&mut &block[..]).unwrap();
+            assert!(matches!(piece, Some(TarPiece::Entry(entry)) if entry.path == "pg_wal"));
+        }
         let device = header("sda", b'4', 0, "");
         assert!(matches!(TarScanner::new().next(&mut &device[..]), Err(TarError::Kind { .. })));
     }

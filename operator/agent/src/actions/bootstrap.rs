@@ -51,7 +51,8 @@ pub async fn bootstrap(agent: &Agent, register: &Register) -> Result<(), ActionE
     };
     report.took_ms = u64::try_from(started.elapsed().as_millis()).ok();
     let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
-    let local = LocalState { term: register.term, was_primary: true, promoted_term: register.term, ..LocalState::new_member() };
+    let local =
+        LocalState { term: register.term, was_primary: true, promoted_term: register.term, ..LocalState::new_member() };
     data_dir::complete(agent, &local, &control.system_id)?;
     agent.board.update(|status| status.source = Some(report));
     Ok(())
@@ -71,24 +72,43 @@ async fn initdb(agent: &Agent) -> Result<SourceReport, ActionError> {
     ];
     Binaries::observe()?.run("initdb", &args.map(OsStr::new), &[]).await?;
     let reason = "a new cluster begins empty".to_owned();
-    Ok(SourceReport { source: "initdb".to_owned(), from: String::new(), reason, wal_bytes: None, copy_bytes: None, took_ms: None })
+    Ok(SourceReport {
+        source: "initdb".to_owned(),
+        from: String::new(),
+        reason,
+        wal_bytes: None,
+        copy_bytes: None,
+        took_ms: None,
+    })
 }
 
 async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -> Result<SourceReport, ActionError> {
     agent.board.say(Phase::Restoring, "looking for the backup");
     let failed = |what| move |why: String| ActionError::Bootstrap { what, why };
-    let store = ObjectStore::connect(&from.cluster.store).await.map_err(|error| failed("failed to reach the object store")(describe_chain(&error)))?;
-    let (location, record) = resolve(&store, from).await.map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?;
+    let store = ObjectStore::connect(&from.cluster.store)
+        .await
+        .map_err(|error| failed("failed to reach the object store")(describe_chain(&error)))?;
+    let (location, record) =
+        resolve(&store, from).await.map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?;
     agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
     let cancel = CancellationToken::new();
     let _cancelled_when_dropped = cancel.clone().drop_guard();
-    let outcome = restore_backup(&store, &location, &agent.layout.pgdata, build_replica::watch_progress(agent), cancel).await;
+    let outcome =
+        restore_backup(&store, &location, &agent.layout.pgdata, build_replica::watch_progress(agent), cancel).await;
     let outcome = outcome.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
     agent.set_recovery_source(Some(location.cluster.clone()));
-    let reason = format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
+    let reason =
+        format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
     run_recovery(agent, target).await?;
     let copy_bytes = Some(outcome.bytes);
-    Ok(SourceReport { source: "recovery".to_owned(), from: record.id, reason, wal_bytes: None, copy_bytes, took_ms: None })
+    Ok(SourceReport {
+        source: "recovery".to_owned(),
+        from: record.id,
+        reason,
+        wal_bytes: None,
+        copy_bytes,
+        took_ms: None,
+    })
 }
 
 fn name_target(target: &RecoveryTarget) -> String {
@@ -112,7 +132,9 @@ async fn run_recovery(agent: &Agent, target: RecoveryTarget) -> Result<(), Actio
     loop {
         if let ProcessState::Died(status) = agent.server.state().await {
             agent.server.acknowledge_death().await;
-            let why = format!("PostgreSQL ended ({status}); its last log lines say why, for example that the target was not reached");
+            let why = format!(
+                "PostgreSQL ended ({status}); its last log lines say why, for example that the target was not reached"
+            );
             return Err(ActionError::Bootstrap { what: "recovery failed", why });
         }
         if agent.sample_now().await.is_ok_and(|sample| !sample.in_recovery) {

@@ -76,8 +76,11 @@ async fn choose_source(agent: &Agent, theirs: &UpstreamState, slot_lsn: Lsn) -> 
     if config.replica_source == ReplicaSourcePolicy::Instance {
         return Err("replicaSource is Instance".to_owned());
     }
-    let location =
-        ClusterLocation { store: store_config.clone(), cluster: config.cluster.clone(), system_id: theirs.system_id.clone() };
+    let location = ClusterLocation {
+        store: store_config.clone(),
+        cluster: config.cluster.clone(),
+        system_id: theirs.system_id.clone(),
+    };
     let store = ObjectStore::connect(store_config).await.map_err(|error| describe_chain(&error))?;
     let backups = list_backups(&store, &location).await.map_err(|error| describe_chain(&error))?;
     let question = SourceQuestion {
@@ -107,14 +110,21 @@ async fn choose_source(agent: &Agent, theirs: &UpstreamState, slot_lsn: Lsn) -> 
 }
 
 /// Proves that the archive reaches from the backup's start to the slot.
-async fn confirm(store: &ObjectStore, location: &ClusterLocation, question: &SourceQuestion<'_>, slot_lsn: Lsn) -> Result<Source, String> {
+async fn confirm(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    question: &SourceQuestion<'_>,
+    slot_lsn: Lsn,
+) -> Result<Source, String> {
     let chosen = choose_backup(question);
     let Source::Backup { id, .. } = &chosen else { return Ok(chosen) };
     let find = |record: &&BackupRecord| record.id == *id;
     let record = question.backups.iter().find(find).ok_or_else(|| format!("backup {id} is gone"))?;
     // The upstream keeps the slot's whole segment, so that one is streamed; the archive need not have it yet.
     let kept_from = Lsn(slot_lsn.0 - slot_lsn.0.checked_rem(record.wal_segment_bytes).unwrap_or_default());
-    let missing = missing_segments(store, location, question.history, record.start_lsn, kept_from, record.wal_segment_bytes).await;
+    let missing =
+        missing_segments(store, location, question.history, record.start_lsn, kept_from, record.wal_segment_bytes)
+            .await;
     Ok(confirm_archive(chosen, &missing.map_err(|error| describe_chain(&error))?))
 }
 
@@ -138,8 +148,10 @@ async fn copy_instance(agent: &Agent, upstream: &Upstream, reason: String) -> Re
     agent.board.say(Phase::Cloning, format!("copying {}: {reason}", upstream.pod));
     let (sender, cancel) = (watch_progress(agent), CancellationToken::new());
     let _cancelled_when_dropped = cancel.clone().drop_guard();
-    let outcome = clone_from_instance(build_connect_options(agent, upstream), &agent.layout.pgdata, sender, cancel).await;
-    let outcome = outcome.map_err(|error| ActionError::Copy { what: "failed to copy the primary", why: describe_chain(&error) })?;
+    let outcome =
+        clone_from_instance(build_connect_options(agent, upstream), &agent.layout.pgdata, sender, cancel).await;
+    let outcome = outcome
+        .map_err(|error| ActionError::Copy { what: "failed to copy the primary", why: describe_chain(&error) })?;
     Ok(SourceReport {
         source: "instance".to_owned(),
         from: upstream.pod.clone(),
@@ -177,7 +189,8 @@ pub fn watch_progress(agent: &Agent) -> watch::Sender<RestoreProgress> {
         while receiver.changed().await.is_ok() {
             let progress = receiver.borrow_and_update().clone();
             board.update(|status| {
-                status.progress = Some(CopyProgress { bytes_done: progress.bytes_done, bytes_total: progress.bytes_total });
+                status.progress =
+                    Some(CopyProgress { bytes_done: progress.bytes_done, bytes_total: progress.bytes_total });
             });
         }
         board.update(|status| status.progress = None);

@@ -106,7 +106,13 @@ pub fn clear(layout: &Layout) -> Result<(), ActionError> {
         return Ok(());
     }
     let marker = fs::read(layout.building_marker()).ok().and_then(|text| serde_json::from_slice::<Marker>(&text).ok());
-    if marker.is_some_and(|marker| marker.purpose == Purpose::Copy) {
+    let is_copy = |marker: Marker| match marker.purpose {
+        Purpose::Copy => true,
+        // Nobody could write to it either; the first one is kept for whoever wants to know what went wrong.
+        Purpose::Bootstrap => !observe_aside(layout).is_empty(),
+        Purpose::Rewind => false,
+    };
+    if marker.is_some_and(is_copy) {
         let path = layout.pgdata.clone();
         return fs::remove_dir_all(&path).map_err(|source| ActionError::Files { action: "remove", path, source });
     }
@@ -120,7 +126,8 @@ pub fn clear(layout: &Layout) -> Result<(), ActionError> {
 #[must_use]
 pub fn observe_aside(layout: &Layout) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(&layout.volume) else { return Vec::new() };
-    let is_aside = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgdata.aside-"));
+    let is_aside =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgdata.aside-"));
     let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_aside).collect();
     found.sort();
     found

@@ -4,12 +4,7 @@
 
 use std::time::Duration;
 
-use pgherd_core::{
-    instance::Phase,
-    lsn::Lsn,
-    register::Register,
-    timeline::TimelineHistory,
-};
+use pgherd_core::{instance::Phase, lsn::Lsn, register::Register, timeline::TimelineHistory};
 
 use super::{ActionError, data_dir, rejoin};
 use crate::{
@@ -45,7 +40,11 @@ pub fn locate(agent: &Agent, pod: &str) -> Upstream {
 ///
 /// # Errors
 /// [`ActionError`]; [`ActionError::NotYet`] while it is still in recovery.
-pub async fn meet_primary(agent: &Agent, register: &Register, upstream: &Upstream) -> Result<(UpstreamSession, UpstreamState), ActionError> {
+pub async fn meet_primary(
+    agent: &Agent,
+    register: &Register,
+    upstream: &Upstream,
+) -> Result<(UpstreamSession, UpstreamState), ActionError> {
     let session = UpstreamSession::connect(upstream, &agent.layout.tls()).await?;
     let state = session.observe().await?;
     if register.system_id.as_ref().is_some_and(|expected| *expected != state.system_id) {
@@ -59,10 +58,10 @@ pub async fn meet_primary(agent: &Agent, register: &Register, upstream: &Upstrea
 
 /// What this data directory holds: from the running server if it answers, else from pg_control.
 async fn observe_own(agent: &Agent) -> Result<(TimelineHistory, Lsn), ActionError> {
-    if let Some(sample) = agent.sample().filter(|sample| sample.in_recovery) {
-        if let Some(history) = status::observe_history(agent, &sample) {
-            return Ok((history, sample.received));
-        }
+    if let Some(sample) = agent.sample().filter(|sample| sample.in_recovery)
+        && let Some(history) = status::observe_history(agent, &sample)
+    {
+        return Ok((history, sample.received));
     }
     let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
     Ok((wal_dir::observe_history(&agent.layout.pgdata, control.timeline), control.lsn))
@@ -211,7 +210,12 @@ async fn drop_own_slots(agent: &Agent, sample: &Sample) {
 
 /// A standby that gets no WAL for a while is compared with the holder: it may be on a branch of its own, or want WAL that
 /// is gone.
-async fn check_when_silent(agent: &Agent, register: &Register, pod: &str, sample: Option<&Sample>) -> Result<(), ActionError> {
+async fn check_when_silent(
+    agent: &Agent,
+    register: &Register,
+    pod: &str,
+    sample: Option<&Sample>,
+) -> Result<(), ActionError> {
     let silent = agent.not_streaming_for();
     if silent < CHECK_AFTER || !agent.take_check_turn(CHECK_AFTER) {
         return Ok(());
@@ -227,7 +231,11 @@ async fn check_when_silent(agent: &Agent, register: &Register, pod: &str, sample
     };
     // With an archive the gap may close by itself; without progress for long enough it will not.
     let advanced = agent.note_position(position);
-    if silent >= REBUILD_AFTER && kept_from > position && !advanced && agent.server.state().await == ProcessState::Running {
+    if silent >= REBUILD_AFTER
+        && kept_from > position
+        && !advanced
+        && agent.server.state().await == ProcessState::Running
+    {
         let why = format!("{pod} keeps WAL from {kept_from} only, this standby is at {position}");
         tracing::warn!(why, at = Boottime::now().0, "this standby can't catch up; building it anew");
         rejoin::move_aside(agent).await?;

@@ -22,8 +22,8 @@ use crate::{
     local_state::LocalStateError,
     machine::LocalAction,
     postgres::{
-        binaries::ProgramError, config::ConfigError, control::ControlError, process::ProcessError, roles::RolesError, sql::SqlError,
-        upstream::UpstreamError,
+        binaries::ProgramError, config::ConfigError, control::ControlError, process::ProcessError, roles::RolesError,
+        sql::SqlError, upstream::UpstreamError,
     },
 };
 
@@ -84,6 +84,12 @@ pub enum ActionError {
         /// Why it failed.
         why: String,
     },
+    /// The server ends right after its start, for example because of a parameter.
+    #[error("PostgreSQL ended right after its start, its log says why; the next try is in {seconds} s")]
+    EndsAtOnce {
+        /// Until the next start.
+        seconds: u64,
+    },
     /// Something that is expected to change by itself.
     #[error("{0}")]
     NotYet(String),
@@ -124,14 +130,14 @@ pub async fn execute(agent: &Agent, register: &Register, action: LocalAction) ->
             Ok(())
         }
         LocalAction::Release(why) => stop::release(agent, register.term, &why).await,
-        LocalAction::Bootstrap => bootstrap::bootstrap(agent, register).await,
+        LocalAction::Bootstrap => Box::pin(bootstrap::bootstrap(agent, register)).await,
         LocalAction::StartPrimary => primary::start(agent, register).await,
         LocalAction::KeepPrimary => primary::keep(agent, register).await,
         LocalAction::Promote => promote::promote(agent, register).await,
         LocalAction::StartStandby { upstream } => follow::start(agent, register, upstream.as_deref()).await,
         LocalAction::SetUpstream { upstream } => follow::set_upstream(agent, register, upstream.as_deref()).await,
         LocalAction::KeepReplica { upstream } => follow::keep(agent, register, &upstream).await,
-        LocalAction::BuildReplica { upstream } => build_replica::build(agent, register, &upstream).await,
+        LocalAction::BuildReplica { upstream } => Box::pin(build_replica::build(agent, register, &upstream)).await,
         LocalAction::Rejoin { upstream } => rejoin::rejoin(agent, register, &upstream).await,
         LocalAction::Seal => seal::promise(agent, register.seal_term).await.map(drop),
     }

@@ -66,7 +66,8 @@ pub fn note_quorum(agent: &Agent, register: &Register) {
     let members: Vec<MemberId> = set.voters.iter().map(|voter| voter.member.clone()).collect();
     let names = synchronous_standby_names(set);
     agent.update_quorum(|progress| {
-        *progress = QuorumProgress { names, members, acks: set.acks, since: Boottime::now(), barrier: None, passed: false };
+        *progress =
+            QuorumProgress { names, members, acks: set.acks, since: Boottime::now(), barrier: None, passed: false };
     });
 }
 
@@ -111,7 +112,9 @@ async fn apply_settings(agent: &Agent, register: &Register) -> Result<(), Action
     let wanted = register.quorum_to_apply();
     let known = agent.quorum();
     let members: BTreeSet<&MemberId> = wanted.voters.iter().map(|voter| &voter.member).collect();
-    let same = known.acks == wanted.acks && known.members.iter().collect::<BTreeSet<_>>() == members && known.since > Boottime(0);
+    let same = known.acks == wanted.acks
+        && known.members.iter().collect::<BTreeSet<_>>() == members
+        && known.since > Boottime(0);
     if apply_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)? {
         agent.server.reload().await;
         agent.set_role(Some(role));
@@ -132,7 +135,10 @@ fn pass_barrier(agent: &Agent, sample: &Sample) {
             progress.barrier = Some(sample.received);
         }
         let Some(barrier) = progress.barrier else { return };
-        let flushed = sample.standbys.iter().filter(|standby| progress.members.contains(&standby.member) && standby.flush_lsn >= barrier);
+        let flushed = sample
+            .standbys
+            .iter()
+            .filter(|standby| progress.members.contains(&standby.member) && standby.flush_lsn >= barrier);
         let members: BTreeSet<&MemberId> = flushed.map(|standby| &standby.member).collect();
         progress.passed |= members.len() >= progress.acks as usize;
     });
@@ -145,7 +151,8 @@ async fn ensure_roles(agent: &Agent) -> Result<(), ActionError> {
     if agent.roles_are_applied(generation, &app) {
         return Ok(());
     }
-    let session = Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", ROLES_PATIENCE).await?;
+    let session =
+        Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", ROLES_PATIENCE).await?;
     ensure_replication_role(&session).await?;
     ensure_app(&session, &app).await?;
     agent.note_roles(generation, app);

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use pgherd_core::{
-    instance::Phase,
-    quorum::synchronous_standby_names,
-    register::Register,
-};
+use pgherd_core::{instance::Phase, quorum::synchronous_standby_names, register::Register};
 use tokio::time::sleep;
 
 use super::{ActionError, primary};
@@ -64,14 +60,18 @@ fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
 /// Cuts the replication off and puts the synchronous standbys into effect while the server is still a standby.
 async fn make_strict(agent: &Agent, register: &Register, local: &LocalState) -> Result<(), ActionError> {
     let names = synchronous_standby_names(register.quorum_to_apply());
-    let role = Role::Standby { upstream: None, member: local.member.0.clone(), synchronous_standby_names: names.clone() };
+    let role =
+        Role::Standby { upstream: None, member: local.member.0.clone(), synchronous_standby_names: names.clone() };
     if apply_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)? {
         agent.server.reload().await;
     }
     agent.set_role(Some(role));
     for _ in 0..60 {
         let sample = agent.sample_now().await?;
-        if sample.synchronous_standby_names == names && sample.receiver.is_none() && sample.checkpointer_idle {
+        if sample.synchronous_standby_names == names
+            && sample.receiver.is_none()
+            && (names.is_empty() || sample.checkpointer_idle)
+        {
             return Ok(());
         }
         sleep(Duration::from_millis(50)).await;
@@ -82,7 +82,8 @@ async fn make_strict(agent: &Agent, register: &Register, local: &LocalState) -> 
 async fn run_promotion(agent: &Agent) -> Result<(), ActionError> {
     let patience = Duration::from_secs(u64::from(PROMOTE_SECONDS.unsigned_abs()) + 5);
     let session = Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", patience).await?;
-    let promoted = session.query("SELECT pg_is_in_recovery() AND NOT pg_promote(true, $1)", &[&PROMOTE_SECONDS]).await?;
+    let promoted =
+        session.query("SELECT pg_is_in_recovery() AND NOT pg_promote(true, $1)", &[&PROMOTE_SECONDS]).await?;
     match promoted.first().map(|row| row.get::<_, bool>(0)) {
         Some(false) => Ok(()),
         _ => Err(ActionError::Sql(SqlError::Timeout)),
@@ -93,11 +94,12 @@ async fn run_promotion(agent: &Agent) -> Result<(), ActionError> {
 fn start_checkpoint(agent: &Agent) {
     let layout = agent.layout.clone();
     drop(tokio::spawn(async move {
-        let session = Session::connect(&layout.socket_dir, layout.postgres_port, "postgres", Duration::from_secs(600)).await;
-        if let Ok(session) = session {
-            if let Err(error) = session.execute("CHECKPOINT").await {
-                tracing::warn!(error = %error, "the checkpoint after the promotion failed");
-            }
+        let session =
+            Session::connect(&layout.socket_dir, layout.postgres_port, "postgres", Duration::from_secs(600)).await;
+        if let Ok(session) = session
+            && let Err(error) = session.execute("CHECKPOINT").await
+        {
+            tracing::warn!(error = %error, "the checkpoint after the promotion failed");
         }
     }));
 }

@@ -94,23 +94,32 @@ async fn rewind(agent: &Agent, upstream: &Upstream, theirs: &UpstreamState) -> R
     if mine.timeline == theirs.history.timeline && (mine.ancestors != theirs.history.ancestors || agent_led(agent)?) {
         // Two crashed promotions can take one timeline's number; pg_rewind would see nothing to do and keep rows that
         // nobody else has.
-        return Err(ActionError::NotYet(format!("both are on timeline {}, but not by the same promotion", mine.timeline)));
+        return Err(ActionError::NotYet(format!(
+            "both are on timeline {}, but not by the same promotion",
+            mine.timeline
+        )));
     }
     data_dir::mark(layout, Purpose::Rewind)?;
     agent.board.say(Phase::Rewinding, format!("pg_rewind from {}", upstream.pod));
     let config = agent.config();
-    let role = Role::Standby { upstream: Some(upstream.clone()), member: String::new(), synchronous_standby_names: String::new() };
+    let role = Role::Standby {
+        upstream: Some(upstream.clone()),
+        member: String::new(),
+        synchronous_standby_names: String::new(),
+    };
     apply_config(layout, &config, &role, &agent.identity.pod)?;
     // pg_rewind starts the server in single-user mode when it was not shut down cleanly; that refuses a signal file.
     apply_signal_file(&layout.pgdata, None)?;
-    let server = format!("--source-server={}", render_upstream_conninfo(upstream, &layout.tls(), "pgherd_rewind", Some("postgres")));
+    let server = format!(
+        "--source-server={}",
+        render_upstream_conninfo(upstream, &layout.tls(), "pgherd_rewind", Some("postgres"))
+    );
     let target = format!("--target-pgdata={}", layout.pgdata.display());
     let mut args: Vec<&OsStr> = vec![OsStr::new(&target), OsStr::new(&server)];
     if config.store.is_some() {
         args.push(OsStr::new("--restore-target-wal"));
     }
-    let output = binaries.run("pg_rewind", &args, &[]).await?;
-    tracing::info!(output = %output.trim(), "pg_rewind");
+    binaries.run("pg_rewind", &args, &[]).await?;
     Ok(())
 }
 

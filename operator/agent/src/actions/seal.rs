@@ -13,11 +13,7 @@ use super::{ActionError, describe_chain, follow, stop};
 use crate::{
     agent::Agent,
     local_state::LocalState,
-    postgres::{
-        config::Role,
-        probe::Sample,
-        process::ProcessState,
-    },
+    postgres::{config::Role, probe::Sample, process::ProcessState},
     status,
 };
 
@@ -100,8 +96,9 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
         follow::start_detached(agent).await.map_err(action)?;
     }
     let sample = await_replay(agent, deadline).await?;
-    agent.board.say(Phase::Sealed, format!("sealed for term {term}"));
-    let history = status::observe_history(agent, &sample).ok_or_else(|| SealError::Action("its timeline is not known".to_owned()))?;
+    agent.board.say(Phase::Sealed, "sealed: waiting for the decision");
+    let history = status::observe_history(agent, &sample)
+        .ok_or_else(|| SealError::Action("its timeline is not known".to_owned()))?;
     Ok(SealReport {
         member: local.member,
         pod: agent.identity.pod.clone(),
@@ -119,7 +116,10 @@ async fn await_replay(agent: &Agent, deadline: Instant) -> Result<Sample, SealEr
     let mut waiting_for = "PostgreSQL does not answer";
     while Instant::now() < deadline {
         if let Ok(sample) = agent.sample_now().await {
-            let ended = sample.in_recovery && sample.receiver.is_none() && sample.replay_waits && sample.replayed >= sample.received;
+            let ended = sample.in_recovery
+                && sample.receiver.is_none()
+                && sample.replay_waits
+                && sample.replayed >= sample.received;
             waiting_for = match (sample.receiver.is_some(), sample.replayed < sample.received) {
                 (true, _) => "the WAL receiver still runs",
                 (false, true) => "what was received is not replayed yet",

@@ -68,9 +68,9 @@ pub async fn shut_down(agent: &Agent) {
     agent.board.say(Phase::Stopped, "shutting down");
     agent.server.stop(StopMode::Fast, CLEAN_STOP).await;
     end_tenure(agent);
-    if let Some(tenure) = tenure {
-        if let Err(error) = lease::release(agent, tenure.term).await {
-            tracing::warn!(error = %error, "the Lease could not be released; it will run out");
-        }
+    if let Some(tenure) = tenure
+        && let Err(error) = lease::release(agent, tenure.term).await
+    {
+        tracing::warn!(error = %error, "the Lease could not be released; it will run out");
     }
 }

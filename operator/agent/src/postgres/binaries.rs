@@ -10,11 +10,16 @@ use std::{
 
 use tokio::process::Command;
 
+/// What the agent calls.
+const PROGRAMS: [&str; 4] = ["initdb", "postgres", "pg_controldata", "pg_rewind"];
+
 /// Why a program could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// The image has none.
-    #[error("the image has no PostgreSQL (initdb was not found in PATH, /usr/lib/postgresql/*/bin or /usr/pgsql-*/bin)")]
+    #[error(
+        "the image has no PostgreSQL (initdb was not found in PATH, /usr/lib/postgresql/*/bin or /usr/pgsql-*/bin)"
+    )]
     NotFound,
     /// It could not be started.
     #[error("failed to run {program}")]
@@ -53,7 +58,8 @@ impl Binaries {
         let mut folders: Vec<PathBuf> = std::env::split_paths(path).collect();
         folders.extend(versioned(&usr.join("lib/postgresql"), ""));
         folders.extend(versioned(usr, "pgsql-"));
-        let complete = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|name| folder.join(name).is_file());
+        // Some systems link only a part of them into PATH.
+        let complete = |folder: &PathBuf| PROGRAMS.iter().all(|name| folder.join(name).is_file());
         folders.into_iter().find(complete).map(Self).ok_or(ProgramError::NotFound)
     }
 
@@ -73,6 +79,9 @@ impl Binaries {
         let spawn = |source| ProgramError::Spawn { program: name.to_owned(), source };
         let output = command.output().await.map_err(spawn)?;
         if output.status.success() {
+            if !output.stderr.is_empty() {
+                tracing::info!(program = name, output = %last_words(&String::from_utf8_lossy(&output.stderr)), "ran");
+            }
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let printed = [output.stdout, output.stderr].concat();
@@ -103,7 +112,7 @@ mod tests {
 
     fn install(folder: &Path) {
         fs::create_dir_all(folder).unwrap();
-        for name in ["initdb", "postgres"] {
+        for name in PROGRAMS {
             fs::write(folder.join(name), "").unwrap();
         }
     }
@@ -125,6 +134,18 @@ mod tests {
         install(&usr.path().join("custom"));
         let found = Binaries::find(usr.path().join("custom").as_os_str(), usr.path()).unwrap();
         assert_eq!(found.program("initdb"), usr.path().join("custom/initdb"));
+    }
+
+    #[test]
+    fn a_folder_with_only_a_part_of_the_programs_is_passed_over() {
+        let usr = tempfile::tempdir().unwrap();
+        let part = usr.path().join("local");
+        fs::create_dir_all(&part).unwrap();
+        fs::write(part.join("initdb"), "").unwrap();
+        fs::write(part.join("postgres"), "").unwrap();
+        install(&usr.path().join("lib/postgresql/15/bin"));
+        let found = Binaries::find(part.as_os_str(), usr.path()).unwrap();
+        assert_eq!(found.program("initdb"), usr.path().join("lib/postgresql/15/bin/initdb"));
     }
 
     #[test]

@@ -71,7 +71,9 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
     let restore = |wanted: bool| if wanted { restore_command(layout) } else { String::new() };
     let (standby, names) = match role {
         Role::Primary { synchronous_standby_names } => (None, synchronous_standby_names.clone()),
-        Role::Standby { upstream: None, synchronous_standby_names, .. } => (Some(StandbyConf::default()), synchronous_standby_names.clone()),
+        Role::Standby { upstream: None, synchronous_standby_names, .. } => {
+            (Some(StandbyConf::default()), synchronous_standby_names.clone())
+        }
         Role::Standby { upstream: Some(upstream), member, synchronous_standby_names } => {
             let conf = StandbyConf {
                 primary_conninfo: render_upstream_conninfo(upstream, &layout.tls(), member, None),
@@ -82,7 +84,11 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
             (Some(conf), synchronous_standby_names.clone())
         }
         Role::Recovery { target } => {
-            let conf = StandbyConf { restore_command: restore(true), recovery_target: Some(target.clone()), ..StandbyConf::default() };
+            let conf = StandbyConf {
+                restore_command: restore(true),
+                recovery_target: Some(target.clone()),
+                ..StandbyConf::default()
+            };
             (Some(conf), String::new())
         }
     };
@@ -115,7 +121,10 @@ pub fn apply_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
     let conf = render_conf(&build_conf_input(layout, config, role, pod));
     let mut changed = write_if_changed(&layout.pgdata.join("postgresql.conf"), &conf)?;
     changed |= write_if_changed(&layout.pgdata.join("pg_hba.conf"), &render_hba(&config.hba))?;
-    changed |= write_if_changed(&layout.pgdata.join("pg_ident.conf"), &render_ident(&observe_os_user(&layout.passwd), &[SUPERUSER]))?;
+    changed |= write_if_changed(
+        &layout.pgdata.join("pg_ident.conf"),
+        &render_ident(&observe_os_user(&layout.passwd), &[SUPERUSER]),
+    )?;
     Ok(changed)
 }
 
@@ -156,7 +165,9 @@ fn write_if_changed(path: &Path, content: &str) -> Result<bool, ConfigError> {
     if fs::read(path).is_ok_and(|present| present == content.as_bytes()) {
         return Ok(false);
     }
-    write_durably(path, content.as_bytes()).map(|()| true).map_err(|source| ConfigError { path: path.to_owned(), source })
+    write_durably(path, content.as_bytes())
+        .map(|()| true)
+        .map_err(|source| ConfigError { path: path.to_owned(), source })
 }
 
 /// The name of the operating system user in the passwd file; `postgres` when it is not listed. Not by the C library: the

@@ -3,11 +3,7 @@
 
 use std::time::Duration;
 
-use pgherd_core::{
-    instance::Standby,
-    lsn::Lsn,
-    register::MemberId,
-};
+use pgherd_core::{instance::Standby, lsn::Lsn, register::MemberId};
 use tokio_postgres::Row;
 
 use super::sql::{Session, SqlError};
@@ -137,7 +133,11 @@ fn read_lsn(row: &Row, column: usize) -> Option<Lsn> {
 }
 
 fn read_receiver(row: &Row) -> ReceiverSample {
-    ReceiverSample { streaming: row.get(0), silent_ms: u64::try_from(row.get::<_, i64>(1)).unwrap_or_default(), host: row.get(2) }
+    ReceiverSample {
+        streaming: row.get(0),
+        silent_ms: u64::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
+        host: row.get(2),
+    }
 }
 
 fn read_standby(row: &Row) -> Standby {

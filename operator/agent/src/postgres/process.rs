@@ -15,7 +15,7 @@ use nix::{
 use tokio::{
     process::{Child, Command},
     sync::Mutex,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{binaries::Binaries, stray};
@@ -23,9 +23,24 @@ use crate::layout::Layout;
 
 /// Variables of the environment (of the official image, or of libpq) which the server must not be led by.
 const UNWANTED: [&str; 12] = [
-    "PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGOPTIONS", "PGSERVICE", "PGSSLMODE", "POSTGRES_PASSWORD",
-    "POSTGRES_USER", "POSTGRES_DB",
+    "PGDATA",
+    "PGHOST",
+    "PGPORT",
+    "PGUSER",
+    "PGDATABASE",
+    "PGPASSWORD",
+    "PGOPTIONS",
+    "PGSERVICE",
+    "PGSSLMODE",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_USER",
+    "POSTGRES_DB",
 ];
+
+/// A server that lived for less than this was not able to start.
+const QUICK_DEATH: Duration = Duration::from_secs(10);
+/// The longest pause between two starts.
+const MAX_PAUSE: Duration = Duration::from_secs(15);
 
 /// How to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +79,17 @@ pub enum ProcessError {
 struct Inner {
     child: Option<Child>,
     died: Option<ExitStatus>,
+    started_at: Option<Instant>,
+    /// Since when a server that keeps dying right after its start is not to be started, and how often it did.
+    quick_deaths: (u32, Option<Instant>),
+}
+
+impl Inner {
+    fn died(&mut self, status: ExitStatus) {
+        let quick = self.started_at.is_some_and(|at| at.elapsed() < QUICK_DEATH);
+        let count = if quick { self.quick_deaths.0.saturating_add(1) } else { 0 };
+        (self.child, self.died, self.quick_deaths) = (None, Some(status), (count, Some(Instant::now())));
+    }
 }
 
 /// The server of one data directory.
@@ -77,7 +103,11 @@ impl Server {
     /// No process yet.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
-        Self { layout, inner: Mutex::new(Inner { child: None, died: None }), generation: AtomicU64::new(0) }
+        Self {
+            layout,
+            inner: Mutex::new(Inner { child: None, died: None, started_at: None, quick_deaths: (0, None) }),
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// Counts starts and stops: what was observed under another number is about another process.
@@ -114,7 +144,7 @@ impl Server {
         }
         let child = command.stdin(Stdio::null()).spawn().map_err(ProcessError::Spawn)?;
         self.generation.fetch_add(1, Ordering::SeqCst);
-        *inner = Inner { child: Some(child), died: None };
+        (inner.child, inner.died, inner.started_at) = (Some(child), None, Some(Instant::now()));
         Ok(())
     }
 
@@ -123,8 +153,9 @@ impl Server {
         let mut inner = self.inner.lock().await;
         let ended = inner.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
         if let Some(status) = ended {
+            tracing::warn!(status = %status, "PostgreSQL ended by itself");
             self.generation.fetch_add(1, Ordering::SeqCst);
-            *inner = Inner { child: None, died: Some(status) };
+            inner.died(status);
             self.kill_strays().await;
         }
         match (&inner.child, inner.died) {
@@ -132,6 +163,15 @@ impl Server {
             (None, Some(status)) => ProcessState::Died(status),
             (None, None) => ProcessState::Stopped,
         }
+    }
+
+    /// How long a start should still wait, because the server ended right after the last ones: twice as long each time, up
+    /// to 15 s. None when it may be started.
+    pub async fn restart_pause(&self) -> Option<Duration> {
+        let (count, since) = self.inner.lock().await.quick_deaths;
+        let pause = Duration::from_millis(500).saturating_mul(2_u32.saturating_pow(count.min(6))).min(MAX_PAUSE);
+        let left = pause.checked_sub(since?.elapsed())?;
+        (count > 0 && !left.is_zero()).then_some(left)
     }
 
     /// Forgets that the server died, once that was dealt with.
@@ -167,7 +207,7 @@ impl Server {
         }
         self.kill_strays().await;
         self.generation.fetch_add(1, Ordering::SeqCst);
-        *inner = Inner { child: None, died: None };
+        (inner.child, inner.died) = (None, None);
     }
 
     /// A crashed postmaster's backends can live on in a long computation; they must not outlive this.

@@ -51,8 +51,11 @@ pub fn read_app_credentials(folder: &Path) -> Result<AppCredentials, RolesError>
         let text = fs::read_to_string(&path).map_err(|source| RolesError::Read { path, source })?;
         Ok::<_, RolesError>(text.trim_end_matches(['\n', '\r']).to_owned())
     };
-    let credentials = AppCredentials { username: read("username")?, password: read("password")?, dbname: read("dbname")? };
-    let role_reserved = credentials.username == "postgres" || credentials.username == REPLICATION_ROLE || credentials.username.starts_with("pg_");
+    let credentials =
+        AppCredentials { username: read("username")?, password: read("password")?, dbname: read("dbname")? };
+    let role_reserved = credentials.username == "postgres"
+        || credentials.username == REPLICATION_ROLE
+        || credentials.username.starts_with("pg_");
     if role_reserved || credentials.username.is_empty() {
         return Err(RolesError::Reserved(credentials.username));
     }
@@ -69,7 +72,11 @@ pub fn read_app_credentials(folder: &Path) -> Result<AppCredentials, RolesError>
 /// [`RolesError::Sql`].
 pub async fn ensure_replication_role(session: &Session) -> Result<(), RolesError> {
     let role = quote_identifier(REPLICATION_ROLE);
-    let create = if exists(session, "SELECT 1 FROM pg_roles WHERE rolname = $1", REPLICATION_ROLE).await? { "ALTER" } else { "CREATE" };
+    let create = if exists(session, "SELECT 1 FROM pg_roles WHERE rolname = $1", REPLICATION_ROLE).await? {
+        "ALTER"
+    } else {
+        "CREATE"
+    };
     let mut statements = format!("SET synchronous_commit = local; {create} ROLE {role} LOGIN REPLICATION NOSUPERUSER;");
     for function in [
         "pg_ls_dir(text, boolean, boolean)",
@@ -94,7 +101,11 @@ pub async fn ensure_replication_role(session: &Session) -> Result<(), RolesError
 pub async fn ensure_app(session: &Session, app: &AppCredentials) -> Result<(), RolesError> {
     let role = quote_identifier(&app.username);
     let verifier = postgres_protocol::password::scram_sha_256(app.password.as_bytes());
-    let verb = if exists(session, "SELECT 1 FROM pg_roles WHERE rolname = $1", &app.username).await? { "ALTER" } else { "CREATE" };
+    let verb = if exists(session, "SELECT 1 FROM pg_roles WHERE rolname = $1", &app.username).await? {
+        "ALTER"
+    } else {
+        "CREATE"
+    };
     session.execute("SET synchronous_commit = local").await?;
     session.execute(&format!("{verb} ROLE {role} LOGIN PASSWORD {}", quote_literal(&verifier))).await?;
     if !exists(session, "SELECT 1 FROM pg_database WHERE datname = $1", &app.dbname).await? {

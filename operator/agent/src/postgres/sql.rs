@@ -62,7 +62,11 @@ impl Session {
     }
 
     /// Wraps a client whose connection is driven by `connection`.
-    pub(crate) fn from_parts(client: Client, connection: impl Future<Output = ()> + Send + 'static, patience: Duration) -> Self {
+    pub(crate) fn from_parts(
+        client: Client,
+        connection: impl Future<Output = ()> + Send + 'static,
+        patience: Duration,
+    ) -> Self {
         Self { client, connection: tokio::spawn(connection), patience }
     }
 
@@ -71,7 +75,8 @@ impl Session {
     /// # Errors
     /// [`SqlError`].
     pub async fn query(&self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, SqlError> {
-        let answer = timeout(self.patience, self.client.query(statement, values)).await.map_err(|_| SqlError::Timeout)?;
+        let answer =
+            timeout(self.patience, self.client.query(statement, values)).await.map_err(|_| SqlError::Timeout)?;
         answer.map_err(|source| SqlError::Statement { statement: beginning(statement), source })
     }
 
@@ -80,7 +85,8 @@ impl Session {
     /// # Errors
     /// [`SqlError`].
     pub async fn execute(&self, statements: &str) -> Result<(), SqlError> {
-        let answer = timeout(self.patience, self.client.batch_execute(statements)).await.map_err(|_| SqlError::Timeout)?;
+        let answer =
+            timeout(self.patience, self.client.batch_execute(statements)).await.map_err(|_| SqlError::Timeout)?;
         answer.map_err(|source| SqlError::Statement { statement: beginning(statements), source })
     }
 }

@@ -93,9 +93,19 @@ impl UpstreamSession {
         let config: ClientConfig = build_client_config(tls)?;
         let failed = |source| UpstreamError::Sql { pod: upstream.pod.clone(), source };
         let mut options = tokio_postgres::Config::new();
-        options.host(&upstream.host).port(upstream.port).user(REPLICATION_ROLE).dbname("postgres").application_name("pgherd");
-        options.ssl_mode(tokio_postgres::config::SslMode::Require).options("-csearch_path=pg_catalog").connect_timeout(PATIENCE);
-        let connect = timeout(PATIENCE, options.connect(MakeRustlsConnect::new(config))).await.map_err(|_| failed(SqlError::Timeout))?;
+        options
+            .host(&upstream.host)
+            .port(upstream.port)
+            .user(REPLICATION_ROLE)
+            .dbname("postgres")
+            .application_name("pgherd");
+        options
+            .ssl_mode(tokio_postgres::config::SslMode::Require)
+            .options("-csearch_path=pg_catalog")
+            .connect_timeout(PATIENCE);
+        let connect = timeout(PATIENCE, options.connect(MakeRustlsConnect::new(config)))
+            .await
+            .map_err(|_| failed(SqlError::Timeout))?;
         let (client, connection) = connect.map_err(|error| failed(SqlError::Connect(error)))?;
         let session = Session::from_parts(client, async move { drop(connection.await) }, PATIENCE);
         Ok(Self { pod: upstream.pod.clone(), session })
@@ -113,7 +123,11 @@ impl UpstreamSession {
             CASE WHEN r.rec THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8) END, \
             (SELECT timeline_id FROM pg_control_checkpoint()) \
             FROM (SELECT pg_is_in_recovery() AS rec) r";
-        let rows = self.session.query(statement, &[]).await.map_err(|source| UpstreamError::Sql { pod: self.pod.clone(), source })?;
+        let rows = self
+            .session
+            .query(statement, &[])
+            .await
+            .map_err(|source| UpstreamError::Sql { pod: self.pod.clone(), source })?;
         let row = rows.first().ok_or_else(|| unusable("status"))?;
         let timeline = match row.get::<_, Option<String>>(4) {
             Some(text) => u32::from_str_radix(&text, 16).map_err(|_| unusable("timeline"))?,
@@ -123,7 +137,10 @@ impl UpstreamSession {
             in_recovery: row.get(0),
             server_version: u32::try_from(row.get::<_, i32>(1)).map_err(|_| unusable("version"))?,
             system_id: row.get(2),
-            lsn: row.get::<_, Option<String>>(3).and_then(|lsn| lsn.parse().ok()).ok_or_else(|| unusable("position"))?,
+            lsn: row
+                .get::<_, Option<String>>(3)
+                .and_then(|lsn| lsn.parse().ok())
+                .ok_or_else(|| unusable("position"))?,
             history: self.observe_history(TimelineId(timeline)).await?,
         })
     }
@@ -152,7 +169,8 @@ impl UpstreamSession {
         let rows = self.session.query("SELECT pg_read_binary_file($1)", &[&file]).await.map_err(sql)?;
         let content: Option<Vec<u8>> = rows.first().and_then(|row| row.get(0));
         let text = content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        TimelineHistory::parse(timeline, &text).map_err(|source| UpstreamError::History { pod: self.pod.clone(), source })
+        TimelineHistory::parse(timeline, &text)
+            .map_err(|source| UpstreamError::History { pod: self.pod.clone(), source })
     }
 
     /// Makes our physical slot if it is not there, with WAL reserved from now on, and returns the position from which it
@@ -184,7 +202,12 @@ impl UpstreamSession {
 
 /// The connection string of a WAL receiver or of pg_rewind: verified TLS, and a dead peer is noticed within seconds.
 #[must_use]
-pub fn render_upstream_conninfo(upstream: &Upstream, tls: &Path, application_name: &str, database: Option<&str>) -> String {
+pub fn render_upstream_conninfo(
+    upstream: &Upstream,
+    tls: &Path,
+    application_name: &str,
+    database: Option<&str>,
+) -> String {
     let (port, ca, cert, key) = (
         upstream.port.to_string(),
         tls.join("ca.crt").display().to_string(),

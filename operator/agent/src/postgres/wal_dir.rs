@@ -15,7 +15,11 @@ pub fn timeline_at(pgdata: &Path, lsn: Lsn, segment_bytes: u64) -> Option<Timeli
     let wanted = segment_of(lsn, segment_bytes)?;
     let entries = fs::read_dir(pgdata.join("pg_wal")).ok()?;
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|name| parse_segment_name(&name, segment_bytes)).filter(|(_, segment)| *segment == wanted).map(|(timeline, _)| timeline).max()
+    names
+        .filter_map(|name| parse_segment_name(&name, segment_bytes))
+        .filter(|(_, segment)| *segment == wanted)
+        .map(|(timeline, _)| timeline)
+        .max()
 }
 
 /// The segment's number that holds the byte before `lsn`.
@@ -63,7 +67,8 @@ mod tests {
     const SEGMENT: u64 = 16 << 20;
 
     fn history(timeline: u32, ancestors: &[(u32, u64)]) -> TimelineHistory {
-        let entry = |&(timeline, lsn): &(u32, u64)| HistoryEntry { timeline: TimelineId(timeline), switch_lsn: Lsn(lsn) };
+        let entry =
+            |&(timeline, lsn): &(u32, u64)| HistoryEntry { timeline: TimelineId(timeline), switch_lsn: Lsn(lsn) };
         TimelineHistory { timeline: TimelineId(timeline), ancestors: ancestors.iter().map(entry).collect() }
     }
 
@@ -71,7 +76,9 @@ mod tests {
     fn the_highest_timeline_at_the_position_counts_and_recycled_segments_do_not() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("pg_wal")).unwrap();
-        for name in ["000000010000000000000003", "000000020000000000000003", "000000030000000000000004", "00000002.history"] {
+        for name in
+            ["000000010000000000000003", "000000020000000000000003", "000000030000000000000004", "00000002.history"]
+        {
             fs::write(folder.path().join("pg_wal").join(name), "").unwrap();
         }
         assert_eq!(timeline_at(folder.path(), Lsn(0x300_0060), SEGMENT), Some(TimelineId(2)));

@@ -1,4 +1,5 @@
 //! A cluster's certificates, configuration and agents under a temporary folder, with the real PostgreSQL of this machine.
+#![allow(unreachable_pub, dead_code, reason = "each test uses a part of it")]
 
 use std::{
     collections::BTreeMap,
@@ -18,19 +19,27 @@ use pgherd_agent::{
     register_store::MemoryRegister,
     run::run_agent,
     settings::Identity,
-    tls::apply_certificates,
+    tls::{apply_certificates, build_client_config},
 };
 use pgherd_core::instance::{Bootstrap, InstanceConfig, ReplicaSourcePolicy, Timings};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+    task::JoinHandle,
+};
 
 /// PostgreSQL refuses to run as root: runs this test again as the user `postgres`; true when that was done.
 pub fn ran_as_postgres(test: &str) -> bool {
+    if std::env::var_os("PGHERD_TEST_LOG").is_some() {
+        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).try_init();
+    }
     if !nix::unistd::getuid().is_root() {
         return false;
     }
     let passwd = fs::read_to_string("/etc/passwd").unwrap();
-    let fields: Vec<&str> = passwd.lines().find(|line| line.starts_with("postgres:")).expect("a user postgres").split(':').collect();
+    let fields: Vec<&str> =
+        passwd.lines().find(|line| line.starts_with("postgres:")).expect("a user postgres").split(':').collect();
     let (uid, gid): (u32, u32) = (fields[2].parse().unwrap(), fields[3].parse().unwrap());
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
@@ -147,13 +156,38 @@ impl Cluster {
         let (config_sender, config) = watch::channel(Arc::new(self.config.clone()));
         let (certificates_sender, certificates) = watch::channel(0);
         let board = Board::new(&identity);
-        let agent = Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), Fencer::none(), board));
+        let agent =
+            Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), Fencer::none(), board));
         let task = tokio::spawn(run_agent(Arc::clone(&agent), certificates));
         Instance { agent, task, _config: config_sender, _certificates: certificates_sender }
     }
 }
 
 impl Instance {
+    /// Asks the agent's API with one of the test's certificates (`replication` or `operator`); the answer's first line
+    /// and everything after.
+    pub async fn ask(&self, root: &Path, client: &str, method: &str, path: &str, body: &str) -> (String, String) {
+        let folder = root.join(format!("client-{client}"));
+        fs::create_dir_all(&folder).unwrap();
+        let source = root.join("certificates");
+        fs::copy(source.join("ca.crt"), folder.join("ca.crt")).unwrap();
+        for kind in ["crt", "key"] {
+            fs::copy(source.join(format!("{client}.{kind}")), folder.join(format!("replication.{kind}"))).unwrap();
+        }
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(build_client_config(&folder).unwrap()));
+        let stream = tokio::net::TcpStream::connect(("localhost", self.agent.layout.api_port)).await.unwrap();
+        let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        );
+        stream.write_all(format!("{head}content-length: {length}\r\n\r\n{body}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (first, rest) = answer.split_once("\r\n").unwrap();
+        (first.to_owned(), rest.to_owned())
+    }
+
     /// Ends as SIGTERM does.
     pub async fn terminate(self) {
         self.agent.shutdown.cancel();

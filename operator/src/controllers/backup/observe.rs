@@ -200,10 +200,10 @@ async fn observe_state(context: &Context, job: &Job, namespace: &str) -> Result<
 /// How a Job ended, as its conditions say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct JobEnd {
-    succeeded: bool,
-    reason: String,
-    message: String,
-    at: Timestamp,
+    pub(super) succeeded: bool,
+    pub(super) reason: String,
+    pub(super) message: String,
+    pub(super) at: Timestamp,
 }
 
 fn find_end(job: &Job) -> Option<JobEnd> {

@@ -211,9 +211,12 @@ fn holder_name(register: &Register) -> String {
 }
 
 /// Pods that go on: as many as are asked for, and up to the highest that is the holder or a voter. A voter leaves the
-/// register before its pod is stopped.
+/// register before its pod is stopped; while the register does not say who that is, no pod is stopped.
 fn decide_replicas(cluster: &ValidatedCluster, observed: &Observed) -> u32 {
-    let Some(register) = observed.register() else { return cluster.instances };
+    let Some(register) = observed.register().filter(|register| register.holder.is_some()) else {
+        let highest = observed.pods.iter().map(|pod| pod.ordinal + 1).max();
+        return cluster.instances.max(highest.unwrap_or(0));
+    };
     let sets = [Some(&register.quorum), register.pending.as_ref()];
     let voters = sets.into_iter().flatten().flat_map(|set| &set.voters).map(|voter| voter.pod.as_str());
     let holder = register.holder.iter().map(|holder| holder.pod.as_str());

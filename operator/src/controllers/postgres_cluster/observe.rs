@@ -2,6 +2,8 @@
 //! agent says. An agent that does not answer is data, not an error. Nothing is decided here.
 
 pub mod pod;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 

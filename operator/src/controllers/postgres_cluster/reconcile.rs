@@ -26,8 +26,10 @@ use crate::{
     kubernetes::store::get,
 };
 
-/// Failure detection asks the agents this often.
+/// Failure detection asks the agents this often, unless the plan asks for less.
 const ROUND: Duration = Duration::from_secs(1);
+/// However urgent it is.
+const SOONEST: Duration = Duration::from_millis(50);
 /// A cluster that waits for a change of its spec is looked at this often, for what it refers to may have come.
 const STALLED_ROUND: Duration = Duration::from_secs(15);
 
@@ -103,7 +105,7 @@ async fn run_round(
         Err(error) => return Err(ReconcileError::Secrets(error)),
     };
     let round = Round { context, cluster: &validated, identity: &identity, may_apply: invalid.is_none(), now };
-    let (mut status, executed) = round.run(memory).await?;
+    let Outcome { mut status, executed, again_after } = round.run(memory).await?;
     if let Some(message) = invalid {
         // What is seen of the instances stays true; only the spec is not followed.
         let seen = PostgresCluster { status: Some(status), ..cluster.clone() };
@@ -111,7 +113,7 @@ async fn run_round(
     }
     apply_status(context, cluster, status).await.map_err(ReconcileError::Status)?;
     executed.map_err(ReconcileError::Execute)?;
-    Ok(Action::requeue(ROUND))
+    Ok(Action::requeue(again_after))
 }
 
 /// The last valid spec with the status as it is published now.
@@ -132,6 +134,13 @@ async fn stall(
     Ok(Action::requeue(STALLED_ROUND))
 }
 
+struct Outcome {
+    status: PostgresClusterStatus,
+    /// A failed step shows in the status before it ends the round.
+    executed: Result<(), ExecuteError>,
+    again_after: Duration,
+}
+
 struct Round<'a> {
     context: &'a Context,
     cluster: &'a ValidatedCluster,
@@ -141,11 +150,7 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// The status of this round, and what executing came to: a failed step shows in the status before it ends the round.
-    async fn run(
-        &self,
-        memory: &mut ClusterMemory,
-    ) -> Result<(PostgresClusterStatus, Result<(), ExecuteError>), ReconcileError> {
+    async fn run(&self, memory: &mut ClusterMemory) -> Result<Outcome, ReconcileError> {
         let Self { context, cluster, identity, now, .. } = *self;
         let observed = observe(context, cluster, identity).await.map_err(ReconcileError::Observe)?;
         let plan = decide(cluster, &observed, &mut memory.decide, now);
@@ -165,7 +170,9 @@ impl Round<'_> {
             // Executing may have taken seconds.
             now: context.clock.now(),
         };
-        Ok((build_status(input), executed.map(|_| ())))
+        let again_ms = input.executed.map_or(plan.requeue_after_ms, |executed| executed.requeue_after_ms);
+        let again_after = Duration::from_millis(again_ms).clamp(SOONEST, ROUND);
+        Ok(Outcome { status: build_status(input), executed: executed.map(|_| ()), again_after })
     }
 
     async fn apply(&self, replicas: u32, memory: &mut ClusterMemory) -> Result<Applied, ReconcileError> {

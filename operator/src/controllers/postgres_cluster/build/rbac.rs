@@ -29,7 +29,7 @@ pub fn build_role(cluster: &ValidatedCluster) -> Role {
         verbs: ["get", "list", "watch", "update", "patch"].map(str::to_owned).to_vec(),
         ..PolicyRule::default()
     };
-    Role { metadata: metadata(cluster, instance_account(&cluster.name)), rules: Some(vec![rule]), ..Role::default() }
+    Role { metadata: metadata(cluster, instance_account(&cluster.name)), rules: Some(vec![rule]) }
 }
 
 /// Binds the two.
@@ -45,6 +45,5 @@ pub fn build_role_binding(cluster: &ValidatedCluster) -> RoleBinding {
             namespace: Some(cluster.namespace.clone()),
             ..Subject::default()
         }]),
-        ..RoleBinding::default()
     }
 }

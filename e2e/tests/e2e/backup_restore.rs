@@ -1,0 +1,99 @@
+//! A backup comes back: by hand with standard tools, by its object, and from the bucket alone.
+
+use pgherd_crds::Backup;
+use pgherd_e2e::{
+    Result,
+    cluster::Cluster,
+    kubectl::{apply, kubectl},
+    postgres::psql,
+    toolbox::Toolbox,
+};
+
+use crate::{
+    checks::{DIGEST, archive_segment, claim, fill, take_backup},
+    in_namespace, manifests, secrecy,
+};
+
+/// docs/backup-by-hand.md as a script; `BACKUP` and `WAL` are folders in the store.
+const BY_HAND: &str = include_str!("by_hand.sh");
+
+#[tokio::test]
+#[ignore = "needs a Kubernetes: make e2e"]
+async fn a_backup_is_restored_by_hand_by_its_object_and_from_the_bucket_alone() -> Result<()> {
+    in_namespace("e2e-restore", async |client, namespace| {
+        apply(namespace, &manifests::cluster("c", 2, &manifests::backup_to_store())).await?;
+        let cluster = Cluster::new(client, namespace, "c");
+        cluster.wait_ready(2).await?;
+        let primary = cluster.primary().await?;
+        psql(namespace, &primary, "app", &fill(200_000)).await?;
+        let expected = psql(namespace, &primary, "app", DIGEST).await?;
+        let backup = take_backup(client, namespace, "by-hand", "c").await?;
+        check_figures(&backup, &primary)?;
+        // What comes after the backup is in the archive alone.
+        psql(namespace, &primary, "app", "CREATE TABLE later AS SELECT generate_series(1, 1000) AS id").await?;
+        archive_segment(namespace, &primary).await?;
+        secrecy::check(client, &cluster).await?;
+
+        restore_by_hand(namespace, &backup, &expected).await?;
+        let more = manifests::recovery_from_object("by-hand");
+        check_recovered(&Cluster::new(client, namespace, "from-object"), &more, &expected).await?;
+        // The bucket is all that is left.
+        kubectl(namespace, &["delete", "pgc/c", "pgb/by-hand", "--timeout=120s"]).await?;
+        let more = manifests::recovery_from_bucket("c");
+        check_recovered(&Cluster::new(client, namespace, "from-bucket"), &more, &expected).await
+    })
+    .await
+}
+
+fn check_figures(backup: &Backup, primary: &str) -> Result<()> {
+    let status = backup.status.clone().unwrap_or_default();
+    let bytes = status.bytes_done.unwrap_or_default();
+    let peak = status.peak_rss_bytes.unwrap_or_default();
+    println!(
+        "backup of {}: {bytes} bytes read, {} stored, in {}, peak memory {peak} bytes",
+        status.source_pod.clone().unwrap_or_default(),
+        status.stored_bytes.unwrap_or_default(),
+        status.duration.unwrap_or_default()
+    );
+    claim(status.source_pod.as_deref().is_some_and(|pod| pod != primary), || {
+        "the backup was read from the primary".into()
+    })?;
+    claim(bytes > 20_000_000 && peak > 0, || format!("{bytes} bytes and {peak} bytes of memory cannot be true"))?;
+    let known =
+        status.start_lsn.is_some() && status.stop_lsn.is_some() && status.timeline.is_some() && status.id.is_some();
+    claim(known, || "the status lacks positions, timeline or id".to_string())
+}
+
+async fn restore_by_hand(namespace: &str, backup: &Backup, expected: &str) -> Result<()> {
+    let toolbox = Toolbox::start(namespace, "c").await?;
+    let destination =
+        backup.status.as_ref().and_then(|status| status.destination.clone()).ok_or("the backup has no destination")?;
+    let folder =
+        destination.strip_prefix("s3://").ok_or_else(|| format!("destination is {destination}"))?.trim_end_matches('/');
+    let (root, _) = folder.split_once("/base/").ok_or_else(|| format!("destination is {destination}"))?;
+    let script = format!("BACKUP=store/{folder}\nWAL=store/{root}/wal\n{BY_HAND}");
+    let printed = toolbox.bash(&script).await?;
+    claim(printed.contains("backup successfully verified"), || format!("pg_verifybackup says: {printed}"))?;
+    let query =
+        async |sql: &str| toolbox.bash(&format!("psql -h /tmp -p 5433 -U postgres -d app -XAtq -c \"{sql}\"")).await;
+    let found = query(DIGEST).await?;
+    claim(found.trim() == expected, || format!("restored by hand: {} instead of {expected}", found.trim()))?;
+    let later = query("SELECT count(*) FROM later").await?;
+    claim(later.trim() == "1000", || format!("restored by hand: {} rows of later", later.trim()))?;
+    println!("restored by hand: {expected}, and 1000 rows that came after the backup");
+    Ok(())
+}
+
+async fn check_recovered(cluster: &Cluster, more: &str, expected: &str) -> Result<()> {
+    let (namespace, name) = (&cluster.namespace, &cluster.name);
+    apply(namespace, &manifests::cluster(name, 1, more)).await?;
+    cluster.wait_ready(1).await?;
+    let primary = cluster.primary().await?;
+    let found = psql(namespace, &primary, "app", DIGEST).await?;
+    claim(found == expected, || format!("{name} has {found} instead of {expected}"))?;
+    let later = psql(namespace, &primary, "app", "SELECT count(*) FROM later").await?;
+    claim(later == "1000", || format!("{name} has {later} rows of later"))?;
+    psql(namespace, &primary, "app", "INSERT INTO later VALUES (0)").await?;
+    println!("{name}: {found}, and 1000 rows that came after the backup");
+    Ok(())
+}

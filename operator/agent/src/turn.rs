@@ -1,0 +1,171 @@
+//! One turn after the other: look at the register, the data directory and the server, let [`crate::machine`] decide, carry
+//! the step out. What it decides on is read again before any step that can't be taken back.
+
+use std::time::Duration;
+
+use pgherd_core::{instance::Phase, register::Register};
+use tokio::time::sleep;
+
+use crate::{
+    actions::{self, ActionError, data_dir::observe_data, describe_chain, stop},
+    agent::Agent,
+    lease::{LeaseError, refresh},
+    machine::{DataView, LocalAction, LocalInput, PostgresView, decide_local},
+    postgres::{
+        binaries::{Binaries, ProgramError},
+        config::Role,
+        process::ProcessState,
+    },
+};
+
+/// The machine looks at least this often.
+const TURN: Duration = Duration::from_millis(500);
+/// The longest pause after a step that failed.
+const MAX_BACKOFF: Duration = Duration::from_secs(15);
+/// The longest pause when something else is waited for.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// Looks, decides and acts until the shutdown.
+pub async fn turn(agent: &Agent) {
+    let mut register = agent.register.subscribe();
+    let mut config = agent.config_changes();
+    let mut failures = 0_u32;
+    while !agent.shutdown.is_cancelled() {
+        agent.beat();
+        let pause = tokio::select! {
+            pause = step(agent, &mut failures) => pause,
+            () = beat_while_busy(agent) => TURN,
+            () = agent.shutdown.cancelled() => return,
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = agent.wake.notified() => {}
+            _ = register.changed() => {}
+            _ = config.changed() => {}
+            () = agent.shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// A restore may take hours: as long as the step is being polled, the machine is alive.
+async fn beat_while_busy(agent: &Agent) {
+    loop {
+        sleep(Duration::from_secs(5)).await;
+        agent.beat();
+    }
+}
+
+async fn step(agent: &Agent, failures: &mut u32) -> Duration {
+    let _acting = agent.acting.lock().await;
+    let Err(error) = decide_and_act(agent).await else {
+        *failures = 0;
+        return TURN;
+    };
+    *failures = failures.saturating_add(1);
+    let phase = agent.board.status().phase;
+    let text = describe_chain(&error);
+    tracing::warn!(error = %text, phase = ?phase, "a step failed; it is decided again");
+    // These need a person; everything else may well pass by itself.
+    let hopeless = matches!(
+        error,
+        ActionError::Bootstrap { .. } | ActionError::EndsAtOnce { .. } | ActionError::Program(ProgramError::NotFound)
+    ) || phase == Phase::Initializing;
+    agent.board.say(if hopeless { Phase::Failed } else { phase }, text);
+    // Another instance that is about to be promoted is asked again soon; a copy that failed is not begun again at once.
+    let soon = matches!(
+        error,
+        ActionError::NotYet(_) | ActionError::Upstream(_) | ActionError::Lease(_) | ActionError::Sql(_)
+    );
+    TURN.saturating_mul(2_u32.saturating_pow((*failures).min(6))).min(if soon { MAX_WAIT } else { MAX_BACKOFF })
+}
+
+async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
+    let Some(seen) = agent.register.borrow().clone() else {
+        let why =
+            agent.register_error().map_or_else(String::new, |error| format!("the register can't be read: {error}"));
+        agent.board.say(Phase::Waiting, why);
+        return Ok(());
+    };
+    let binaries = Binaries::observe()?;
+    let data = observe_data(agent, &binaries).await?;
+    let action = decide(agent, &seen.lease.register, &data).await;
+    let (register, action) = if needs_fresh_register(&action) {
+        let fresh = refresh(agent).await.map_err(LeaseError::from)?;
+        let action = decide(agent, &fresh.lease.register, &data).await;
+        (fresh.lease.register, action)
+    } else {
+        (seen.lease.register, action)
+    };
+    if agent.led_term().is_some() && !is_for_primaries(&action) {
+        stop::stop_now(agent, "this pod is not primary any more").await;
+    }
+    if !matches!(
+        action,
+        LocalAction::KeepPrimary | LocalAction::KeepReplica { .. } | LocalAction::Wait(_) | LocalAction::Fail(_)
+    ) {
+        tracing::info!(action = ?action, term = %register.term, "next step");
+    }
+    if matches!(action, LocalAction::StartPrimary | LocalAction::StartStandby { .. })
+        && let Some(left) = agent.server.restart_pause().await
+    {
+        return Err(ActionError::EndsAtOnce { seconds: left.as_secs() + 1 });
+    }
+    Box::pin(actions::execute(agent, &register, action)).await
+}
+
+async fn decide(agent: &Agent, register: &Register, data: &DataView) -> LocalAction {
+    let postgres = observe_postgres(agent).await;
+    decide_local(&LocalInput {
+        pod: &agent.identity.pod,
+        pod_uid: &agent.identity.pod_uid,
+        register,
+        data,
+        postgres: &postgres,
+        instances: agent.config().instances,
+        diverged: agent.diverged(),
+    })
+}
+
+/// Steps that can't be taken back, or that make a primary, start from a register that was just read.
+fn needs_fresh_register(action: &LocalAction) -> bool {
+    !matches!(
+        action,
+        LocalAction::KeepPrimary
+            | LocalAction::KeepReplica { .. }
+            | LocalAction::Wait(_)
+            | LocalAction::Fail(_)
+            | LocalAction::StopNow(_)
+            | LocalAction::Seal
+            | LocalAction::SetUpstream { upstream: None }
+    )
+}
+
+/// Steps during which this agent may lead its term.
+fn is_for_primaries(action: &LocalAction) -> bool {
+    matches!(
+        action,
+        LocalAction::Bootstrap
+            | LocalAction::StartPrimary
+            | LocalAction::KeepPrimary
+            | LocalAction::Promote
+            | LocalAction::StopNow(_)
+            | LocalAction::Release(_)
+    )
+}
+
+/// A server that came out of recovery is a primary, whatever it was started as.
+async fn observe_postgres(agent: &Agent) -> PostgresView {
+    match (agent.server.state().await, agent.role()) {
+        (ProcessState::Died(_), _) => PostgresView::Died,
+        (ProcessState::Running, Some(Role::Primary { .. })) => PostgresView::Primary,
+        (ProcessState::Running, Some(Role::Standby { upstream, .. })) => {
+            let sample = agent.sample();
+            let promoting = agent.led_term().is_some();
+            if sample.as_ref().is_some_and(|sample| !sample.in_recovery) && !promoting {
+                return PostgresView::Primary;
+            }
+            PostgresView::Standby { ready: sample.is_some(), upstream: upstream.map(|upstream| upstream.pod) }
+        }
+        _ => PostgresView::Stopped,
+    }
+}

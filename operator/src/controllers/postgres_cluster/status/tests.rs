@@ -1,0 +1,211 @@
+//! Statuses over rounds made by hand.
+
+use pgherd_core::instance::{ArchiveStatus, Phase, SourceReport};
+
+use super::*;
+use crate::controllers::postgres_cluster::{
+    execute::Blocked,
+    observe::{
+        PodProblem,
+        testing::{at, empty_agent, pod, settled, voters},
+    },
+    test_support::{FULL, MINIMAL, cluster, validated},
+};
+
+const REQUIRED: &str = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Required, replicas: 1}}";
+
+struct Round {
+    cluster: ValidatedCluster,
+    observed: Observed,
+    plan: Plan,
+    executed: Executed,
+    applied: Applied,
+    memory: Memory,
+}
+
+impl Round {
+    fn new(spec: &str, observed: Observed) -> Self {
+        let mut memory = Memory::default();
+        if let Some(stored) = &observed.register {
+            memory.observe(&stored.view, &observed, at(observed.read_at_ms));
+        }
+        let (plan, executed, applied) = (Plan::default(), Executed::default(), Applied::default());
+        Self { cluster: validated(spec), observed, plan, executed, applied, memory }
+    }
+
+    fn status(&self) -> PostgresClusterStatus {
+        build_status(StatusInput {
+            cluster: &self.cluster,
+            observed: &self.observed,
+            plan: &self.plan,
+            executed: Some(&self.executed),
+            applied: &self.applied,
+            memory: &self.memory,
+            now: at(self.observed.read_at_ms),
+        })
+    }
+
+    /// The status of the next round, a second later, published.
+    fn next(&mut self) -> PostgresClusterStatus {
+        self.observed.read_at_ms += 1_000;
+        let now = at(self.observed.read_at_ms);
+        let mut view = self.observed.register.clone().unwrap().view;
+        view.version.push_str(&self.observed.read_at_ms.to_string());
+        self.memory.observe(&view, &self.observed, now);
+        self.cluster.status = self.status();
+        self.cluster.status.clone()
+    }
+}
+
+fn condition<'a>(status: &'a PostgresClusterStatus, type_: &str) -> &'a Condition {
+    status.conditions.iter().find(|condition| condition.type_ == type_).unwrap()
+}
+
+fn value<'a>(status: &'a PostgresClusterStatus, type_: &str) -> (&'a str, &'a str) {
+    let condition = condition(status, type_);
+    (&condition.status, &condition.reason)
+}
+
+#[test]
+fn a_settled_cluster_is_ready_and_its_status_stays_the_same() {
+    for (spec, acks) in [(MINIMAL, 0), (REQUIRED, 1)] {
+        let mut round = Round::new(spec, settled(at(1), "1", acks));
+        let status = round.next();
+        assert_eq!(value(&status, "Ready"), ("True", "Ready"));
+        assert_eq!(value(&status, "Reconciling"), ("False", "Settled"));
+        assert_eq!((status.ready_instances.as_deref(), status.primary.as_deref()), (Some("3/3"), Some("shop-0")));
+        assert_eq!((status.version.as_deref(), status.timeline), (Some("17.11"), Some(1)));
+        assert_eq!(status.endpoint.as_deref(), Some("shop-rw.web.svc:5432"));
+        assert!(status.members.iter().skip(1).all(|member| member.voter && member.role == "replica"));
+        assert_eq!(round.next(), status);
+    }
+}
+
+#[test]
+fn a_primary_that_is_not_routed_to_is_not_available() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    round.observed.pods[0].role = None;
+    assert_eq!(value(&round.status(), "PrimaryAvailable").0, "False");
+    assert_eq!(value(&round.status(), "Ready").0, "False");
+    round.executed.roles.insert("shop-0".into(), Some("primary".into()));
+    assert_eq!(value(&round.status(), "Ready").0, "True", "it was routed to in this round");
+}
+
+#[test]
+fn a_replica_on_another_timeline_is_not_ready() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let mut stale = round.observed.pods[2].status().unwrap().clone();
+    stale.history = Some(pgherd_core::timeline::TimelineHistory::root(pgherd_core::timeline::TimelineId(2)));
+    round.observed.pods[2] = pod(2, Some("replica"), Some(stale));
+    let status = round.status();
+    assert_eq!(value(&status, "Ready"), ("False", "NotStreaming"));
+    assert!(condition(&status, "ReplicasReady").message.contains("shop-2"));
+}
+
+#[test]
+fn a_missed_answer_does_not_make_the_status_flicker_but_a_long_silence_shows() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let status = round.next();
+    round.observed.pods[2] = pod(2, Some("replica"), None);
+    for _ in 0..3 {
+        assert_eq!(round.next(), status);
+    }
+    for _ in 0..4 {
+        round.next();
+    }
+    let status = round.next();
+    assert_eq!((status.members[2].phase.as_str(), value(&status, "Ready").0), ("Unreachable", "False"));
+}
+
+#[test]
+fn how_a_replica_was_built_is_remembered_for_the_same_data_directory_only() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let plain = round.observed.pods[2].status().unwrap().clone();
+    let mut built = plain.clone();
+    built.source = Some(SourceReport {
+        source: "backup".into(),
+        from: "b1".into(),
+        reason: "cheaper".into(),
+        wal_bytes: Some(4),
+        copy_bytes: None,
+        took_ms: Some(900),
+    });
+    round.observed.pods[2] = pod(2, Some("replica"), Some(built));
+    round.next();
+    round.observed.pods[2] = pod(2, Some("replica"), Some(plain.clone()));
+    assert_eq!(round.next().members[2].source.as_ref().unwrap().from, "b1");
+    let mut recloned = plain;
+    recloned.member = Some(pgherd_core::register::MemberId("other".into()));
+    round.observed.pods[2] = pod(2, Some("replica"), Some(recloned));
+    assert_eq!(round.next().members[2].source, None);
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled_stalls_with_its_name() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let problem = PodProblem { reason: "ImagePullBackOff".into(), message: "container postgres of image no/where: not found".into() };
+    round.observed.pods[2] = pod(2, None, None);
+    (round.observed.pods[2].problem, round.observed.pods[2].ip) = (Some(problem), None);
+    let status = round.status();
+    assert_eq!(value(&status, "Stalled"), ("True", "ImagePullBackOff"));
+    assert_eq!(value(&status, "Ready"), ("False", "ImagePullBackOff"));
+    assert!(condition(&status, "Ready").message.contains("no/where"));
+    assert_eq!(value(&status, "PrimaryAvailable").0, "True", "the primary serves all the same");
+}
+
+#[test]
+fn an_agent_that_gave_up_is_quoted() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let mut failed = empty_agent(1);
+    (failed.phase, failed.message) = (Phase::Failed, "the image has no PostgreSQL server programs".into());
+    round.observed.pods[1] = pod(1, None, Some(failed));
+    let status = round.status();
+    assert_eq!(value(&status, "Stalled"), ("True", "InstanceFailed"));
+    assert_eq!(condition(&status, "Stalled").message, "shop-1: the image has no PostgreSQL server programs");
+}
+
+#[test]
+fn a_blocked_failover_names_the_missing_and_is_not_ready() {
+    let mut round = Round::new(REQUIRED, settled(at(1), "1", 1));
+    round.executed.blocked = Some(Blocked { missing: vec!["shop-2".into()], why: "shop-2 is missing".into(), candidates: Vec::new() });
+    let status = round.status();
+    assert_eq!((value(&status, "FailoverBlocked").0, value(&status, "Ready").1), ("True", "FailoverBlocked"));
+    assert_eq!(condition(&status, "FailoverBlocked").message, "shop-2 is missing");
+}
+
+#[test]
+fn a_change_of_voters_under_way_is_not_ready_yet() {
+    let mut round = Round::new(REQUIRED, settled(at(1), "1", 1));
+    round.observed.register.as_mut().unwrap().view.register.pending = Some(voters(&[1], 1));
+    assert_eq!(value(&round.status(), "Ready"), ("False", "ChangingVoters"));
+}
+
+#[test]
+fn wal_that_does_not_reach_the_store_shows_its_error() {
+    let mut round = Round::new(FULL, settled(at(1), "1", 2));
+    let mut primary = round.observed.pods[0].status().unwrap().clone();
+    primary.archive = ArchiveStatus { last_error: Some("access denied".into()), ..ArchiveStatus::default() };
+    round.observed.pods[0] = pod(0, Some("primary"), Some(primary));
+    let status = round.status();
+    assert_eq!(value(&status, "Archiving"), ("False", "ArchiveFailing"));
+    assert!(condition(&status, "Archiving").message.contains("access denied"));
+}
+
+#[test]
+fn what_is_waited_for_has_no_number_that_changes() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    round.observed.pods[0].role = None;
+    round.plan.note = Some("shop-0 has not answered for 1234 ms".into());
+    let message = condition(&round.status(), "Ready").message.clone();
+    assert!(message.ends_with("shop-0 has not answered"), "{message}");
+}
+
+#[test]
+fn a_refused_spec_keeps_the_rest_of_the_status() {
+    let mut refused = cluster(MINIMAL);
+    refused.status = Some(Round::new(MINIMAL, settled(at(1), "1", 0)).status());
+    let status = build_stalled_status(&refused, "InvalidSpec", "instances is 0", at(5_000));
+    assert_eq!((value(&status, "Ready"), value(&status, "Stalled")), (("False", "InvalidSpec"), ("True", "InvalidSpec")));
+    assert_eq!(value(&status, "PrimaryAvailable").0, "True");
+    assert_eq!(status.primary.as_deref(), Some("shop-0"));
+}
