@@ -10,7 +10,7 @@ use crate::{
 const PRELUDE: &str = r#"
 mc() {
   mkdir -p /work/mc/certs/CAs
-  cp /etc/store-ca/ca.crt /work/mc/certs/CAs/
+  [ -e /work/mc/certs/CAs/ca.crt ] || cp /etc/store-ca/ca.crt /work/mc/certs/CAs/
   MC_HOST_store="https://$(cat /etc/store/accessKeyId):$(cat /etc/store/secretAccessKey)@minio.minio.svc:9000" \
     command mc --config-dir /work/mc --quiet "$@"
 }

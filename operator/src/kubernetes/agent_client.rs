@@ -325,4 +325,4 @@ fn parse_answer(agent: &AgentAddress, status: StatusCode, answer: Bytes) -> Resu
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -75,7 +75,7 @@ pub enum BaseBackupEvent {
 pub enum BaseBackupError {
     /// The source has corrupt pages: the server said so after it had sent everything.
     #[error("the source has corrupt pages")]
-    CorruptSource(#[source] ServerError),
+    CorruptSource(#[source] Box<ServerError>),
     /// The connection or the server failed.
     #[error("base backup")]
     Replication(#[from] ReplicationError),
@@ -192,8 +192,8 @@ impl Decoder {
             Message::ErrorResponse(body) => {
                 let error = parse_server_error(body.fields())?;
                 return Err(match error.code.as_str() {
-                    DATA_CORRUPTED => BaseBackupError::CorruptSource(error),
-                    _ => ReplicationError::Server(error).into(),
+                    DATA_CORRUPTED => BaseBackupError::CorruptSource(Box::new(error)),
+                    _ => ReplicationError::from(error).into(),
                 });
             }
             _ => {}

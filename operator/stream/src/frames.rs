@@ -226,7 +226,9 @@ impl FrameReader {
             None => Ok(None),
             Some(Pending::BeginArchive(name)) => Ok(Some(FrameItem::BeginArchive(name))),
             Some(Pending::EndArchive) => Ok(Some(FrameItem::EndArchive)),
-            Some(Pending::Frame(task)) => task.await.map_err(FrameError::Task)?.map(|frame| Some(FrameItem::Frame(frame))),
+            Some(Pending::Frame(task)) => {
+                task.await.map_err(FrameError::Task)?.map(|frame| Some(FrameItem::Frame(frame)))
+            }
         }
     }
 }

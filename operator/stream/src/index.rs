@@ -107,11 +107,16 @@ mod tests {
 
     #[test]
     fn an_index_comes_back_as_it_was() {
-        let entry = |path: &str, kind| IndexEntry { path: path.into(), kind, mode: 0o600, size: 5, offset: 512, crc32c: 7 };
+        let entry =
+            |path: &str, kind| IndexEntry { path: path.into(), kind, mode: 0o600, size: 5, offset: 512, crc32c: 7 };
         let archive = ArchiveIndex {
             name: "base".into(),
             segments: vec![vec![(10, 20), (3, 4)], vec![(1, 2)]],
-            entries: vec![entry("a", TarKind::File), entry("b", TarKind::Directory), entry("c", TarKind::Symlink("/x".into()))],
+            entries: vec![
+                entry("a", TarKind::File),
+                entry("b", TarKind::Directory),
+                entry("c", TarKind::Symlink("/x".into())),
+            ],
         };
         let index = BackupIndex { format: INDEX_FORMAT, archives: vec![archive] };
         assert_eq!(BackupIndex::decode(&index.encode().unwrap()).unwrap(), index);

@@ -2,7 +2,6 @@
 //!
 //! Nothing in this crate knows Kubernetes, reads the environment, or keeps a secret anywhere but in the file it came from.
 #![forbid(unsafe_code)]
-#![allow(clippy::todo)]
 
 pub mod backup;
 pub mod base_backup;

@@ -189,9 +189,8 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::WalRange`].
     pub fn validate_wal(&self, timeline: TimelineId, start_lsn: Lsn, stop_lsn: Lsn) -> Result<(), ManifestError> {
-        let covers = |range: &WalRange| {
-            range.timeline == timeline && range.start_lsn <= start_lsn && range.end_lsn >= stop_lsn
-        };
+        let covers =
+            |range: &WalRange| range.timeline == timeline && range.start_lsn <= start_lsn && range.end_lsn >= stop_lsn;
         if self.wal_ranges.iter().any(covers) {
             return Ok(());
         }
@@ -210,7 +209,11 @@ fn validate_checksum(text: &[u8], stated: &str) -> Result<(), ManifestError> {
     const MARK: &[u8] = b"\n\"Manifest-Checksum\"";
     let at = text.windows(MARK.len()).rposition(|window| window == MARK).ok_or(ManifestError::NoChecksum)?;
     let covered = text.get(..=at).unwrap_or_default();
-    if render_hex(&Sha256::digest(covered)) == stated.to_ascii_lowercase() { Ok(()) } else { Err(ManifestError::Checksum) }
+    if render_hex(&Sha256::digest(covered)) == stated.to_ascii_lowercase() {
+        Ok(())
+    } else {
+        Err(ManifestError::Checksum)
+    }
 }
 
 /// Lower-case hexadecimal digits.
@@ -290,7 +293,9 @@ mod tests {
         found.extend(seen(&[("base/1/9999", b"")]));
         assert!(matches!(manifest.compare(&found), Err(ManifestError::Extra(path)) if path == "base/1/9999"));
         let changed = seen(&[("backup_label", b"label"), ("base/1/1259", b"r0ws")]);
-        assert!(matches!(manifest.compare(&changed), Err(ManifestError::Differs { path, .. }) if path == "base/1/1259"));
+        assert!(
+            matches!(manifest.compare(&changed), Err(ManifestError::Differs { path, .. }) if path == "base/1/1259")
+        );
         let short = seen(&[("backup_label", b"label")]);
         assert!(matches!(manifest.compare(&short), Err(ManifestError::Missing(_))));
     }

@@ -19,6 +19,8 @@ const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 pub struct BackupFacts {
     /// The phase in status.
     pub phase: BackupPhase,
+    /// The conditions say already that it is completed.
+    pub announced: bool,
     /// `status.pitrReady`.
     pub pitr_ready: Option<bool>,
     /// When the backup was complete, if it is.
@@ -129,6 +131,8 @@ pub enum Decision {
     Complete(Box<BackupSummary>),
     /// Give up.
     Fail(BackupFailure),
+    /// Its process said in status that it is complete: the conditions have yet to.
+    Announce,
     /// Complete: ask the primary whether the archive has the WAL up to the backup's end.
     ProveArchive {
         /// The primary's pod; None while there is none.
@@ -175,6 +179,9 @@ pub fn decide(facts: &BackupFacts, now: Timestamp) -> Decision {
 fn decide_archive(facts: &BackupFacts, now: Timestamp) -> Decision {
     if facts.pitr_ready.is_some() {
         return Decision::Rest;
+    }
+    if !facts.announced {
+        return Decision::Announce;
     }
     let primary = facts.cluster.as_ref().and_then(|cluster| {
         cluster.pods.iter().find(|pod| pod.role == PodRole::Primary && pod.ready).map(|pod| pod.name.clone())

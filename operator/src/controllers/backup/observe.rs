@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use pgherd_crds::{
     Backup, PostgresCluster,
     names::{self, keys},
-    v1alpha1::backup::BackupPhase,
+    v1alpha1::{backup::BackupPhase, conditions::COMPLETED},
 };
 
 use super::{
@@ -82,6 +82,7 @@ pub async fn observe(context: &Context, backup: &Backup, namespace: &str, uid: &
         if unfinished && attempts.is_empty() { observe_older(context, backup, namespace).await? } else { None };
     let facts = BackupFacts {
         phase,
+        announced: status.conditions.iter().any(|condition| condition.type_ == COMPLETED && condition.status == "True"),
         pitr_ready: status.pitr_ready,
         completed_at: status.completed_at.as_deref().and_then(|time| time.parse().ok()),
         target: backup.spec.target.unwrap_or_default(),

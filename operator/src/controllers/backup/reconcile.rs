@@ -14,7 +14,7 @@ use super::{
     decide::{Decision, Wait, decide},
     error::BackupError,
     observe::{Observed, observe},
-    status::{Report, apply_status, build_status},
+    status::{ASKING, Report, apply_status, build_status},
 };
 use crate::{
     context::{Context, Now},
@@ -61,7 +61,7 @@ pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Act
             round.publish(&report, false).await?;
             Ok(Action::requeue(WATCH_JOB))
         }
-        Decision::Complete(summary) => round.complete(&summary).await,
+        Decision::Complete(summary) => round.announce(&Report::Completed(&summary)).await,
         Decision::Fail(failure) => {
             if round.publish(&Report::Failed(&failure), true).await? {
                 let note = format!("{}: {}", failure.reason, failure.error);
@@ -69,6 +69,7 @@ pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Act
             }
             Ok(Action::await_change())
         }
+        Decision::Announce => round.announce(&Report::Archive(None, ASKING)).await,
         Decision::ProveArchive { primary, last_try } => round.prove(&observed, primary.as_deref(), last_try).await,
         Decision::Rest => Ok(Action::await_change()),
     }
@@ -85,9 +86,13 @@ fn is_finished(backup: &Backup) -> bool {
 }
 
 impl Round<'_> {
-    async fn publish(&self, report: &Report<'_>, guarded: bool) -> Result<bool, BackupError> {
+    fn build(&self, report: &Report<'_>) -> BackupStatus {
         let old = self.backup.status.clone().unwrap_or_default();
-        let status = build_status(&old, report, self.backup.metadata.generation, self.now.wall);
+        build_status(&old, report, self.backup.metadata.generation, self.now.wall)
+    }
+
+    async fn publish(&self, report: &Report<'_>, guarded: bool) -> Result<bool, BackupError> {
+        let status = self.build(report);
         let written = apply_status(&self.api, self.backup, &status, guarded).await?;
         if written {
             self.context.metrics.api_writes.inc();
@@ -96,7 +101,12 @@ impl Round<'_> {
     }
 
     async fn event(&self, type_: EventType, reason: &str, note: &str) {
-        publish(self.context, &self.backup.object_ref(&()), type_, reason, "Backup", note).await;
+        self.event_of("Backup", type_, reason, note).await;
+    }
+
+    /// Events that differ in nothing but their note are counted as one by their action.
+    async fn event_of(&self, action: &str, type_: EventType, reason: &str, note: &str) {
+        publish(self.context, &self.backup.object_ref(&()), type_, reason, action, note).await;
     }
 
     async fn wait(&self, wait: &Wait) -> Result<Action, BackupError> {
@@ -137,32 +147,36 @@ impl Round<'_> {
         }
         self.publish(&Report::Running { source_pod, trouble: None }, false).await?;
         let note = format!("attempt {attempt} reads {source_pod} and writes to s3://{}", store.config.bucket);
-        self.event(EventType::Normal, "BackupStarted", &note).await;
+        self.event_of(&format!("Attempt{attempt}"), EventType::Normal, "BackupStarted", &note).await;
         Ok(Action::requeue(WATCH_JOB))
     }
 
-    async fn complete(&self, summary: &BackupSummary) -> Result<Action, BackupError> {
-        self.publish(&Report::Completed(summary), true).await?;
-        // The patch comes back as a change, and with it the next step.
+    /// Says that the backup is complete. The patch comes back as a change, and with it the next step.
+    async fn announce(&self, report: &Report<'_>) -> Result<Action, BackupError> {
+        let status = self.build(report);
+        if apply_status(&self.api, self.backup, &status, true).await? {
+            self.context.metrics.api_writes.inc();
+            self.event(EventType::Normal, "BackupCompleted", &render_note(&status)).await;
+        }
         Ok(Action::requeue(ASK_ARCHIVE))
     }
 
     async fn prove(&self, observed: &Observed, primary: Option<&str>, last_try: bool) -> Result<Action, BackupError> {
         let status = self.backup.status.clone().unwrap_or_default();
         let proof = prove_archive(self.context, observed.cluster.as_deref(), primary, &status, last_try).await;
-        let report = Report::Archive(proof.ready, &proof.message);
-        if self.publish(&report, true).await? && proof.ready.is_some() {
-            self.event(EventType::Normal, "BackupCompleted", &render_note(&status, &proof.message)).await;
+        let written = self.publish(&Report::Archive(proof.ready, &proof.message), true).await?;
+        if written && proof.ready == Some(false) {
+            self.event(EventType::Warning, "WalNotArchived", &proof.message).await;
         }
         Ok(if proof.ready.is_some() { Action::await_change() } else { Action::requeue(ASK_ARCHIVE) })
     }
 }
 
-fn render_note(status: &BackupStatus, archive: &str) -> String {
+fn render_note(status: &BackupStatus) -> String {
     let stored = status.stored_bytes.and_then(|bytes| u64::try_from(bytes).ok()).map(render_bytes).unwrap_or_default();
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     format!(
-        "{} read, {stored} stored in {} at {} as {}: {archive}",
+        "{} read, {stored} stored in {} at {} as {}",
         text(&status.size),
         text(&status.duration),
         text(&status.rate),

@@ -22,6 +22,9 @@ use crate::jobs::backup::{
     progress::build_completed_status,
 };
 
+/// The message of a completed Backup until the archive is known.
+pub const ASKING: &str = "restorable; the primary is being asked whether the archive has the WAL up to its end";
+
 /// What there is to say about a Backup.
 #[derive(Clone, Debug)]
 pub enum Report<'a> {
@@ -69,7 +72,7 @@ pub fn build_status(old: &BackupStatus, report: &Report<'_>, generation: Option<
             let source_pod = status.source_pod.take();
             status = BackupStatus { source_pod, conditions: status.conditions, ..build_completed_status(summary) };
             status.observed_generation = generation;
-            set_conditions(&mut status, [true, false, false, true], "Completed", "restorable; the archive is being asked for its WAL", now);
+            set_conditions(&mut status, [true, false, false, true], "Completed", ASKING, now);
         }
         Report::Archive(ready, message) => {
             status.pitr_ready = *ready;

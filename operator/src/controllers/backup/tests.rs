@@ -48,6 +48,7 @@ fn pods() -> Vec<PodFacts> {
 fn facts() -> BackupFacts {
     BackupFacts {
         phase: BackupPhase::Pending,
+        announced: false,
         pitr_ready: None,
         completed_at: None,
         target: BackupTarget::PreferReplica,
@@ -137,7 +138,8 @@ fn a_success_is_completed_even_if_the_last_patch_was_lost() {
 
 #[test]
 fn a_finished_backup_rests_once_the_archive_is_known() {
-    let completed = BackupFacts { phase: BackupPhase::Completed, completed_at: Some(now()), ..facts() };
+    let completed = BackupFacts { phase: BackupPhase::Completed, announced: true, completed_at: Some(now()), ..facts() };
+    assert_eq!(decide(&BackupFacts { announced: false, ..completed.clone() }, now()), Decision::Announce);
     let ask = Decision::ProveArchive { primary: Some("shop-0".to_owned()), last_try: false };
     assert_eq!(decide(&completed, now()), ask);
     let late = now() + SignedDuration::from_mins(6);

@@ -185,3 +185,6 @@ impl Round<'_> {
         join_all(addresses.iter().map(|address| self.agents.wake(address))).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,10 +105,10 @@ pub fn build_status(input: StatusInput<'_>) -> PostgresClusterStatus {
 pub fn build_stalled_status(cluster: &PostgresCluster, reason: &str, message: &str, now: Now) -> PostgresClusterStatus {
     let published = cluster.status.clone().unwrap_or_default();
     let generation = cluster.metadata.generation.unwrap_or_default();
-    let new = |type_: &str, status: &str| conditions::New::new(type_, status, reason, message);
-    let mut conditions = vec![new(READY, "False"), conditions::New::new(RECONCILING, "False", "Stalled", ""), new(STALLED, "True")];
+    let new = |type_: &str, status: &str| conditions::Draft::new(type_, status, reason, message);
+    let mut conditions = vec![new(READY, "False"), conditions::Draft::new(RECONCILING, "False", "Stalled", ""), new(STALLED, "True")];
     let kept = published.conditions.iter().filter(|old| ![READY, RECONCILING, STALLED].contains(&old.type_.as_str()));
-    conditions.extend(kept.map(|old| conditions::New::new(&old.type_, &old.status, &old.reason, &old.message)));
+    conditions.extend(kept.map(|old| conditions::Draft::new(&old.type_, &old.status, &old.reason, &old.message)));
     PostgresClusterStatus {
         observed_generation: Some(generation),
         conditions: merge(&published.conditions, conditions, generation, now.wall),
@@ -189,7 +189,7 @@ fn last_failover(scene: &Scene<'_>, memory: &Memory) -> Option<LastFailover> {
 }
 
 /// With the transition times that the published conditions have, where the status is the same.
-fn merge(published: &[Condition], new: Vec<conditions::New>, generation: i64, now: Timestamp) -> Vec<Condition> {
+fn merge(published: &[Condition], new: Vec<conditions::Draft>, generation: i64, now: Timestamp) -> Vec<Condition> {
     let parse = |text: &str| text.parse().unwrap_or(now);
     let old: Vec<core_conditions::Condition> = published
         .iter()

@@ -12,13 +12,14 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-struct Pki {
+/// A throw-away CA.
+pub(crate) struct Pki {
     ca: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -34,13 +35,28 @@ impl Pki {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
+    /// The operator's identity.
+    pub(crate) fn identity(&self) -> OperatorIdentity {
+        let (certificate_pem, key_pem) = self.issue("pgherd-operator");
+        OperatorIdentity { ca_pem: self.ca.clone(), certificate_pem, key_pem }
+    }
+
     fn client(&self) -> AgentClient {
-        let (certificate, key) = self.issue("pgherd-operator");
-        AgentClient::new(self.ca.as_bytes(), certificate.as_bytes(), key.as_bytes()).unwrap()
+        let OperatorIdentity { ca_pem, certificate_pem, key_pem } = self.identity();
+        AgentClient::new(ca_pem.as_bytes(), certificate_pem.as_bytes(), key_pem.as_bytes()).unwrap()
     }
 
     /// An agent that gives `answer` to every request.
     async fn serve(&self, name: &str, status: u16, answer: String) -> AgentAddress {
+        let port = self.serve_on(name, (Ipv4Addr::LOCALHOST, 0), move |_| (status, answer.clone())).await;
+        AgentAddress { port, ..AgentAddress::new("shop", "ns", "shop-1", Ipv4Addr::LOCALHOST.into()) }
+    }
+
+    /// An agent on this address that answers a path as `answer` says. Returns its port.
+    pub(crate) async fn serve_on<F>(&self, name: &str, address: (Ipv4Addr, u16), answer: F) -> u16
+    where
+        F: Fn(&str) -> (u16, String) + Clone + Send + Sync + 'static,
+    {
         let (certificate, key) = self.issue(name);
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.ca.as_bytes()).unwrap()).unwrap();
@@ -55,7 +71,7 @@ impl Pki {
                 PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
             )
             .unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         tokio::spawn(async move {
@@ -63,8 +79,8 @@ impl Pki {
                 let (acceptor, answer) = (acceptor.clone(), answer.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service = service_fn(move |_: Request<Incoming>| {
-                        let answer = answer.clone();
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let (status, answer) = answer(request.uri().path());
                         async move { Response::builder().status(status).body(Full::new(Bytes::from(answer))) }
                     });
                     // Without keep-alive the server closes after each answer: pooled connections are dead.
@@ -72,7 +88,7 @@ impl Pki {
                 });
             }
         });
-        AgentAddress { port, ..AgentAddress::new("shop", "ns", "shop-1", Ipv4Addr::LOCALHOST.into()) }
+        port
     }
 }
 

@@ -10,7 +10,11 @@ use pgherd_core::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{BackupError, source::{ScannedArchive, ScannedBackup}, upload::StoredArchive};
+use super::{
+    BackupError,
+    source::{ScannedArchive, ScannedBackup},
+    upload::StoredArchive,
+};
 use crate::{
     catalogue::{RECORD_FORMAT, RECORD_NAME},
     index::{ArchiveIndex, BackupIndex, INDEX_FORMAT, IndexEntry},

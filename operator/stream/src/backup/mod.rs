@@ -63,7 +63,16 @@ impl BackupOptions {
     /// The defaults: level 1, 2 workers, 3 parts of 8 MiB, no limit, an immediate checkpoint.
     #[must_use]
     pub fn new(connect: ConnectOptions, location: ClusterLocation) -> Self {
-        Self { connect, location, level: 1, workers: 2, part_bytes: 8 << 20, concurrency: 3, max_rate: None, fast_checkpoint: true }
+        Self {
+            connect,
+            location,
+            level: 1,
+            workers: 2,
+            part_bytes: 8 << 20,
+            concurrency: 3,
+            max_rate: None,
+            fast_checkpoint: true,
+        }
     }
 }
 

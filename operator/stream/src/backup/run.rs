@@ -1,10 +1,17 @@
 //! The course of a backup: slot first, then the stream, then the proof, then the record; and after a failure nothing.
 
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use pgherd_core::{backup::{BackupRecord, ClusterLocation}, lsn::Lsn, timeline::TimelineId};
+use pgherd_core::{
+    backup::{BackupRecord, ClusterLocation},
+    lsn::Lsn,
+    timeline::TimelineId,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

@@ -95,8 +95,7 @@ mod tests {
             Marker { id: "x".into(), started_at: Timestamp::UNIX_EPOCH, archives: vec!["16384".into(), "base".into()] };
         let present = ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/inprogress.json"];
         let keys = decide_keys("p/", &marker, present.into_iter());
-        let expected =
-            ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/16384.tar.zst.0002", "p/base.tar.zst.0000"];
+        let expected = ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/16384.tar.zst.0002", "p/base.tar.zst.0000"];
         assert_eq!(keys, expected);
     }
 }

@@ -84,7 +84,8 @@ async fn start_tls(
     server_name: &str,
     address: String,
 ) -> Result<Box<dyn ByteStream>, ReplicationError> {
-    let name = ServerName::try_from(server_name.to_owned()).map_err(|_| TlsError::ServerName(server_name.to_owned()))?;
+    let name =
+        ServerName::try_from(server_name.to_owned()).map_err(|_| TlsError::ServerName(server_name.to_owned()))?;
     let mut request = bytes::BytesMut::new();
     frontend::ssl_request(&mut request);
     stream.write_all(&request).await?;

@@ -91,10 +91,16 @@ pub enum ReplicationError {
     Protocol(String),
     /// The server reported an error.
     #[error(transparent)]
-    Server(#[from] ServerError),
+    Server(#[from] Box<ServerError>),
     /// The timeline history sent by the server was malformed.
     #[error("parsing the timeline history")]
     History(#[from] ParseHistoryError),
+}
+
+impl From<ServerError> for ReplicationError {
+    fn from(error: ServerError) -> Self {
+        Self::Server(Box::new(error))
+    }
 }
 
 impl ReplicationError {

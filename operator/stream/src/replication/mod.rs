@@ -182,8 +182,7 @@ impl ReplicationClient {
     /// [`ReplicationError`].
     pub async fn wal_segment_bytes(&mut self) -> Result<u64, ReplicationError> {
         let text = self.show("wal_segment_size").await?;
-        parse_segment_size(&text)
-            .ok_or_else(|| ReplicationError::Protocol(format!("wal_segment_size is \"{text}\"")))
+        parse_segment_size(&text).ok_or_else(|| ReplicationError::Protocol(format!("wal_segment_size is \"{text}\"")))
     }
 
     /// Says goodbye and closes the connection.

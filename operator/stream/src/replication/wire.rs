@@ -41,10 +41,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ///
     /// # Errors
     /// [`ReplicationError::Io`].
-    pub async fn send(
-        &mut self,
-        build: impl FnOnce(&mut BytesMut) -> io::Result<()>,
-    ) -> Result<(), ReplicationError> {
+    pub async fn send(&mut self, build: impl FnOnce(&mut BytesMut) -> io::Result<()>) -> Result<(), ReplicationError> {
         let mut message = BytesMut::new();
         build(&mut message)?;
         self.stream.write_all(&message).await?;
@@ -115,13 +112,8 @@ fn validate_tag(tag: u8) -> Result<(), ReplicationError> {
 /// # Errors
 /// [`ReplicationError::Protocol`] when it is malformed.
 pub fn parse_server_error(mut fields: ErrorFields<'_>) -> Result<ServerError, ReplicationError> {
-    let mut error = ServerError {
-        severity: String::new(),
-        code: String::new(),
-        message: String::new(),
-        detail: None,
-        hint: None,
-    };
+    let mut error =
+        ServerError { severity: String::new(), code: String::new(), message: String::new(), detail: None, hint: None };
     let text = |field: &ErrorField<'_>| String::from_utf8_lossy(field.value_bytes()).into_owned();
     while let Some(field) = fields.next().map_err(malformed)? {
         match field.type_() {
@@ -153,8 +145,10 @@ pub fn parse_row(body: &DataRowBody) -> Result<Vec<Option<String>>, ReplicationE
             columns.push(None);
             continue;
         };
-        let bytes = body.buffer().get(range).ok_or_else(|| ReplicationError::Protocol("a column beyond its row".into()))?;
-        let text = std::str::from_utf8(bytes).map_err(|_| ReplicationError::Protocol("a column is not UTF-8".into()))?;
+        let bytes =
+            body.buffer().get(range).ok_or_else(|| ReplicationError::Protocol("a column beyond its row".into()))?;
+        let text =
+            std::str::from_utf8(bytes).map_err(|_| ReplicationError::Protocol("a column is not UTF-8".into()))?;
         columns.push(Some(text.to_owned()));
     }
     Ok(columns)

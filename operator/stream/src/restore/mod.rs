@@ -7,7 +7,12 @@ mod extract;
 mod plan;
 mod target;
 
-use std::{io, path::{Path, PathBuf}, sync::Arc, time::Instant};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use pgherd_core::backup::{BackupLocation, BackupRecord};

@@ -82,9 +82,8 @@ pub(super) fn build_plan(
         }
     }
     // The index must promise what the manifest demands; the content is checked against the index while it is written.
-    let promised = |file: &IndexEntry| {
-        (render_data_path("base", &file.path), SeenFile { size: file.size, crc32c: file.crc32c })
-    };
+    let promised =
+        |file: &IndexEntry| (render_data_path("base", &file.path), SeenFile { size: file.size, crc32c: file.crc32c });
     manifest.compare(&plan.files.iter().map(promised).collect::<HashMap<_, _>>())?;
     manifest.validate_wal(record.timeline, record.start_lsn, record.stop_lsn)?;
     Ok(plan)
@@ -140,7 +139,8 @@ mod tests {
             tar_bytes: 20 << 20,
         };
         let runs = plan_runs(&archive, &record).unwrap();
-        let short: Vec<_> = runs.iter().map(|r| (r.object, r.offset >> 20, r.stored >> 20, r.tar_offset >> 20)).collect();
+        let short: Vec<_> =
+            runs.iter().map(|r| (r.object, r.offset >> 20, r.stored >> 20, r.tar_offset >> 20)).collect();
         assert_eq!(short, [(0, 0, 4, 0), (0, 4, 3, 8), (1, 0, 2, 12)]);
         let wrong = ArchiveRecord { segments: vec![7 << 20, 3 << 20], ..record.clone() };
         assert!(plan_runs(&archive, &wrong).is_err());

@@ -36,7 +36,8 @@ impl Target {
                     return Err(RestoreError::TargetNotEmpty { path: root.to_owned(), incomplete });
                 }
                 let mode = Permissions::from_mode(0o700);
-                fs::set_permissions(root, mode).map_err(|source| target.failed("changing the mode of", root, source))?;
+                fs::set_permissions(root, mode)
+                    .map_err(|source| target.failed("changing the mode of", root, source))?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
@@ -62,7 +63,7 @@ impl Target {
     pub(crate) fn validate_space(&self, needed: u64) -> Result<(), RestoreError> {
         let stat = nix::sys::statvfs::statvfs(&self.root)
             .map_err(|source| self.failed("asking for the free space of", &self.root, source.into()))?;
-        let free = u64::from(stat.blocks_available()) * u64::from(stat.fragment_size());
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         if free < needed { Err(RestoreError::NoSpace { needed, free }) } else { Ok(()) }
     }
 

@@ -82,8 +82,7 @@ pub(super) fn probe_settings() -> aws_sdk_s3::config::Builder {
 
 fn validate_endpoint(endpoint: &str) -> Result<(), StoreError> {
     let error = || StoreError::Config(format!("the endpoint \"{endpoint}\" is not http(s)://host[:port]"));
-    let rest =
-        endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://")).ok_or_else(error)?;
+    let rest = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://")).ok_or_else(error)?;
     let host = rest.trim_end_matches('/');
     let plain = !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
     if plain { Ok(()) } else { Err(error()) }

@@ -184,7 +184,9 @@ impl ObjectStore {
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| classify(self.request("LIST", prefix), error))?;
             let folders = page.common_prefixes().iter().filter_map(|folder| folder.prefix());
-            names.extend(folders.filter_map(|folder| folder.strip_prefix(prefix)).map(|n| n.trim_end_matches('/').to_owned()));
+            names.extend(
+                folders.filter_map(|folder| folder.strip_prefix(prefix)).map(|n| n.trim_end_matches('/').to_owned()),
+            );
         }
         names.sort();
         Ok(names)
@@ -207,7 +209,8 @@ impl ObjectStore {
     async fn read_body(&self, key: &str, range: Option<String>) -> Result<Bytes, StoreError> {
         let attempt = || async {
             let request = self.client.get_object().bucket(&self.bucket).key(key).set_range(range.clone());
-            let answer = request.send().await.map_err(|error| BodyError::Answer(classify(self.request("GET", key), error)))?;
+            let answer =
+                request.send().await.map_err(|error| BodyError::Answer(classify(self.request("GET", key), error)))?;
             self.collect(answer).await
         };
         let pause = ExponentialBuilder::default().with_jitter().with_max_times(BODY_ATTEMPTS);

@@ -44,9 +44,9 @@ fn read_private_bundle(path: &str) -> Result<Vec<CertificateDer<'static>>, Store
     }
     let mut roots = RootCertStore::empty();
     for certificate in &certificates {
-        roots
-            .add(certificate.clone())
-            .map_err(|error| StoreError::Config(format!("the CA file {path} holds an unusable certificate: {error}")))?;
+        roots.add(certificate.clone()).map_err(|error| {
+            StoreError::Config(format!("the CA file {path} holds an unusable certificate: {error}"))
+        })?;
     }
     Ok(certificates)
 }

@@ -63,7 +63,8 @@ pub fn decide_needed(history: &TimelineHistory, from: Lsn, to: Lsn, segment_byte
         begin = entry.switch_lsn.0 / segment_bytes;
     }
     begins.push((history.timeline, begin));
-    let timeline_of = |number: u64| begins.iter().rev().find(|(_, begin)| *begin <= number).map(|(timeline, _)| *timeline);
+    let timeline_of =
+        |number: u64| begins.iter().rev().find(|(_, begin)| *begin <= number).map(|(timeline, _)| *timeline);
     let numbers = from.0 / segment_bytes..to.0.div_ceil(segment_bytes);
     let segments = numbers
         .filter_map(|number| Some(segment_name(timeline_of(number)?, Lsn(number * segment_bytes), segment_bytes)));
@@ -73,7 +74,8 @@ pub fn decide_needed(history: &TimelineHistory, from: Lsn, to: Lsn, segment_byte
         left.map_or(history.timeline, |entry| entry.timeline)
     };
     let (first, last) = (timeline_at(from), timeline_at(Lsn(to.0 - 1)));
-    let entered = begins.iter().map(|(timeline, _)| *timeline).filter(|timeline| (first < *timeline) && (*timeline <= last));
+    let entered =
+        begins.iter().map(|(timeline, _)| *timeline).filter(|timeline| (first < *timeline) && (*timeline <= last));
     entered.map(|timeline| format!("{timeline}.history")).chain(segments).collect()
 }
 
@@ -109,7 +111,10 @@ mod tests {
     #[test]
     fn a_range_within_one_timeline_needs_no_history_file() {
         assert_eq!(decide_needed(&history(), Lsn(SEGMENT), Lsn(2 * SEGMENT), SEGMENT), ["000000010000000000000001"]);
-        assert_eq!(decide_needed(&history(), Lsn(7 * SEGMENT), Lsn(7 * SEGMENT + 1), SEGMENT), ["000000040000000000000007"]);
+        assert_eq!(
+            decide_needed(&history(), Lsn(7 * SEGMENT), Lsn(7 * SEGMENT + 1), SEGMENT),
+            ["000000040000000000000007"]
+        );
         assert!(decide_needed(&history(), Lsn(SEGMENT), Lsn(SEGMENT), SEGMENT).is_empty());
     }
 }

@@ -70,12 +70,7 @@ pub fn segment_name(timeline: TimelineId, lsn: Lsn, segment_bytes: u64) -> Strin
 }
 
 /// The names of the segments that hold `[from, to)` on one timeline.
-pub fn segment_names(
-    timeline: TimelineId,
-    from: Lsn,
-    to: Lsn,
-    segment_bytes: u64,
-) -> impl Iterator<Item = String> {
+pub fn segment_names(timeline: TimelineId, from: Lsn, to: Lsn, segment_bytes: u64) -> impl Iterator<Item = String> {
     let segment_bytes = segment_bytes.max(1);
     let first = from.0 / segment_bytes;
     let end = to.0.div_ceil(segment_bytes);

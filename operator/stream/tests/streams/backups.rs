@@ -82,12 +82,16 @@ async fn a_backup_comes_back_by_pgherd_and_by_hand() {
     assert_eq!(outcome.record.server_version / 10_000, 15);
 
     let prefix = outcome.location.backup_prefix(&outcome.record.id);
-    let names: Vec<_> = store.list(&prefix).await.unwrap().into_iter().map(|(key, _)| key[prefix.len()..].to_owned()).collect();
+    let names: Vec<_> =
+        store.list(&prefix).await.unwrap().into_iter().map(|(key, _)| key[prefix.len()..].to_owned()).collect();
     assert_eq!(names, ["backup.json", "backup_manifest", "base.tar.zst.0000", "index.json.zst"]);
     assert!(store.list_uploads(&format!("{prefix}base.tar.zst.0000")).await.unwrap().is_empty());
-    assert_eq!(list_backups(&store, &outcome.location).await.unwrap(), [outcome.record.clone()]);
+    assert_eq!(list_backups(&store, &outcome.location).await.unwrap(), std::slice::from_ref(&outcome.record));
     let clusters = list_clusters(&store, &minio.config.prefix).await.unwrap();
-    assert_eq!((clusters[0].name.as_str(), &clusters[0].system_ids), ("shop", &vec![outcome.location.system_id.clone()]));
+    assert_eq!(
+        (clusters[0].name.as_str(), &clusters[0].system_ids),
+        ("shop", &vec![outcome.location.system_id.clone()])
+    );
 
     let (location, record) = resolve(&store, &unknown).await.unwrap();
     assert_eq!((&record, &location.backup_id), (&outcome.record, &outcome.record.id));
@@ -123,10 +127,8 @@ async fn a_copy_becomes_a_standby_and_a_backup_of_it_is_whole() {
     .unwrap();
     let standby = Postgres::on(dir.path(), "standby");
     server.sql("CREATE TABLE later AS SELECT generate_series(1, 1000) AS id");
-    crate::wait_until("the standby follows", async || {
-        standby.sql("SELECT to_regclass('later') IS NOT NULL") == "t"
-    })
-    .await;
+    crate::wait_until("the standby follows", async || standby.sql("SELECT to_regclass('later') IS NOT NULL") == "t")
+        .await;
     assert_eq!(standby.sql("SELECT pg_is_in_recovery()"), "t");
 
     let (outcome, _) = back_up(&standby, minio.location()).await;

@@ -88,7 +88,8 @@ async fn certificates_and_passwords_are_checked_on_both_sides() {
 
     let password_file = dir.path().join("password");
     fs::write(&password_file, "open sesame\n").unwrap();
-    let scram = ConnectOptions { user: "scram".to_owned(), password_file: Some(password_file.clone()), ..anonymous.clone() };
+    let scram =
+        ConnectOptions { user: "scram".to_owned(), password_file: Some(password_file.clone()), ..anonymous.clone() };
     ReplicationClient::connect(&scram).await.unwrap().identify_system().await.unwrap();
     let cleartext = ConnectOptions { user: "postgres".to_owned(), ..scram.clone() };
     let error = ReplicationClient::connect(&cleartext).await.unwrap_err();

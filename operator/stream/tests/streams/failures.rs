@@ -51,15 +51,6 @@ async fn assert_nothing_left(store: &ObjectStore, running: &Running) {
     assert!(store.list_uploads(&running.first_object).await.unwrap().is_empty());
 }
 
-/// Rows that do not compress: parts fill early.
-fn fill_with_noise(server: &Postgres) {
-    server.sql(
-        "CREATE TABLE noise AS SELECT string_agg(sha256((n::text || m::text)::bytea), ''::bytea) AS b \
-         FROM generate_series(1, 30000) n, generate_series(1, 60) m GROUP BY n",
-    );
-    server.sql("CHECKPOINT");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_off_backup_leaves_nothing() {
     if crate::without_real_parts() {
@@ -67,7 +58,7 @@ async fn a_broken_off_backup_leaves_nothing() {
     }
     let dir = workspace();
     let (mut server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
-    fill_with_noise(&server);
+    server.fill_with_noise(30_000);
     let store = minio.store().await;
 
     let mut running = start_slow_backup(&server, &minio, &store).await;
@@ -130,14 +121,12 @@ async fn a_backup_with_a_bad_store_ends_before_it_troubles_the_instance() {
     let mut location = minio.location();
     location.store.credentials_dir = write_credentials(&dir.path().join("wrong"), "pgherd-test", "wrong");
     let (sender, _receiver) = watch::channel(BackupProgress::default());
-    let result =
-        run_backup(BackupOptions::new(server.connect(), location), sender, CancellationToken::new()).await;
+    let result = run_backup(BackupOptions::new(server.connect(), location), sender, CancellationToken::new()).await;
     assert!(matches!(result, Err(BackupError::Store(StoreError::WrongCredentials { .. }))), "{result:?}");
     let mut location = minio.location();
     location.system_id = "123".to_owned();
     let (sender, _receiver) = watch::channel(BackupProgress::default());
-    let result =
-        run_backup(BackupOptions::new(server.connect(), location), sender, CancellationToken::new()).await;
+    let result = run_backup(BackupOptions::new(server.connect(), location), sender, CancellationToken::new()).await;
     assert!(matches!(result, Err(BackupError::WrongSystem { .. })), "{result:?}");
 }
 

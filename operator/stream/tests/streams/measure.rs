@@ -4,11 +4,18 @@
 use std::time::Instant;
 
 use pgherd_core::backup::BackupLocation;
-use pgherd_stream::{backup::observe_peak_rss, restore::{RestoreProgress, restore_backup}};
+use pgherd_stream::{
+    backup::observe_peak_rss,
+    restore::{RestoreProgress, restore_backup},
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backups::back_up, minio::Minio, postgres::{Postgres, verify, workspace}};
+use crate::{
+    backups::back_up,
+    minio::Minio,
+    postgres::{Postgres, verify, workspace},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "prints figures"]
@@ -16,7 +23,10 @@ async fn measure_a_backup_and_a_restore() {
     let scale = std::env::var("PGHERD_MEASURE_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(64);
     let dir = workspace();
     let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
-    server.fill(scale);
+    match std::env::var("PGHERD_MEASURE_NOISE") {
+        Ok(_) => server.fill_with_noise(scale * 8000),
+        Err(_) => server.fill(scale),
+    }
     let idle = observe_peak_rss().unwrap_or(0);
     let (outcome, _) = back_up(&server, minio.location()).await;
     let megabytes = |bytes: u64| bytes as f64 / 1e6;

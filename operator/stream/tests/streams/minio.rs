@@ -22,7 +22,9 @@ fn binary() -> PathBuf {
     let cached = folders.map(|folder| folder.join("minio")).find(|path| path.is_file());
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = || std::env::split_paths(&path).map(|folder| folder.join("minio")).find(|path| path.is_file());
-    cached.or_else(on_path).expect("no MinIO: set PGHERD_MINIO, or PGHERD_TEST_WITHOUT_POSTGRES=1 to leave these tests out")
+    cached
+        .or_else(on_path)
+        .expect("no MinIO: set PGHERD_MINIO, or PGHERD_TEST_WITHOUT_POSTGRES=1 to leave these tests out")
 }
 
 /// A server with one bucket; stopped when dropped.
@@ -60,7 +62,8 @@ impl Minio {
         };
         let minio = Self { child, config, folder };
         let store = minio.store().await;
-        crate::wait_until("MinIO answers", async || matches!(store.probe().await, Err(StoreError::NoSuchBucket(_)))).await;
+        crate::wait_until("MinIO answers", async || matches!(store.probe().await, Err(StoreError::NoSuchBucket(_))))
+            .await;
         fs::create_dir(minio.folder.join(BUCKET)).unwrap();
         crate::wait_until("the bucket is there", async || store.probe().await.is_ok()).await;
         minio

@@ -17,9 +17,11 @@ fn bin() -> PathBuf {
         return path.into();
     }
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut bins: Vec<_> = versions.map(|entry| entry.path().join("bin")).filter(|b| b.join("initdb").exists()).collect();
+    let mut bins: Vec<_> =
+        versions.map(|entry| entry.path().join("bin")).filter(|b| b.join("initdb").exists()).collect();
     bins.sort();
-    bins.pop().expect("no PostgreSQL programs: set PGHERD_PG_BIN, or PGHERD_TEST_WITHOUT_POSTGRES=1 to leave these tests out")
+    bins.pop()
+        .expect("no PostgreSQL programs: set PGHERD_PG_BIN, or PGHERD_TEST_WITHOUT_POSTGRES=1 to leave these tests out")
 }
 
 /// User and group to run PostgreSQL as: oneself, or `postgres` (else `nobody`) for root.
@@ -155,6 +157,15 @@ impl Postgres {
     /// pgbench tables of about 16 MB per unit of `scale`.
     pub(crate) fn fill(&self, scale: u32) {
         run(self.client("pgbench").args(["-i", "-q", "-s", &scale.to_string()]));
+        self.sql("CHECKPOINT");
+    }
+
+    /// A table of rows of 1920 bytes that do not compress.
+    pub(crate) fn fill_with_noise(&self, rows: u32) {
+        self.sql(&format!(
+            "CREATE TABLE noise AS SELECT string_agg(sha256((n::text || m::text)::bytea), ''::bytea) AS b \
+             FROM generate_series(1, {rows}) n, generate_series(1, 60) m GROUP BY n"
+        ));
         self.sql("CHECKPOINT");
     }
 

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use pgherd_core::backup::StoreConfig;
 use pgherd_stream::store::{MultipartUpload, ObjectStore, PutOutcome, StoreError};
 
-use crate::{minio::{Minio, write_credentials}, postgres::workspace};
+use crate::{
+    minio::{Minio, write_credentials},
+    postgres::workspace,
+};
 
 async fn probe(config: StoreConfig) -> StoreError {
     let began = Instant::now();
@@ -79,7 +82,10 @@ async fn objects_are_created_once_read_in_ranges_and_uploaded_in_parts() {
     assert_eq!(store.head("a/b").await.unwrap(), Some(10));
     store.put("a/d/e", body).await.unwrap();
     assert_eq!(store.list("a/").await.unwrap(), [("a/b".to_owned(), 10), ("a/d/e".to_owned(), 10)]);
-    assert_eq!((store.list_dirs("").await.unwrap(), store.list_dirs("a/").await.unwrap()), (vec!["a".to_owned()], vec!["d".to_owned()]));
+    assert_eq!(
+        (store.list_dirs("").await.unwrap(), store.list_dirs("a/").await.unwrap()),
+        (vec!["a".to_owned()], vec!["d".to_owned()])
+    );
     store.delete("a/b").await.unwrap();
     store.delete("a/b").await.unwrap();
 

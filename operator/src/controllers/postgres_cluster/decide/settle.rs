@@ -30,7 +30,7 @@ pub fn decide_settle(cluster: &ValidatedCluster, observed: &Observed, register: 
 }
 
 fn planned(cluster: &ValidatedCluster, observed: &Observed, register: &Register, holder: &InstanceStatus) -> Option<Quorums> {
-    let present: Vec<Voter> = observed.pods.iter().filter_map(|pod| Some(voter(pod.status()?)?)).collect();
+    let present: Vec<Voter> = observed.pods.iter().filter_map(|pod| voter(pod.status()?)).collect();
     let streams = |status: &InstanceStatus| {
         let receives = status.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
         let is_sent = holder.standbys.iter().any(|standby| Some(&standby.member) == status.member.as_ref() && standby.state == "streaming");

@@ -32,7 +32,8 @@ impl Round<'_> {
                 self.done.roles.insert(change.pod.clone(), change.role.map(str::to_owned));
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+            // Another UID is an immutable field that changes: Invalid.
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() || status.is_invalid() => Ok(()),
             Err(source) => Err(ExecuteError::Label { pod: change.pod.clone(), source: Box::new(source) }),
         }
     }

@@ -7,7 +7,7 @@ use pgherd_crds::{
     v1alpha1::{backup::BackupPhase, conditions::BACKUP_HEALTHY, postgres_cluster::LastBackup},
 };
 
-use super::conditions::New;
+use super::conditions::Draft;
 
 /// The newest restorable backup.
 pub(super) fn last_backup(backups: &[Arc<Backup>]) -> Option<LastBackup> {
@@ -21,9 +21,9 @@ pub(super) fn last_backup(backups: &[Arc<Backup>]) -> Option<LastBackup> {
 }
 
 /// Whether the newest backup that has ended is restorable.
-pub(super) fn backup_healthy(backups: &[Arc<Backup>], has_store: bool) -> New {
+pub(super) fn backup_healthy(backups: &[Arc<Backup>], has_store: bool) -> Draft {
     if !has_store {
-        return New::new(BACKUP_HEALTHY, "Unknown", "NotConfigured", "no object store is configured: there are no backups");
+        return Draft::new(BACKUP_HEALTHY, "Unknown", "NotConfigured", "no object store is configured: there are no backups");
     }
     let ended = backups.iter().filter(|backup| {
         let phase = backup.status.as_ref().and_then(|status| status.phase);
@@ -31,13 +31,13 @@ pub(super) fn backup_healthy(backups: &[Arc<Backup>], has_store: bool) -> New {
     });
     let age = |backup: &Arc<Backup>| (backup.metadata.creation_timestamp.as_ref().map(|time| time.0), backup.metadata.name.clone());
     let Some(newest) = ended.max_by_key(|backup| age(backup)) else {
-        return New::new(BACKUP_HEALTHY, "Unknown", "NoBackup", "no backup has ended yet");
+        return Draft::new(BACKUP_HEALTHY, "Unknown", "NoBackup", "no backup has ended yet");
     };
     let name = newest.metadata.name.as_deref().unwrap_or_default();
     let status = newest.status.as_ref();
     if status.is_some_and(|status| status.restorable == Some(true)) {
-        return New::new(BACKUP_HEALTHY, "True", "Restorable", format!("the newest backup, {name}, is restorable"));
+        return Draft::new(BACKUP_HEALTHY, "True", "Restorable", format!("the newest backup, {name}, is restorable"));
     }
     let error = status.and_then(|status| status.error.as_deref()).unwrap_or("it is not restorable");
-    New::new(BACKUP_HEALTHY, "False", "BackupFailed", format!("the newest backup, {name}, failed: {error}"))
+    Draft::new(BACKUP_HEALTHY, "False", "BackupFailed", format!("the newest backup, {name}, failed: {error}"))
 }

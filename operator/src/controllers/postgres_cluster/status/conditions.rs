@@ -14,14 +14,14 @@ const PERMANENT: [&str; 5] = ["ImagePullBackOff", "InvalidImageName", "ErrImageN
 
 /// A condition without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct New {
+pub struct Draft {
     type_: String,
     status: String,
     reason: String,
     message: String,
 }
 
-impl New {
+impl Draft {
     pub(super) fn new(type_: &str, status: &str, reason: &str, message: impl Into<String>) -> Self {
         Self { type_: type_.to_owned(), status: status.to_owned(), reason: reason.to_owned(), message: message.into() }
     }
@@ -49,36 +49,36 @@ fn why(reason: &str, message: impl Into<String>) -> Why {
 }
 
 /// All of them, in the order in which people read.
-pub(super) fn build_conditions(scene: &Scene<'_>, members: &[MemberStatus]) -> Vec<New> {
+pub(super) fn build_conditions(scene: &Scene<'_>, members: &[MemberStatus]) -> Vec<Draft> {
     let primary = primary_available(scene);
     let replicas = replicas_ready(scene, members);
     let stalled = find_stall(scene);
     let blocked = failover_blocked(scene);
     let unready = find_unready(scene, members, stalled.as_ref(), &blocked, &primary, &replicas);
     let ready = match &unready {
-        None => New::new(READY, "True", "Ready", format!("{} instances serve", scene.cluster.instances)),
-        Some(why) => New::new(READY, "False", &why.reason, why.message.clone()),
+        None => Draft::new(READY, "True", "Ready", format!("{} instances serve", scene.cluster.instances)),
+        Some(why) => Draft::new(READY, "False", &why.reason, why.message.clone()),
     };
     let reconciling = match (&unready, &stalled) {
-        (Some(why), None) => New::new(RECONCILING, "True", &why.reason, why.message.clone()),
-        (Some(_), Some(_)) => New::new(RECONCILING, "False", "Stalled", ""),
-        (None, _) => New::new(RECONCILING, "False", "Settled", ""),
+        (Some(why), None) => Draft::new(RECONCILING, "True", &why.reason, why.message.clone()),
+        (Some(_), Some(_)) => Draft::new(RECONCILING, "False", "Stalled", ""),
+        (None, _) => Draft::new(RECONCILING, "False", "Settled", ""),
     };
     let stalled = match stalled {
-        Some(why) => New::new(STALLED, "True", &why.reason, why.message),
-        None => New::new(STALLED, "False", "NotStalled", ""),
+        Some(why) => Draft::new(STALLED, "True", &why.reason, why.message),
+        None => Draft::new(STALLED, "False", "NotStalled", ""),
     };
     let suspended = if scene.cluster.suspended {
-        New::new(SUSPENDED, "True", "Suspended", "spec.suspend is set: nothing is changed and no failover is decided")
+        Draft::new(SUSPENDED, "True", "Suspended", "spec.suspend is set: nothing is changed and no failover is decided")
     } else {
-        New::new(SUSPENDED, "False", "NotSuspended", "")
+        Draft::new(SUSPENDED, "False", "NotSuspended", "")
     };
     let backups = backup_healthy(&scene.observed.backups, scene.cluster.store.is_some());
     vec![ready, reconciling, stalled, primary, replicas, archiving(scene), backups, suspended, blocked]
 }
 
-fn primary_available(scene: &Scene<'_>) -> New {
-    let unavailable = |reason: &str, message: String| New::new(PRIMARY_AVAILABLE, "False", reason, message);
+fn primary_available(scene: &Scene<'_>) -> Draft {
+    let unavailable = |reason: &str, message: String| Draft::new(PRIMARY_AVAILABLE, "False", reason, message);
     let Some(register) = scene.register.as_ref() else {
         return unavailable("NoRegister", "there is no register yet".to_owned());
     };
@@ -86,7 +86,7 @@ fn primary_available(scene: &Scene<'_>) -> New {
         return unavailable("NoPrimaryYet", scene.note().unwrap_or_else(|| "no instance was chosen yet".to_owned()));
     };
     if scene.primary_available() {
-        return New::new(PRIMARY_AVAILABLE, "True", "Serving", format!("{} serves as primary of term {}", holder.pod, register.term));
+        return Draft::new(PRIMARY_AVAILABLE, "True", "Serving", format!("{} serves as primary of term {}", holder.pod, register.term));
     }
     if register.is_sealing() {
         return unavailable("FailingOver", format!("{} is replaced as primary; term {} is being decided", holder.pod, register.seal_term));
@@ -108,12 +108,12 @@ fn said(message: &str) -> &str {
     if message.is_empty() { "it does not say why" } else { message }
 }
 
-fn replicas_ready(scene: &Scene<'_>, members: &[MemberStatus]) -> New {
+fn replicas_ready(scene: &Scene<'_>, members: &[MemberStatus]) -> Draft {
     let wanted = scene.cluster.instances.saturating_sub(1) as usize;
     let (streaming, others): (Vec<_>, Vec<_>) = scene.replicas().partition(|pod| scene.replica_streams(pod));
     if streaming.len() >= wanted {
         let message = if wanted == 0 { "no replicas are asked for".to_owned() } else { format!("{wanted} replicas stream from the primary") };
-        return New::new(REPLICAS_READY, "True", "Streaming", message);
+        return Draft::new(REPLICAS_READY, "True", "Streaming", message);
     }
     let states: Vec<String> = others
         .iter()
@@ -125,31 +125,31 @@ fn replicas_ready(scene: &Scene<'_>, members: &[MemberStatus]) -> New {
         })
         .collect();
     let message = format!("{} of {wanted} replicas stream from the primary; {}", streaming.len(), states.join("; "));
-    New::new(REPLICAS_READY, "False", "NotStreaming", message.trim_end_matches("; "))
+    Draft::new(REPLICAS_READY, "False", "NotStreaming", message.trim_end_matches("; "))
 }
 
-fn archiving(scene: &Scene<'_>) -> New {
+fn archiving(scene: &Scene<'_>) -> Draft {
     if scene.cluster.store.is_none() {
-        return New::new(ARCHIVING, "Unknown", "NotConfigured", "no object store is configured: WAL is not archived");
+        return Draft::new(ARCHIVING, "Unknown", "NotConfigured", "no object store is configured: WAL is not archived");
     }
     let Some(archive) = scene.holder_status().filter(|status| status.is_primary).map(|status| &status.archive) else {
         let known = scene.cluster.status.conditions.iter().find(|condition| condition.type_ == ARCHIVING);
         return known.map_or_else(
-            || New::new(ARCHIVING, "Unknown", "NoPrimary", "there is no primary that archives"),
-            |known| New::new(ARCHIVING, &known.status, &known.reason, known.message.clone()),
+            || Draft::new(ARCHIVING, "Unknown", "NoPrimary", "there is no primary that archives"),
+            |known| Draft::new(ARCHIVING, &known.status, &known.reason, known.message.clone()),
         );
     };
     match (&archive.last_error, &archive.last_archived) {
-        (Some(error), _) => New::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}")),
-        (None, Some(_)) => New::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
-        (None, None) => New::new(ARCHIVING, "Unknown", "NothingArchivedYet", "no WAL segment was complete yet"),
+        (Some(error), _) => Draft::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}")),
+        (None, Some(_)) => Draft::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
+        (None, None) => Draft::new(ARCHIVING, "Unknown", "NothingArchivedYet", "no WAL segment was complete yet"),
     }
 }
 
-fn failover_blocked(scene: &Scene<'_>) -> New {
+fn failover_blocked(scene: &Scene<'_>) -> Draft {
     match scene.executed.and_then(|executed| executed.blocked.as_ref()) {
-        Some(blocked) => New::new(FAILOVER_BLOCKED, "True", "QuorumMissing", blocked.why.clone()),
-        None => New::new(FAILOVER_BLOCKED, "False", "NotBlocked", ""),
+        Some(blocked) => Draft::new(FAILOVER_BLOCKED, "True", "QuorumMissing", blocked.why.clone()),
+        None => Draft::new(FAILOVER_BLOCKED, "False", "NotBlocked", ""),
     }
 }
 
@@ -177,9 +177,9 @@ fn find_unready(
     scene: &Scene<'_>,
     members: &[MemberStatus],
     stalled: Option<&Why>,
-    blocked: &New,
-    primary: &New,
-    replicas: &New,
+    blocked: &Draft,
+    primary: &Draft,
+    replicas: &Draft,
 ) -> Option<Why> {
     if let Some(stalled) = stalled {
         return Some(why(&stalled.reason, stalled.message.clone()));
