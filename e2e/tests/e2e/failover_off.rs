@@ -24,6 +24,8 @@ use crate::{
 const LEAST_WAL_PER_ROW: u64 = 100;
 /// The writer's pace is a row every 10 ms.
 const ROWS_PER_SECOND: u64 = 100;
+/// Asks PostgreSQL in its container.
+const ASK: [&str; 7] = ["psql", "-XAtq", "-U", "postgres", "-c", "SELECT pg_is_in_recovery()", "postgres"];
 /// Rows that no replica gets before the cut: more than two renewals of the Lease take.
 const ROWS_AHEAD: u64 = 600;
 
@@ -44,7 +46,15 @@ async fn in_mode_off_a_cut_primary_fences_itself_and_the_loss_stays_within_what_
             stop_receiving(namespace, &replica.pod).await?;
         }
         writer.wait_progress(ROWS_AHEAD).await?;
-        let failover = nodes::while_cut(&node, async || promote_another(&cluster, &primary, &node).await).await?;
+        let container = find_container(&cluster, &primary).await?;
+        // Else a way of asking that never works would pass for a primary that is stopped.
+        if let Some(answer) = nodes::exec_on_node(&node, &container, &ASK).await {
+            claim(answer.as_ref().is_ok_and(|answer| answer.trim() == "f"), || {
+                format!("{primary} can't be asked: {answer:?}")
+            })?;
+        }
+        let failover =
+            nodes::while_cut(&node, async || promote_another(&cluster, &primary, &node, &container).await).await?;
         let ledger = writer.wait_progress(50).await?;
         report_gap("primary's node cut off", &ledger, Some(&failover));
         cluster.wait_ready(3).await?;
@@ -59,24 +69,18 @@ async fn in_mode_off_a_cut_primary_fences_itself_and_the_loss_stays_within_what_
     .await
 }
 
-async fn promote_another(cluster: &Cluster, primary: &str, node: &str) -> Result<LastFailover> {
+async fn promote_another(cluster: &Cluster, primary: &str, node: &str, container: &str) -> Result<LastFailover> {
     let begun = Instant::now();
     let before = cluster.status().await?;
-    let container = find_container(cluster, primary).await?;
     let failover = wait_failover(cluster, &before).await?;
     let took = begun.elapsed();
     // The old primary is asked at once: by now it must have been stopped for good.
-    let psql = ["psql", "-XAtq", "-U", "postgres", "-c", "SELECT pg_is_in_recovery()"];
-    match nodes::exec_on_node(node, &container, &psql).await {
+    match nodes::exec_on_node(node, container, &ASK).await {
         Some(Ok(answer)) => {
-            return Err(format!(
-                "{primary} still serves while {} is primary: in recovery {}",
-                failover.to,
-                answer.trim()
-            )
-            .into());
+            let answer = answer.trim();
+            return Err(format!("{primary} still serves while {} is primary: in recovery {answer}", failover.to).into());
         }
-        Some(Err(_)) => println!("{primary} is stopped while {} is primary", failover.to),
+        Some(Err(error)) => println!("{primary} is stopped while {} is primary: {error}", failover.to),
         None => println!("the old primary can't be asked on this Kubernetes"),
     }
     check_record(&failover)?;

@@ -14,7 +14,7 @@ use crate::{
     local_state::{LocalState, LocalStateError},
     postgres::{
         binaries::Binaries,
-        config::{Role, apply_config, apply_start_config},
+        config::{Role, apply_config, apply_start_config, forget_altered_settings},
         control::observe_control,
         probe::{self, Sample},
         process::ProcessState,
@@ -107,6 +107,7 @@ pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -
                 return Ok(());
             }
             session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+            enter_term(agent, register)?;
             start_as(agent, Some(upstream)).await
         }
         Err(error) => {
@@ -138,7 +139,17 @@ async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), Actio
 /// # Errors
 /// [`ActionError`].
 pub async fn detach(agent: &Agent) -> Result<(), ActionError> {
-    apply_role(agent, standby_role(None, &read_local(agent)?)).await
+    change_role(agent, standby_role(None, &read_local(agent)?)).await
+}
+
+/// A change of roles also undoes what somebody set by ALTER SYSTEM.
+async fn change_role(agent: &Agent, role: Role) -> Result<(), ActionError> {
+    let altered = forget_altered_settings(&agent.layout)?;
+    apply_role(agent, role).await?;
+    if altered {
+        agent.server.reload().await;
+    }
+    Ok(())
 }
 
 async fn apply_role(agent: &Agent, role: Role) -> Result<(), ActionError> {
@@ -168,7 +179,19 @@ pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&
         return Ok(());
     }
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
-    apply_role(agent, standby_role(Some(upstream), &read_local(agent)?)).await
+    let local = enter_term(agent, register)?;
+    change_role(agent, standby_role(Some(upstream), &local)).await
+}
+
+/// Persists the term that is about to be followed. It must be on disk before WAL of that term is received: where branches
+/// part, an election believes the higher term.
+fn enter_term(agent: &Agent, register: &Register) -> Result<LocalState, ActionError> {
+    let mut local = read_local(agent)?;
+    if local.term < register.term {
+        local.term = register.term;
+        local.write(&agent.layout.pgdata)?;
+    }
+    Ok(local)
 }
 
 /// Looks after a standby that follows the holder.
@@ -189,9 +212,6 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
         return check_when_silent(agent, register, pod, Some(&sample)).await;
     }
     agent.note_streaming();
-    if local.term < register.term {
-        LocalState { term: register.term, ..local }.write(&agent.layout.pgdata)?;
-    }
     drop_own_slots(agent, &sample).await;
     data_dir::remove_aside(&agent.layout)?;
     agent.board.say(Phase::Replica, "");

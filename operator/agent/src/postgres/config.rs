@@ -135,13 +135,21 @@ pub fn apply_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
 /// [`ConfigError`].
 pub fn apply_start_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: &str) -> Result<(), ConfigError> {
     apply_config(layout, config, role, pod)?;
-    write_if_changed(&layout.pgdata.join("postgresql.auto.conf"), "")?;
+    forget_altered_settings(layout)?;
     let wanted = match role {
         Role::Primary { .. } => None,
         Role::Standby { .. } => Some("standby.signal"),
         Role::Recovery { .. } => Some("recovery.signal"),
     };
     apply_signal_file(&layout.pgdata, wanted)
+}
+
+/// Empties postgresql.auto.conf: what ALTER SYSTEM left there would win over the register. True when there was something.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn forget_altered_settings(layout: &Layout) -> Result<bool, ConfigError> {
+    write_if_changed(&layout.pgdata.join("postgresql.auto.conf"), "")
 }
 
 /// Leaves exactly this one of the signal files, or none.

@@ -17,7 +17,7 @@ use super::sql::{Session, SqlError};
 use crate::tls::{TlsError, build_client_config};
 
 /// How long the connection and each question may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// Where an instance is.
 #[derive(Clone, Debug, PartialEq, Eq)]

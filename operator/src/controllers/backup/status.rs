@@ -52,6 +52,9 @@ pub fn build_status(old: &BackupStatus, report: &Report<'_>, generation: Option<
     status.observed_generation = generation;
     match report {
         Report::Waiting(wait) => {
+            if status.phase == Some(BackupPhase::Running) {
+                forget_progress(&mut status);
+            }
             status.phase = Some(BackupPhase::Pending);
             set_conditions(&mut status, [false, !wait.stalled, wait.stalled, false], wait.reason, &wait.message, now);
         }
