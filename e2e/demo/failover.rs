@@ -58,19 +58,29 @@ pub(crate) async fn cut(shop: &Cluster, writer: &WriterPod, lagging: &str) -> Re
     if script("node.sh", &["cut", &node]).await.is_ok() {
         println!("   node {node} of the primary {old_primary} is cut off from everything");
     } else {
-        println!("   this Kubernetes is not the demo's own: the primary's pod is force-deleted instead of cutting its node");
+        println!(
+            "   this Kubernetes is not the demo's own: the primary's pod is force-deleted instead of cutting its node"
+        );
         kubectl(NAMESPACE, &["delete", "pod", &old_primary, "--force", "--grace-period=0"]).await?;
     }
     let failed_over = until("the failover", PATIENCE, async || {
         let status = shop.status().await?;
-        let done = status.last_failover.clone().filter(|_| status.term > before.term && status.primary.as_ref() != Some(&old_primary));
+        let done = status
+            .last_failover
+            .clone()
+            .filter(|_| status.term > before.term && status.primary.as_ref() != Some(&old_primary));
         Ok(done.map_or_else(|| Look::NotYet(pgherd_e2e::cluster::describe(&status)), Look::Done))
     })
     .await?;
     let ledger = writer.wait_progress(100).await?;
     println!("   {} -> {} because {}", failed_over.from, failed_over.to, failed_over.reason);
     for candidate in &failed_over.candidates {
-        println!("   candidate {:8} at {:12} {}", candidate.pod, candidate.lsn.clone().unwrap_or_default(), candidate.why);
+        println!(
+            "   candidate {:8} at {:12} {}",
+            candidate.pod,
+            candidate.lsn.clone().unwrap_or_default(),
+            candidate.why
+        );
     }
     println!(
         "   detect {} ms, seal {} ms, promote {} ms, route {} ms; longest time without a write {} ms",
@@ -94,7 +104,8 @@ pub(crate) async fn heal(shop: &Cluster, node: &str, old_primary: &str) -> Resul
         println!("   node {node} is back");
     }
     let status = tokio::time::timeout(Duration::from_secs(300), shop.wait_ready(4)).await??;
-    let member = status.members.iter().find(|member| member.pod == old_primary).ok_or("the old primary is not in status")?;
+    let member =
+        status.members.iter().find(|member| member.pod == old_primary).ok_or("the old primary is not in status")?;
     let source = member.source.clone().map(|source| source.reason).unwrap_or_default();
     println!("   {old_primary} is a {} again: {source}", member.role);
     if member.role == "replica" { Ok(()) } else { Err(format!("{old_primary} is {}", member.role).into()) }

@@ -24,7 +24,10 @@ async fn main() -> Result<()> {
         println!("\nLook around:");
         println!("  export KUBECONFIG={}", std::env::var("KUBECONFIG").unwrap_or_default());
         println!("  kubectl -n {} get pgc,pgb,pgbs", steps::NAMESPACE);
-        println!("  kubectl -n {} get pgc shop -o yaml        # status.lastFailover, status.members[].source", steps::NAMESPACE);
+        println!(
+            "  kubectl -n {} get pgc shop -o yaml        # status.lastFailover, status.members[].source",
+            steps::NAMESPACE
+        );
         println!("  kubectl -n {} exec -it shop-0 -c postgres -- psql -U postgres app", steps::NAMESPACE);
         println!("  make cluster-down                          # removes the local Kubernetes");
     }

@@ -91,7 +91,10 @@ impl Report {
             self.backup.seconds,
             self.backup.peak_rss_bytes as f64 / 1_048_576.0
         );
-        println!("longest time without a write at failover {} ms, promoted {}", self.failover.gap_ms, self.failover.promoted);
+        println!(
+            "longest time without a write at failover {} ms, promoted {}",
+            self.failover.gap_ms, self.failover.promoted
+        );
         println!("the added replica was built from: {}", self.replica.source);
         let file = root().join("target/demo.json");
         std::fs::write(&file, serde_json::to_string_pretty(self)?)?;

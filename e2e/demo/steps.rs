@@ -31,15 +31,26 @@ pub(crate) async fn run(client: &Client, report: &mut Report) -> Result<()> {
     let shop = Cluster::new(client, NAMESPACE, "shop");
     report.step("pgherd is installed by its Helm chart", install(client)).await?;
     report.step("a cluster of three on three nodes becomes Ready", create(&shop)).await?;
-    let writer = report.step("a writer inserts through shop-rw without pause; 150 MB of other data", write(&shop)).await?;
+    let writer =
+        report.step("a writer inserts through shop-rw without pause; 150 MB of other data", write(&shop)).await?;
     let backup = report.step("the schedule streams a backup to MinIO", backup(client, "shop-often")).await;
     let backup = note_backup(report, backup)?;
     let source = report.step("a fourth replica is built from that backup and follows the primary", grow(&shop)).await?;
     report.replica.source = source;
     let lagging = report.step("one replica is made to lag", failover::make_lag(&shop, &writer)).await?;
-    let cut = report.step("the primary's node is cut off; the replica furthest ahead takes over", failover::cut(&shop, &writer, &lagging)).await?;
+    let cut = report
+        .step(
+            "the primary's node is cut off; the replica furthest ahead takes over",
+            failover::cut(&shop, &writer, &lagging),
+        )
+        .await?;
     report.failover = cut.figures;
-    report.step("the node comes back and the old primary rejoins as a replica", failover::heal(&shop, &cut.node, &cut.old_primary)).await?;
+    report
+        .step(
+            "the node comes back and the old primary rejoins as a replica",
+            failover::heal(&shop, &cut.node, &cut.old_primary),
+        )
+        .await?;
     let verified = report.step("every acknowledged row is there", check_ledger(&writer)).await?;
     report.rows.acknowledged = verified.acknowledged;
     report.rows.lost = verified.lost;
@@ -127,7 +138,11 @@ async fn backup(client: &Client, schedule: &str) -> Result<Backup> {
     let schedules: Api<BackupSchedule> = Api::namespaced(client.clone(), NAMESPACE);
     schedules.patch(schedule, &PatchParams::default(), &Patch::Merge(json!({"spec": {"suspend": true}}))).await?;
     let status = backup.status.clone().unwrap_or_default();
-    println!("   read from {}, stored at {}", status.source_pod.unwrap_or_default(), status.destination.unwrap_or_default());
+    println!(
+        "   read from {}, stored at {}",
+        status.source_pod.unwrap_or_default(),
+        status.destination.unwrap_or_default()
+    );
     Ok(backup)
 }
 
@@ -150,7 +165,9 @@ async fn check_ledger(writer: &WriterPod) -> Result<pgherd_e2e::ledger::Verifica
     let verified = writer.verify().await?;
     println!("   {} rows acknowledged, {} in the table, {} lost", verified.acknowledged, verified.rows, verified.lost);
     if verified.lost > 0 || verified.phantom > 0 {
-        return Err(format!("{} lost (first {:?}), {} never sent", verified.lost, verified.lost_ids, verified.phantom).into());
+        return Err(
+            format!("{} lost (first {:?}), {} never sent", verified.lost, verified.lost_ids, verified.phantom).into()
+        );
     }
     Ok(verified)
 }
@@ -165,9 +182,12 @@ async fn restore(shop: &Cluster, writer: &WriterPod, backup: &str) -> Result<()>
     let restored = Cluster::new(&shop.client, NAMESPACE, "shop-restored");
     restored.wait_ready(1).await?;
     let (old, new) = (shop.primary().await?, restored.primary().await?);
-    let (expected, found) = (psql(NAMESPACE, &old, "app", COMPARE).await?, psql(NAMESPACE, &new, "app", COMPARE).await?);
+    let (expected, found) =
+        (psql(NAMESPACE, &old, "app", COMPARE).await?, psql(NAMESPACE, &new, "app", COMPARE).await?);
     let ledger = psql(NAMESPACE, &new, "app", "SELECT count(*), coalesce(max(id), 0) FROM ledger").await?;
-    println!("   goods (count, hash): original {expected}, restored {found}; ledger rows up to the archive's end: {ledger}");
+    println!(
+        "   goods (count, hash): original {expected}, restored {found}; ledger rows up to the archive's end: {ledger}"
+    );
     if expected != found {
         return Err(format!("the restored table differs: {found} instead of {expected}").into());
     }

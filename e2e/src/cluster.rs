@@ -36,7 +36,8 @@ pub async fn connect() -> Result<Client> {
 /// # Errors
 /// helm or kubectl failed.
 pub async fn install_operator() -> Result<()> {
-    let release = ["upgrade", "--install", "pgherd", "charts/pgherd", "--namespace", OPERATOR_NAMESPACE, "--create-namespace"];
+    let release =
+        ["upgrade", "--install", "pgherd", "charts/pgherd", "--namespace", OPERATOR_NAMESPACE, "--create-namespace"];
     // The definitions may be there from `kubectl apply -f crds/`.
     let options = ["--take-ownership", "--set", "image.repository=localhost/pgherd", "--set", "image.tag=dev"];
     run("helm", &[&release[..], &options].concat(), None).await?;
@@ -157,7 +158,12 @@ impl Cluster {
 ///
 /// # Errors
 /// It failed, or was not completed in time.
-pub async fn wait_backup(client: &Client, namespace: &str, name: &str, mut each: impl FnMut(&Backup)) -> Result<Backup> {
+pub async fn wait_backup(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    mut each: impl FnMut(&Backup),
+) -> Result<Backup> {
     let api: Api<Backup> = Api::namespaced(client.clone(), namespace);
     let each = &mut each;
     let begun = std::time::Instant::now();
@@ -179,9 +185,11 @@ pub async fn wait_backup(client: &Client, namespace: &str, name: &str, mut each:
 /// Conditions and members in one line each, for errors.
 #[must_use]
 pub fn describe(status: &PostgresClusterStatus) -> String {
-    let conditions = status.conditions.iter().map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message));
-    let members = status.members.iter().map(|m| {
-        format!("{} {} {} {}", m.pod, m.role, m.phase, m.message.clone().unwrap_or_default())
-    });
+    let conditions =
+        status.conditions.iter().map(|c| format!("{}={} ({}: {})", c.type_, c.status, c.reason, c.message));
+    let members = status
+        .members
+        .iter()
+        .map(|m| format!("{} {} {} {}", m.pod, m.role, m.phase, m.message.clone().unwrap_or_default()));
     format!("{} | {}", conditions.collect::<Vec<_>>().join("; "), members.collect::<Vec<_>>().join("; "))
 }

@@ -38,7 +38,8 @@ pub async fn run(program: &str, arguments: &[&str], input: Option<&str>) -> Resu
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     let stdout = String::from_utf8_lossy(&output.stdout);
-    Err(format!("{program} {} failed ({}): {}{}", arguments.join(" "), output.status, stderr.trim(), stdout.trim()).into())
+    Err(format!("{program} {} failed ({}): {}{}", arguments.join(" "), output.status, stderr.trim(), stdout.trim())
+        .into())
 }
 
 /// Runs kubectl in a namespace.

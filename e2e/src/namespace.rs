@@ -43,7 +43,10 @@ pub async fn keep_evidence(name: &str) -> PathBuf {
         ("objects.yaml", &["get", "pgc,pgb,pgbs,pods,jobs,sts,leases,pvc,endpointslices", "-o", "yaml"]),
         ("events.txt", &["get", "events", "--sort-by=.lastTimestamp"]),
         ("pods.txt", &["get", "pods", "-o", "wide", "--show-labels"]),
-        ("postgres.log", &["logs", "-l", "app.kubernetes.io/name=postgresql", "--all-containers", "--prefix", "--tail=400"]),
+        (
+            "postgres.log",
+            &["logs", "-l", "app.kubernetes.io/name=postgresql", "--all-containers", "--prefix", "--tail=400"],
+        ),
         ("backup.log", &["logs", "-l", "app.kubernetes.io/name=pgherd-backup", "--prefix", "--tail=200"]),
     ];
     let kept = async {
@@ -52,7 +55,10 @@ pub async fn keep_evidence(name: &str) -> PathBuf {
             let text = kubectl(name, arguments).await.unwrap_or_else(|error| error.to_string());
             tokio::fs::write(folder.join(file), text).await?;
         }
-        let operator = kubectl(crate::cluster::OPERATOR_NAMESPACE, &["logs", "-l", "app.kubernetes.io/name=pgherd", "--prefix", "--tail=500"]);
+        let operator = kubectl(
+            crate::cluster::OPERATOR_NAMESPACE,
+            &["logs", "-l", "app.kubernetes.io/name=pgherd", "--prefix", "--tail=500"],
+        );
         tokio::fs::write(folder.join("operator.log"), operator.await.unwrap_or_else(|error| error.to_string())).await
     };
     if let Err(error) = kept.await {

@@ -7,7 +7,23 @@ use crate::{Result, kubectl::kubectl};
 /// # Errors
 /// kubectl or psql failed.
 pub async fn psql(namespace: &str, pod: &str, database: &str, sql: &str) -> Result<String> {
-    let arguments = ["exec", pod, "-c", "postgres", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-c", sql];
+    let arguments = [
+        "exec",
+        pod,
+        "-c",
+        "postgres",
+        "--",
+        "psql",
+        "-XAtq",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-U",
+        "postgres",
+        "-d",
+        database,
+        "-c",
+        sql,
+    ];
     Ok(kubectl(namespace, &arguments).await?.trim().to_string())
 }
 

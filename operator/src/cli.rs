@@ -100,8 +100,12 @@ mod tests {
     fn wal_commands_take_their_arguments_in_postgresqls_order() {
         let parse = |args: [&str; 4]| Cli::try_parse_from(args).unwrap().command;
         let archive = parse(["pgherd", "archive-wal", "pg_wal/000000010000000000000001", "000000010000000000000001"]);
-        assert!(matches!(archive, Command::ArchiveWal { path, name } if path.starts_with("pg_wal/") && !name.contains('/')));
+        assert!(
+            matches!(archive, Command::ArchiveWal { path, name } if path.starts_with("pg_wal/") && !name.contains('/'))
+        );
         let restore = parse(["pgherd", "restore-wal", "00000002.history", "pg_wal/RECOVERYHISTORY"]);
-        assert!(matches!(restore, Command::RestoreWal { name, path } if path.starts_with("pg_wal/") && !name.contains('/')));
+        assert!(
+            matches!(restore, Command::RestoreWal { name, path } if path.starts_with("pg_wal/") && !name.contains('/'))
+        );
     }
 }

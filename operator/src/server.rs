@@ -47,7 +47,11 @@ fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
 }
 
 async fn readyz(State(shared): State<Shared>) -> impl IntoResponse {
-    if shared.readiness.get() { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "the watches have not shown everything yet\n") }
+    if shared.readiness.get() {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the watches have not shown everything yet\n")
+    }
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
@@ -57,6 +61,8 @@ async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
             let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [(header::CONTENT_TYPE, content_type)], text)
         }
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], "failed to encode\n".to_owned()),
+        Err(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], "failed to encode\n".to_owned())
+        }
     }
 }

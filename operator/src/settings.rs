@@ -90,7 +90,8 @@ impl Settings {
     /// [`SettingsError`].
     pub fn load(args: OperatorArgs) -> Result<Self, SettingsError> {
         let path = &args.postgres_images;
-        let text = std::fs::read_to_string(path).map_err(|source| SettingsError::ReadImages { path: path.clone(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| SettingsError::ReadImages { path: path.clone(), source })?;
         Ok(Self {
             postgres_images: parse_images(&text, path)?,
             namespaces: args.namespaces,

@@ -88,7 +88,11 @@ pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) 
             } else {
                 rules.last_lsn.bytes_since(reach(winner))
             };
-            Election::Winner { winner: winner.clone(), candidates: ballot.verdicts(Some(winner)), possible_loss_bytes: loss }
+            Election::Winner {
+                winner: winner.clone(),
+                candidates: ballot.verdicts(Some(winner)),
+                possible_loss_bytes: loss,
+            }
         }
         Err(why) => Election::Blocked { missing: ballot.missing(), why, candidates: ballot.verdicts(None) },
     }
@@ -153,7 +157,9 @@ impl<'a> Ballot<'a> {
 
     /// The furthest of those on the cluster's history.
     fn furthest(&self, standing: &[&'a SealReport]) -> Option<&'a SealReport> {
-        on_history(self.register, standing).into_iter().max_by(|a, b| rank(self.register, a).cmp(&rank(self.register, b)))
+        on_history(self.register, standing)
+            .into_iter()
+            .max_by(|a, b| rank(self.register, a).cmp(&rank(self.register, b)))
     }
 
     /// The sets that must be proven.
@@ -189,8 +195,11 @@ impl<'a> Ballot<'a> {
 
     /// Registered voters that did not seal, each once, in order.
     fn missing(&self) -> Vec<Voter> {
-        let mut missing: Vec<Voter> =
-            self.voters().filter(|voter| self.sealed.iter().all(|report| report.member != voter.member)).cloned().collect();
+        let mut missing: Vec<Voter> = self
+            .voters()
+            .filter(|voter| self.sealed.iter().all(|report| report.member != voter.member))
+            .cloned()
+            .collect();
         missing.sort_by(|a, b| (pod_order(&a.pod), a).cmp(&(pod_order(&b.pod), b)));
         missing.dedup();
         missing
@@ -220,7 +229,8 @@ impl<'a> Ballot<'a> {
         let silent = self.missing().into_iter().filter(|voter| self.unsealed.iter().all(|r| r.member != voter.member));
         let silent = silent.map(|voter| {
             let copied = self.sealed.iter().any(|report| report.pod == voter.pod);
-            let why = if copied { "its registered data directory was replaced by a new copy" } else { "did not answer" };
+            let why =
+                if copied { "its registered data directory was replaced by a new copy" } else { "did not answer" };
             CandidateVerdict { pod: voter.pod, timeline: None, lsn: None, why: why.to_owned() }
         });
         let answered = sealed.chain(unsealed).map(|(report, why)| CandidateVerdict {
@@ -244,7 +254,9 @@ impl<'a> Ballot<'a> {
             return if alone { "the only candidate that answered" } else { "furthest ahead" }.to_owned();
         }
         match report.history.compare(reach(report), &winner.history, reach(winner)) {
-            Relation::Ahead { bytes } | Relation::Behind { bytes } if self.is_holder(report) && self.register.quorum.acks > 0 => {
+            Relation::Ahead { bytes } | Relation::Behind { bytes }
+                if self.is_holder(report) && self.register.quorum.acks > 0 =>
+            {
                 format!("the former primary, {} away: the voters do without it", render_bytes(bytes))
             }
             Relation::Same => format!("level with {}, which comes first by its name", winner.pod),
@@ -252,7 +264,10 @@ impl<'a> Ballot<'a> {
             Relation::Behind { bytes } => format!("{} behind {}", render_bytes(bytes), winner.pod),
             Relation::Diverged { at } => format!("left the history of {} at {at}", winner.pod),
             Relation::Ahead { .. } => {
-                format!("on a branch that was left: its timeline {} is not that of term {}", report.history.timeline.0, self.register.term)
+                format!(
+                    "on a branch that was left: its timeline {} is not that of term {}",
+                    report.history.timeline.0, self.register.term
+                )
             }
         }
     }

@@ -36,7 +36,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, QuantityError> {
     let digits = digits.trim_start_matches('0');
     let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).map_err(|_| too_large())?).ok_or_else(too_large)?;
     let value: u128 = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| too_large())? };
-    let bytes = value.checked_mul(times).ok_or_else(too_large)?.div_ceil(scale.checked_mul(divided_by).ok_or_else(too_large)?);
+    let bytes =
+        value.checked_mul(times).ok_or_else(too_large)?.div_ceil(scale.checked_mul(divided_by).ok_or_else(too_large)?);
     u64::try_from(bytes).map_err(|_| too_large())
 }
 
@@ -45,7 +46,8 @@ fn parse_unit(unit: &str) -> Option<(u128, u128)> {
     let binary = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let decimal = ["k", "M", "G", "T", "P", "E"];
     let small = ["m", "u", "n"];
-    let power = |units: &[&str]| units.iter().position(|known| *known == unit).and_then(|at| u32::try_from(at + 1).ok());
+    let power =
+        |units: &[&str]| units.iter().position(|known| *known == unit).and_then(|at| u32::try_from(at + 1).ok());
     if unit.is_empty() {
         return Some((1, 1));
     }
@@ -159,7 +161,9 @@ mod tests {
 
     #[test]
     fn durations_are_read_with_their_units() {
-        for (text, seconds) in [("30d", 2_592_000), ("12h", 43_200), ("10s", 10), ("1h30m", 5_400), ("1w", 604_800), ("0s", 0)] {
+        for (text, seconds) in
+            [("30d", 2_592_000), ("12h", 43_200), ("10s", 10), ("1h30m", 5_400), ("1w", 604_800), ("0s", 0)]
+        {
             assert_eq!(parse_duration(text), Ok(SignedDuration::from_secs(seconds)), "{text}");
         }
         for text in ["", "30", "d", "-1d", "1y", "1.5h", "1 h", "h1"] {
@@ -169,7 +173,9 @@ mod tests {
 
     #[test]
     fn bytes_are_written_for_people() {
-        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (49_152, "48 KiB"), (1_610_612_736, "1.5 GiB"), (u64::MAX, "16 EiB")] {
+        for (bytes, text) in
+            [(0, "0 B"), (1023, "1023 B"), (49_152, "48 KiB"), (1_610_612_736, "1.5 GiB"), (u64::MAX, "16 EiB")]
+        {
             assert_eq!(render_bytes(bytes), text);
         }
     }

@@ -85,9 +85,13 @@ pub fn plan_voters(register: &Register, members: &Membership<'_>, desired_acks: 
     let kept: BTreeSet<Voter> = applied.voters.iter().filter(|voter| !leaves(voter)).cloned().collect();
     let shrinks = kept.len() < applied.voters.len();
     let joining = members.streaming.iter().filter(|voter| !leaves(voter)).cloned();
-    let wanted = VoterSet { voters: kept.into_iter().chain(joining).collect::<BTreeSet<_>>().into_iter().collect(), acks: desired_acks };
+    let wanted = VoterSet {
+        voters: kept.into_iter().chain(joining).collect::<BTreeSet<_>>().into_iter().collect(),
+        acks: desired_acks,
+    };
     let Some(pending) = &register.pending else {
-        return (wanted != sorted(&register.quorum)).then(|| Quorums { quorum: register.quorum.clone(), pending: Some(wanted) });
+        return (wanted != sorted(&register.quorum))
+            .then(|| Quorums { quorum: register.quorum.clone(), pending: Some(wanted) });
     };
     let stuck = shrinks || pending.acks != desired_acks || pending.voters.len() < pending.acks as usize;
     (stuck && wanted != sorted(pending)).then(|| Quorums { quorum: folded(register), pending: Some(wanted) })

@@ -90,7 +90,11 @@ pub fn choose_backup(question: &SourceQuestion<'_>) -> Source {
     };
     let Some(backup) = newest_first.iter().find(|backup| why_unusable(backup, question).is_none()) else {
         let why = why_unusable(newest, question).unwrap_or_default();
-        return instance(format!("none of {} backup(s) can be used; the newest, {}, {why}", newest_first.len(), newest.id));
+        return instance(format!(
+            "none of {} backup(s) can be used; the newest, {}, {why}",
+            newest_first.len(),
+            newest.id
+        ));
     };
     let wal_bytes = question.primary_lsn.bytes_since(backup.start_lsn);
     let bound = question.limits.bound(backup.tar_bytes);
@@ -102,7 +106,10 @@ pub fn choose_backup(question: &SourceQuestion<'_>) -> Source {
     );
     let reason = match question.policy {
         ReplicaSourcePolicy::Auto if wal_bytes > bound => {
-            return instance(format!("{numbers}; more than {} of WAL makes a copy from an instance the quicker way", render_bytes(bound)));
+            return instance(format!(
+                "{numbers}; more than {} of WAL makes a copy from an instance the quicker way",
+                render_bytes(bound)
+            ));
         }
         ReplicaSourcePolicy::Backup => format!("{numbers}; replicaSource is Backup"),
         _ => format!("{numbers}; up to {} it is the better way", render_bytes(bound)),
@@ -165,9 +172,10 @@ pub fn wal_file_name(timeline: TimelineId, segment: u64, segment_bytes: u64) -> 
 #[must_use]
 pub fn confirm_archive(chosen: Source, missing: &[String]) -> Source {
     match (chosen, missing.first()) {
-        (Source::Backup { id, .. }, Some(first)) => {
-            instance(format!("the archive lacks {} WAL file(s) between backup {id} and the primary, the first is {first}", missing.len()))
-        }
+        (Source::Backup { id, .. }, Some(first)) => instance(format!(
+            "the archive lacks {} WAL file(s) between backup {id} and the primary, the first is {first}",
+            missing.len()
+        )),
         (chosen, _) => chosen,
     }
 }

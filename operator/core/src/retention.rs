@@ -109,7 +109,8 @@ fn why_kept(
     if window.is_some_and(|from| backup.stopped_at > from) {
         return Some("it lies in the window of keepFor".to_owned());
     }
-    base.filter(|base| std::ptr::eq(*base, backup)).map(|_| "the start of the window of keepFor is restored from it".to_owned())
+    base.filter(|base| std::ptr::eq(*base, backup))
+        .map(|_| "the start of the window of keepFor is restored from it".to_owned())
 }
 
 /// The LSN from which WAL is needed, per timeline of a kept backup. See [`wal_is_needed`].

@@ -26,7 +26,9 @@ pub struct Schedule {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
     /// Not five fields, or a field is out of its range.
-    #[error("schedule \"{text}\" is not valid: {why}; expected 5 fields: minute hour day month weekday, e.g. \"0 3 * * *\"")]
+    #[error(
+        "schedule \"{text}\" is not valid: {why}; expected 5 fields: minute hour day month weekday, e.g. \"0 3 * * *\""
+    )]
     Fields {
         /// The text.
         text: String,
@@ -209,7 +211,9 @@ mod tests {
 
     #[test]
     fn what_is_not_five_fields_is_refused_in_words() {
-        for text in ["", "@daily", "* * * *", "0 0 3 * * *", "61 * * * *", "a b c d e", "CRON_TZ=UTC 0 3 * * *", "0 25 * * *"] {
+        for text in
+            ["", "@daily", "* * * *", "0 0 3 * * *", "61 * * * *", "a b c d e", "CRON_TZ=UTC 0 3 * * *", "0 25 * * *"]
+        {
             let error = Schedule::parse(text, None).expect_err(text).to_string();
             assert!(error.contains("5 fields: minute hour day month weekday"), "{error}");
         }

@@ -92,7 +92,9 @@ impl TimelineHistory {
     /// PostgreSQL writes no file for the first timeline.
     #[must_use]
     pub fn render(&self) -> String {
-        let line = |entry: &HistoryEntry| format!("{}\t{}\tno recovery target specified\n", entry.timeline.0, entry.switch_lsn);
+        let line = |entry: &HistoryEntry| {
+            format!("{}\t{}\tno recovery target specified\n", entry.timeline.0, entry.switch_lsn)
+        };
         self.ancestors.iter().map(line).collect()
     }
 

@@ -23,8 +23,16 @@ fn set(ordinals: &[u32], acks: u32) -> VoterSet {
 
 /// shop-0 holds term 4, sealing for term 5 has begun.
 fn register(quorum: VoterSet) -> Register {
-    let holder = Holder { pod: "shop-0".into(), pod_uid: "uid-0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
-    Register { term: Term(4), seal_term: Term(5), holder: Some(holder), timeline: Some(TimelineId(3)), quorum, ..Register::default() }
+    let holder =
+        Holder { pod: "shop-0".into(), pod_uid: "uid-0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+    Register {
+        term: Term(4),
+        seal_term: Term(5),
+        holder: Some(holder),
+        timeline: Some(TimelineId(3)),
+        quorum,
+        ..Register::default()
+    }
 }
 
 fn history(timeline: u32, ancestors: &[(u32, u64)]) -> TimelineHistory {
@@ -47,7 +55,9 @@ fn report(ordinal: u32, lsn: u64) -> SealReport {
 #[track_caller]
 fn winner(register: &Register, reports: &[SealReport]) -> (String, Vec<(String, String)>) {
     match elect(register, reports, ElectionRules::default()) {
-        Election::Winner { winner, candidates, .. } => (winner.pod, candidates.into_iter().map(|c| (c.pod, c.why)).collect()),
+        Election::Winner { winner, candidates, .. } => {
+            (winner.pod, candidates.into_iter().map(|c| (c.pod, c.why)).collect())
+        }
         Election::Blocked { why, .. } => panic!("blocked: {why}"),
     }
 }
@@ -192,7 +202,9 @@ fn without_a_promise_the_furthest_member_wins_within_the_lag_bound() {
     let off = register(set(&[], 0));
     let rules = ElectionRules { last_lsn: Lsn(2000), max_lag: Some(500) };
     match elect(&off, &[report(1, 1600), report(2, 1400)], rules) {
-        Election::Winner { winner, possible_loss_bytes, .. } => assert_eq!((winner.pod.as_str(), possible_loss_bytes), ("shop-1", 400)),
+        Election::Winner { winner, possible_loss_bytes, .. } => {
+            assert_eq!((winner.pod.as_str(), possible_loss_bytes), ("shop-1", 400))
+        }
         Election::Blocked { why, .. } => panic!("{why}"),
     }
     match elect(&off, &[report(2, 1400)], rules) {

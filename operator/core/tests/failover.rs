@@ -49,8 +49,10 @@ impl Scene {
     fn new(acks: u32) -> Self {
         let voter = |ordinal| Voter { member: member(ordinal), pod: format!("c-{ordinal}") };
         let quorum = VoterSet { voters: vec![voter(1), voter(2)], acks };
-        let holder = Holder { pod: "c-0".into(), pod_uid: "u0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
-        let register = Register { term: Term(2), seal_term: Term(2), holder: Some(holder), quorum, ..Register::default() };
+        let holder =
+            Holder { pod: "c-0".into(), pod_uid: "u0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+        let register =
+            Register { term: Term(2), seal_term: Term(2), holder: Some(holder), quorum, ..Register::default() };
         let pods = (0..3).map(|ordinal| (format!("c-{ordinal}"), reachable(status(ordinal)))).collect();
         Self { register, pods, routed: vec!["c-0".into()], lease_ms: 1_000, unreachable_ms: 0, delay_ms: 0 }
     }
@@ -129,7 +131,11 @@ fn a_released_lease_is_suspected_at_once_with_and_without_a_quorum() {
 fn an_unchanged_lease_is_suspected_after_the_take_over_time_and_the_delay() {
     let mut scene = Scene::new(0);
     scene.lease_ms = 11_999;
-    assert!(matches!(scene.suspicion(), Suspicion::Watching { recheck_after_ms: Some(1), .. }), "{:?}", scene.suspicion());
+    assert!(
+        matches!(scene.suspicion(), Suspicion::Watching { recheck_after_ms: Some(1), .. }),
+        "{:?}",
+        scene.suspicion()
+    );
     scene.lease_ms = 12_000;
     assert_eq!(scene.suspicion(), Suspicion::Suspect { reason: SuspicionReason::LeaseExpired, detect_ms: 12_000 });
     scene.delay_ms = 1;

@@ -32,7 +32,13 @@ fn scene(max_acks: u32) -> impl Strategy<Value = Scene> {
             any::<bool>(),
             prop::option::of(0_u64..9),
         )
-            .prop_map(|(flushed, acks, sealed, released, outsider)| Scene { flushed, acks, sealed, released, outsider })
+            .prop_map(|(flushed, acks, sealed, released, outsider)| Scene {
+                flushed,
+                acks,
+                sealed,
+                released,
+                outsider,
+            })
     })
 }
 

@@ -101,7 +101,15 @@ impl Cluster {
         let mut register = register_bootstrapped(&Register::default(), "c-0", "uid", acks);
         register.holder.as_mut().expect("a holder").member = Some(members[0].id.clone());
         members[0].leads = Some((Term(1), register.quorum.clone(), 0));
-        Self { members, register, acknowledged: BTreeSet::new(), next_entry: 0, next_copy: 0, newest_timeline: 1, claim }
+        Self {
+            members,
+            register,
+            acknowledged: BTreeSet::new(),
+            next_entry: 0,
+            next_copy: 0,
+            newest_timeline: 1,
+            claim,
+        }
     }
 
     fn holder(&self) -> usize {
@@ -161,7 +169,8 @@ impl Cluster {
         let holder = self.holder();
         let voter = |m: &Member| Voter { member: m.id.clone(), pod: m.pod.clone() };
         let follows = |index: &&usize| self.members[**index].term == self.register.term && **index != holder;
-        let streaming: Vec<Voter> = streaming.iter().filter(follows).map(|index| voter(&self.members[*index])).collect();
+        let streaming: Vec<Voter> =
+            streaming.iter().filter(follows).map(|index| voter(&self.members[*index])).collect();
         let present: Vec<Voter> = self.members.iter().map(voter).collect();
         let membership = Membership { streaming: &streaming, present: &present, removed_pods: &[] };
         if let Some(Quorums { quorum, pending }) = plan_voters(&self.register, &membership, acks) {
@@ -201,7 +210,8 @@ impl Cluster {
         }
         self.next_copy += 1;
         let id = MemberId(format!("{}-copy-{}", source.id, self.next_copy));
-        self.members[replica] = Member { id, pod: self.members[replica].pod.clone(), leads: None, sealed: Term(0), ..source };
+        self.members[replica] =
+            Member { id, pod: self.members[replica].pod.clone(), leads: None, sealed: Term(0), ..source };
     }
 
     /// Seals, elects, and on success promotes. The old holder goes on leading unless it has promised itself.
@@ -267,7 +277,9 @@ fn truncated(history: &TimelineHistory, length: usize) -> TimelineHistory {
     let left = history.ancestors.iter().position(|entry| length as u64 <= entry.switch_lsn.0);
     match left {
         None => history.clone(),
-        Some(at) => TimelineHistory { timeline: history.ancestors[at].timeline, ancestors: history.ancestors[..at].to_vec() },
+        Some(at) => {
+            TimelineHistory { timeline: history.ancestors[at].timeline, ancestors: history.ancestors[..at].to_vec() }
+        }
     }
 }
 

@@ -32,10 +32,8 @@ fn backups() -> impl Strategy<Value = Vec<BackupFact>> {
 }
 
 fn policy() -> impl Strategy<Value = RetentionPolicy> {
-    (prop::option::of(0_u32..5), prop::option::of(0_i64..1_200)).prop_map(|(keep_last, hours)| RetentionPolicy {
-        keep_last,
-        keep_for: hours.map(SignedDuration::from_hours),
-    })
+    (prop::option::of(0_u32..5), prop::option::of(0_i64..1_200))
+        .prop_map(|(keep_last, hours)| RetentionPolicy { keep_last, keep_for: hours.map(SignedDuration::from_hours) })
 }
 
 fn kept(plan: &RetentionPlan) -> BTreeSet<&str> {
@@ -102,7 +100,10 @@ fn wal_before_every_kept_backup_is_not_needed() {
         good: true,
         pinned: false,
     };
-    let floor = wal_floor(std::slice::from_ref(&fact), &plan_retention(std::slice::from_ref(&fact), &RetentionPolicy::default(), now()));
+    let floor = wal_floor(
+        std::slice::from_ref(&fact),
+        &plan_retention(std::slice::from_ref(&fact), &RetentionPolicy::default(), now()),
+    );
     assert!(!wal_is_needed(&floor, TimelineId(2), Lsn(100)));
     assert!(!wal_is_needed(&floor, TimelineId(1), Lsn(900)));
     assert!(wal_is_needed(&floor, TimelineId(3), Lsn(101)));

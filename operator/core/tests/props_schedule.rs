@@ -7,9 +7,16 @@ use pgherd_core::schedule::Schedule;
 use proptest::prelude::*;
 
 fn schedule() -> impl Strategy<Value = Schedule> {
-    let minute = prop_oneof![Just("*".to_owned()), Just("*/15".to_owned()), (0_u32..60).prop_map(|minute| minute.to_string())];
+    let minute =
+        prop_oneof![Just("*".to_owned()), Just("*/15".to_owned()), (0_u32..60).prop_map(|minute| minute.to_string())];
     let hour = prop_oneof![Just("*".to_owned()), (0_u32..24).prop_map(|hour| hour.to_string()), Just("1-3".to_owned())];
-    let zone = prop::sample::select(vec!["Etc/UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu"]);
+    let zone = prop::sample::select(vec![
+        "Etc/UTC",
+        "Europe/Berlin",
+        "America/New_York",
+        "Australia/Lord_Howe",
+        "Asia/Kathmandu",
+    ]);
     (minute, hour, zone).prop_map(|(minute, hour, zone)| {
         Schedule::parse(&format!("{minute} {hour} * * *"), Some(zone)).expect("a schedule")
     })
@@ -17,7 +24,12 @@ fn schedule() -> impl Strategy<Value = Schedule> {
 
 /// Around the changes of the clock of 2026, and anywhere.
 fn moment() -> impl Strategy<Value = Timestamp> {
-    let near = prop::sample::select(vec!["2026-03-29T01:00:00Z", "2026-10-25T01:00:00Z", "2026-11-01T06:00:00Z", "2026-04-04T15:00:00Z"]);
+    let near = prop::sample::select(vec![
+        "2026-03-29T01:00:00Z",
+        "2026-10-25T01:00:00Z",
+        "2026-11-01T06:00:00Z",
+        "2026-04-04T15:00:00Z",
+    ]);
     let near = (near, -300_i64..300).prop_map(|(change, minutes)| {
         change.parse::<Timestamp>().expect("a time") + SignedDuration::from_mins(minutes)
     });

@@ -2,7 +2,9 @@
 
 use pgherd_core::{
     lsn::Lsn,
-    pg::quote::{quote_conf_value, quote_conninfo_value, quote_hba_field, quote_identifier, quote_literal, render_conninfo},
+    pg::quote::{
+        quote_conf_value, quote_conninfo_value, quote_hba_field, quote_identifier, quote_literal, render_conninfo,
+    },
     quantity::{parse_bytes, parse_duration},
     timeline::{HistoryEntry, Relation, TimelineHistory, TimelineId},
 };
@@ -10,7 +12,8 @@ use proptest::prelude::*;
 
 /// Text without NUL, which no PostgreSQL value can hold.
 fn text() -> impl Strategy<Value = String> {
-    prop_oneof!["[ -~]{0,40}", "['\"\\\\\n\r\tab =#]{0,20}", "\\PC{0,20}"].prop_map(|text: String| text.replace('\0', ""))
+    prop_oneof!["[ -~]{0,40}", "['\"\\\\\n\r\tab =#]{0,20}", "\\PC{0,20}"]
+        .prop_map(|text: String| text.replace('\0', ""))
 }
 
 /// Reads a token in `quote`s up to its end, which must be the end of the text. `escape` reads what follows a backslash.

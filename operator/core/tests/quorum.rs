@@ -3,7 +3,10 @@
 
 use pgherd_core::{
     instance::AppliedQuorum,
-    quorum::{Membership, Quorums, after_promotion, commit_pending, initial_quorum, plan_voters, proves, synchronous_standby_names},
+    quorum::{
+        Membership, Quorums, after_promotion, commit_pending, initial_quorum, plan_voters, proves,
+        synchronous_standby_names,
+    },
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
 };
 
@@ -20,11 +23,18 @@ fn set(voters: &[Voter], acks: u32) -> VoterSet {
 }
 
 fn register(quorum: VoterSet, pending: Option<VoterSet>) -> Register {
-    let holder = Holder { pod: "shop-0".into(), pod_uid: "uid".into(), boot_nonce: "n".into(), member: Some(member("a")) };
+    let holder =
+        Holder { pod: "shop-0".into(), pod_uid: "uid".into(), boot_nonce: "n".into(), member: Some(member("a")) };
     Register { term: Term(1), seal_term: Term(1), holder: Some(holder), quorum, pending, ..Register::default() }
 }
 
-fn planned(register: &Register, streaming: &[Voter], present: &[Voter], removed: &[&str], acks: u32) -> Option<Quorums> {
+fn planned(
+    register: &Register,
+    streaming: &[Voter],
+    present: &[Voter],
+    removed: &[&str],
+    acks: u32,
+) -> Option<Quorums> {
     let removed_pods: Vec<String> = removed.iter().map(|pod| (*pod).to_owned()).collect();
     plan_voters(register, &Membership { streaming, present, removed_pods: &removed_pods }, acks)
 }
@@ -60,7 +70,8 @@ fn an_unreachable_voter_stays_and_a_recloned_or_removed_one_goes() {
     let committed = register(set(&[b.clone(), c.clone(), d], 1), None);
     assert_eq!(planned(&committed, &[], &[], &[], 1), None);
     let recloned = voter(2, "c2");
-    let next = planned(&committed, &[recloned.clone()], &[b.clone(), recloned.clone()], &["shop-3"], 1).expect("a change");
+    let next =
+        planned(&committed, &[recloned.clone()], &[b.clone(), recloned.clone()], &["shop-3"], 1).expect("a change");
     assert_eq!(next.pending, Some(set(&[b, recloned], 1)));
 }
 

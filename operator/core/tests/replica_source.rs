@@ -58,7 +58,8 @@ fn refused(source: Source) -> String {
 
 #[test]
 fn the_usable_backup_with_the_least_wal_is_chosen_with_its_numbers() {
-    let backups = [backup("a", 1, 10 * MIB, 11 * MIB), backup("b", 2, 110 * MIB, 111 * MIB), backup("c", 1, 40 * MIB, 41 * MIB)];
+    let backups =
+        [backup("a", 1, 10 * MIB, 11 * MIB), backup("b", 2, 110 * MIB, 111 * MIB), backup("c", 1, 40 * MIB, 41 * MIB)];
     match choose(&backups, 150 * MIB, ReplicaSourcePolicy::Auto) {
         Source::Backup { id, reason, wal_bytes, copy_bytes } => {
             assert_eq!((id.as_str(), wal_bytes, copy_bytes), ("b", 40 * MIB, 2048 * MIB));
@@ -110,7 +111,8 @@ fn on_a_small_database_some_wal_is_always_worth_it() {
 #[test]
 fn the_wal_up_to_the_slots_segment_is_needed_with_the_history_and_the_newer_timeline_at_the_switch() {
     let names = needed_wal(&backup("a", 1, 80 * MIB, 81 * MIB), &history(), Lsn(130 * MIB));
-    let expected = ["00000002.history", "000000010000000000000005", "000000020000000000000006", "000000020000000000000007"];
+    let expected =
+        ["00000002.history", "000000010000000000000005", "000000020000000000000006", "000000020000000000000007"];
     assert_eq!(names, expected);
     assert!(needed_wal(&backup("b", 2, 129 * MIB, 131 * MIB), &history(), Lsn(130 * MIB)).is_empty());
     assert_eq!(wal_file_name(TimelineId(1), 0x1FF, 16 * MIB), "0000000100000001000000FF");

@@ -67,7 +67,12 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     runtime.shutdown_timeout(Duration::from_secs(2));
     match outcome {
         BackupOutcome::Completed(summary) => {
-            tracing::info!(id = summary.id, bytes = summary.bytes, stored_bytes = summary.stored_bytes, "backup completed");
+            tracing::info!(
+                id = summary.id,
+                bytes = summary.bytes,
+                stored_bytes = summary.stored_bytes,
+                "backup completed"
+            );
             Ok(ExitCode::SUCCESS)
         }
         BackupOutcome::Failed(failure) => {
@@ -92,7 +97,10 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
     let reporter = match kube::Client::try_default().await {
         Ok(client) => Some(Arc::new(Reporter::new(client, config, started_at.clone(), started))),
         Err(error) => {
-            tracing::warn!(error = error_chain(&error), "no API server: the backup goes on without progress in its status");
+            tracing::warn!(
+                error = error_chain(&error),
+                "no API server: the backup goes on without progress in its status"
+            );
             None
         }
     };

@@ -154,7 +154,8 @@ impl AgentClient {
         for root in certificates("ca.crt", ca)? {
             roots.add(root)?;
         }
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| AgentClientError::Pem { what: "operator.key", source })?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|source| AgentClientError::Pem { what: "operator.key", source })?;
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
@@ -233,7 +234,13 @@ impl AgentClient {
 
     /// One exchange, over an idle connection where there is one. All requests may be repeated safely, therefore one that
     /// failed on an old connection is sent again over a new one.
-    async fn exchange(&self, agent: &AgentAddress, method: &Method, path: &str, body: &Bytes) -> Result<Bytes, AgentCallError> {
+    async fn exchange(
+        &self,
+        agent: &AgentAddress,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<Bytes, AgentCallError> {
         let pooled = self.idle.lock().await.get_mut(agent).and_then(Vec::pop);
         if let Some(connection) = pooled {
             match self.send(connection, agent, method, path, body).await {
@@ -290,8 +297,9 @@ impl AgentClient {
             .await
             .map_err(|_| unreachable(format!("no connection within {} ms", CONNECT_TIMEOUT.as_millis())))?
             .map_err(|error| unreachable(error.to_string()))?;
-        let (connection, driver) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(error.to_string()))?;
+        let (connection, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
         tokio::spawn(async move {
             // The error is seen by whoever uses the connection next.
             let _ = driver.await;

@@ -53,7 +53,9 @@ pub enum ApplyError {
         source: Box<kube::Error>,
     },
     /// An object of this name exists that belongs to somebody else. It is left as it is.
-    #[error("{kind} {name} exists already and does not belong to this cluster; delete or rename it, or choose another name for the cluster")]
+    #[error(
+        "{kind} {name} exists already and does not belong to this cluster; delete or rename it, or choose another name for the cluster"
+    )]
     Foreign {
         /// Its kind.
         kind: String,
@@ -131,7 +133,12 @@ impl Applier<'_> {
     /// [`ApplyError`]; nothing was written but perhaps in the case of [`ApplyError::Patch`].
     pub async fn apply<K>(&self, store: &Store<K>, desired: &K, memory: &mut AppliedObjects) -> Result<bool, ApplyError>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + 'static,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + Serialize
+            + DeserializeOwned
+            + 'static,
     {
         let key = Key { kind: K::kind(&()).into_owned(), name: desired.name_any() };
         let id = format!("{}/{}", key.kind, key.name);
@@ -150,7 +157,8 @@ impl Applier<'_> {
         }
         let params = PatchParams::apply(self.field_manager).force();
         let applied = api.patch(&key.name, &params, &Patch::Apply(desired)).await;
-        let applied = applied.map_err(|source| ApplyError::Patch { kind: key.kind, name: key.name, source: Box::new(source) })?;
+        let applied =
+            applied.map_err(|source| ApplyError::Patch { kind: key.kind, name: key.name, source: Box::new(source) })?;
         memory.record(id, hash, before, version_of(applied.meta()), self.now_ms);
         Ok(true)
     }

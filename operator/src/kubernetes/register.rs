@@ -40,7 +40,9 @@ pub enum RegisterError {
         source: Box<kube::Error>,
     },
     /// A Lease of this name exists, but it holds no register that can be understood. Somebody has to look at it.
-    #[error("the Lease {lease} holds no readable register ({detail}); it is left as it is: repair its annotation, or delete the Lease so that the register is rebuilt from the instances")]
+    #[error(
+        "the Lease {lease} holds no readable register ({detail}); it is left as it is: repair its annotation, or delete the Lease so that the register is rebuilt from the instances"
+    )]
     Malformed {
         /// Its name.
         lease: String,
@@ -137,7 +139,9 @@ impl RegisterClient {
 fn outcome(cluster: &str, result: Result<Lease, kube::Error>) -> Result<WriteOutcome, RegisterError> {
     match result {
         Ok(lease) => Ok(WriteOutcome::Written(Box::new(parse_lease(lease)?))),
-        Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() || status.is_not_found() => {
+        Err(kube::Error::Api(status))
+            if status.is_conflict() || status.is_already_exists() || status.is_not_found() =>
+        {
             Ok(WriteOutcome::Conflict)
         }
         Err(source) => Err(RegisterError::Write { lease: cluster.to_owned(), source: Box::new(source) }),
@@ -185,7 +189,11 @@ fn build_lease(
     let mut lease = Lease {
         metadata: ObjectMeta {
             name: Some(cluster.to_owned()),
-            labels: Some([(keys::CLUSTER, cluster), (keys::MANAGED_BY, MANAGER)].map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
+            labels: Some(
+                [(keys::CLUSTER, cluster), (keys::MANAGED_BY, MANAGER)]
+                    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                    .into(),
+            ),
             owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
@@ -250,7 +258,8 @@ mod tests {
 
     fn stored(register: &Register, lsn: Option<&str>) -> StoredRegister {
         let mut lease =
-            build_lease("shop", OwnerReference::default(), register, &Timings::default(), Timestamp::UNIX_EPOCH).unwrap();
+            build_lease("shop", OwnerReference::default(), register, &Timings::default(), Timestamp::UNIX_EPOCH)
+                .unwrap();
         lease.metadata.resource_version = Some("7".into());
         if let Some(lsn) = lsn {
             lease.metadata.annotations.get_or_insert_default().insert(LSN_ANNOTATION.into(), lsn.into());

@@ -5,6 +5,7 @@ use std::{fmt::Debug, sync::Arc};
 
 use futures::StreamExt;
 
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     batch::v1::Job,
@@ -13,7 +14,6 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
     rbac::v1::{Role, RoleBinding},
 };
-use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Client, Resource, ResourceExt,
     runtime::{
@@ -132,14 +132,26 @@ struct Starter<'a> {
 impl Starter<'_> {
     fn start_owned<K>(&mut self) -> Store<K>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
     {
         self.start(Some(format!("{}={MANAGER}", keys::MANAGED_BY)))
     }
 
     fn start<K>(&mut self, labels: Option<String>) -> Store<K>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
     {
         let config = watcher::Config { label_selector: labels, ..watcher::Config::default() };
         let (reader, writer) = store::<K>();

@@ -60,10 +60,19 @@ impl Metrics {
     #[must_use]
     pub fn registered(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("pgherd_failovers", "Failovers that made another instance the primary", metrics.failovers.clone());
+        registry.register(
+            "pgherd_failovers",
+            "Failovers that made another instance the primary",
+            metrics.failovers.clone(),
+        );
         registry.register("pgherd_api_writes", "Writing requests to the API server", metrics.api_writes.clone());
         registry.register("pgherd_leader", "1 on the pod that leads", metrics.leader.clone());
-        registry.register_with_unit("pgherd_reconcile_duration", "Time of a round", Unit::Seconds, metrics.duration.clone());
+        registry.register_with_unit(
+            "pgherd_reconcile_duration",
+            "Time of a round",
+            Unit::Seconds,
+            metrics.duration.clone(),
+        );
         registry.register("pgherd_reconcile_failures", "Rounds that failed, by stage", metrics.failures.clone());
         metrics
     }

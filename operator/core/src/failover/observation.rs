@@ -56,7 +56,8 @@ impl Observation {
     #[must_use]
     pub fn update(prev: Option<&Self>, now_ms: u64, lease_version: &str, pods: &BTreeMap<String, PodView>) -> Self {
         let prev = prev.filter(|prev| now_ms.saturating_sub(prev.now_ms) <= MAX_GAP_MS);
-        let lease_since_ms = prev.filter(|prev| prev.lease_version == lease_version).map_or(now_ms, |prev| prev.lease_since_ms);
+        let lease_since_ms =
+            prev.filter(|prev| prev.lease_version == lease_version).map_or(now_ms, |prev| prev.lease_since_ms);
         let unreachable_since_ms = pods
             .iter()
             .filter(|(_, view)| view.status().is_none())

@@ -35,7 +35,8 @@ pub fn register_observed(register: &Register, status: &InstanceStatus) -> Option
     let contradicts = |known: Option<&str>, seen: Option<&str>| matches!((known, seen), (Some(a), Some(b)) if a != b);
     let known_member = holder.member.as_ref().map(|member| member.0.as_str());
     let seen_member = status.member.as_ref().map(|member| member.0.as_str());
-    if contradicts(register.system_id.as_deref(), status.system_id.as_deref()) || contradicts(known_member, seen_member) {
+    if contradicts(register.system_id.as_deref(), status.system_id.as_deref()) || contradicts(known_member, seen_member)
+    {
         return None;
     }
     let mut next = register.clone();
@@ -80,13 +81,7 @@ fn holder(pod: &str, pod_uid: &str, member: Option<MemberId>) -> Holder {
     Holder { pod: pod.to_owned(), pod_uid: pod_uid.to_owned(), boot_nonce: String::new(), member }
 }
 
-fn held(
-    register: &Register,
-    term: Term,
-    holder: Holder,
-    quorum: VoterSet,
-    pending: Option<VoterSet>,
-) -> Register {
+fn held(register: &Register, term: Term, holder: Holder, quorum: VoterSet, pending: Option<VoterSet>) -> Register {
     Register {
         term,
         seal_term: term,

@@ -132,7 +132,9 @@ pub fn decide_step(input: &FailoverInput<'_>) -> Step {
             Step::Seal { unroute: holder.pod.clone(), term: input.register.term.next(), reason, detect_ms }
         }
         Suspicion::RestartHolder { pod, pod_uid, reason } => Step::Regrant { pod, pod_uid, reason },
-        _ if serves(input, holder) && !input.routed_pods.contains(&holder.pod) => Step::Route { pod: holder.pod.clone() },
+        _ if serves(input, holder) && !input.routed_pods.contains(&holder.pod) => {
+            Step::Route { pod: holder.pod.clone() }
+        }
         Suspicion::Watching { why, recheck_after_ms } => Step::Wait { why, recheck_after_ms },
         Suspicion::None => Step::Nothing,
     }
@@ -152,7 +154,8 @@ fn decide_sealed(input: &FailoverInput<'_>) -> Step {
     if !input.routed_pods.is_empty() {
         return Step::Unroute { pods: input.routed_pods.to_vec() };
     }
-    let mut pods: Vec<String> = statuses(input).filter(|(_, s)| s.member.is_some()).map(|(pod, _)| pod.clone()).collect();
+    let mut pods: Vec<String> =
+        statuses(input).filter(|(_, s)| s.member.is_some()).map(|(pod, _)| pod.clone()).collect();
     pods.sort_by(|a, b| pod_order(a).cmp(&pod_order(b)));
     let seals = match input.seals {
         None if !pods.is_empty() => return Step::CollectSeals { term: input.register.seal_term, pods },
@@ -180,12 +183,17 @@ fn decide_sealed(input: &FailoverInput<'_>) -> Step {
 fn decide_bootstrap(input: &FailoverInput<'_>) -> Step {
     let wait = |why: String| Step::Wait { why, recheck_after_ms: None };
     if let Some((pod, _)) = statuses(input).find(|(_, status)| status.member.is_some()) {
-        return wait(format!("{pod} holds a data directory, but the register names no primary: it is not initialised over"));
+        return wait(format!(
+            "{pod} holds a data directory, but the register names no primary: it is not initialised over"
+        ));
     }
     if let Some(id) = &input.register.system_id {
-        return wait(format!("the cluster was initialised before (system identifier {id}), but the register names no primary"));
+        return wait(format!(
+            "the cluster was initialised before (system identifier {id}), but the register names no primary"
+        ));
     }
-    let first = statuses(input).min_by_key(|(pod, _)| pod_order(pod)).and_then(|(pod, _)| input.pods.get_key_value(pod));
+    let first =
+        statuses(input).min_by_key(|(pod, _)| pod_order(pod)).and_then(|(pod, _)| input.pods.get_key_value(pod));
     match first {
         Some((pod, view)) => Step::Bootstrap { pod: pod.clone(), pod_uid: view.uid.clone() },
         None => wait("no instance has answered yet".to_owned()),

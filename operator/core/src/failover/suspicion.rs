@@ -154,9 +154,9 @@ impl Scene<'_> {
     /// Another data directory answers.
     fn others_exist(&self) -> bool {
         let statuses = self.pods.values().filter_map(PodView::status);
-        statuses.filter(|status| status.pod != self.holder.pod).any(|status| {
-            status.member.is_some() && status.member != self.holder.member
-        })
+        statuses
+            .filter(|status| status.pod != self.holder.pod)
+            .any(|status| status.member.is_some() && status.member != self.holder.member)
     }
 
     /// The role goes to the holder's own data directory again, where that is all there is.
@@ -166,7 +166,8 @@ impl Scene<'_> {
             return Suspicion::Watching { why, recheck_after_ms: None };
         };
         let same_pod = view.uid == self.holder.pod_uid;
-        let over = self.register.released || (!same_pod && self.observation.lease_unchanged_ms() >= self.take_over_ms());
+        let over =
+            self.register.released || (!same_pod && self.observation.lease_unchanged_ms() >= self.take_over_ms());
         if over {
             return Suspicion::RestartHolder { pod: pod.clone(), pod_uid: view.uid.clone(), reason };
         }

@@ -143,7 +143,8 @@ pub struct ParameterError {
 #[must_use]
 pub fn render_conf(input: &ConfInput) -> String {
     let allowed = input.parameters.iter().filter(|(name, value)| check_parameter(name, value).is_ok());
-    let user: BTreeMap<String, &str> = allowed.map(|(name, value)| (name.to_ascii_lowercase(), value.as_str())).collect();
+    let user: BTreeMap<String, &str> =
+        allowed.map(|(name, value)| (name.to_ascii_lowercase(), value.as_str())).collect();
     let mut text = "# Written by pgherd at every start; changes are lost.\n\n# Defaults\n".to_owned();
     for (name, value) in DEFAULTS.iter().filter(|(name, _)| !user.contains_key(*name)) {
         set(&mut text, name, value);
@@ -218,10 +219,15 @@ pub fn validate_parameters(parameters: &BTreeMap<String, String>) -> Result<(), 
 
 fn check_parameter(name: &str, value: &str) -> Result<(), ParameterError> {
     if !is_parameter_name(name) {
-        return Err(refusal(name, "it is no parameter's name".to_owned(), "write it like work_mem or pg_stat_statements.max"));
+        return Err(refusal(
+            name,
+            "it is no parameter's name".to_owned(),
+            "write it like work_mem or pg_stat_statements.max",
+        ));
     }
     let lower = name.to_ascii_lowercase();
-    let matches = |pattern: &str| pattern.strip_suffix('*').map_or(lower == pattern, |prefix| lower.starts_with(prefix));
+    let matches =
+        |pattern: &str| pattern.strip_suffix('*').map_or(lower == pattern, |prefix| lower.starts_with(prefix));
     if let Some((_, why, fix)) = REFUSED.iter().find(|(pattern, _, _)| matches(pattern)) {
         return Err(refusal(name, (*why).to_owned(), fix));
     }
@@ -233,7 +239,11 @@ fn check_parameter(name: &str, value: &str) -> Result<(), ParameterError> {
     }
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | ',' | '$' | ' ' | '-');
     if LIBRARIES.contains(&lower.as_str()) && !value.chars().all(plain) {
-        return Err(refusal(name, "only plain library names are allowed".to_owned(), "write it like pg_stat_statements,auto_explain"));
+        return Err(refusal(
+            name,
+            "only plain library names are allowed".to_owned(),
+            "write it like pg_stat_statements,auto_explain",
+        ));
     }
     Ok(())
 }
@@ -282,11 +292,37 @@ mod tests {
     #[test]
     fn parameters_of_pgherd_are_refused_with_what_to_do_instead() {
         for name in [
-            "archive_command", "restore_command", "ssl", "SSL_ciphers", "fsync", "full_page_writes", "wal_level",
-            "synchronous_standby_names", "synchronous_commit", "primary_conninfo", "primary_slot_name", "listen_addresses",
-            "port", "data_directory", "hba_file", "ident_file", "include_dir", "recovery_target_time", "log_directory",
-            "logging_collector", "restart_after_crash", "wal_log_hints", "unix_socket_directories", "hot_standby",
-            "cluster_name", "archive_mode", "max_wal_senders", "a b", "x;y", "", "a.b.c",
+            "archive_command",
+            "restore_command",
+            "ssl",
+            "SSL_ciphers",
+            "fsync",
+            "full_page_writes",
+            "wal_level",
+            "synchronous_standby_names",
+            "synchronous_commit",
+            "primary_conninfo",
+            "primary_slot_name",
+            "listen_addresses",
+            "port",
+            "data_directory",
+            "hba_file",
+            "ident_file",
+            "include_dir",
+            "recovery_target_time",
+            "log_directory",
+            "logging_collector",
+            "restart_after_crash",
+            "wal_log_hints",
+            "unix_socket_directories",
+            "hot_standby",
+            "cluster_name",
+            "archive_mode",
+            "max_wal_senders",
+            "a b",
+            "x;y",
+            "",
+            "a.b.c",
         ] {
             let errors = validate_parameters(&parameters(&[(name, "x")])).expect_err(name);
             assert!(!errors[0].why.is_empty() && !errors[0].fix.is_empty(), "{name}");
@@ -310,7 +346,8 @@ mod tests {
     #[test]
     fn a_recovery_has_its_target_and_a_standby_has_none() {
         let target = Some(RecoveryTarget::Time("2026-11-22T02:00:00Z".to_owned()));
-        let standby = StandbyConf { restore_command: "x %f".to_owned(), recovery_target: target, ..StandbyConf::default() };
+        let standby =
+            StandbyConf { restore_command: "x %f".to_owned(), recovery_target: target, ..StandbyConf::default() };
         let text = render_conf(&ConfInput { standby: Some(standby), ..ConfInput::default() });
         assert!(text.contains("recovery_target_time = '2026-11-22T02:00:00Z'\n"));
         assert!(text.contains("recovery_target_action = 'promote'\n"));

@@ -83,13 +83,21 @@ pub fn validate_hba(entries: &[HbaEntry]) -> Result<(), Vec<HbaError>> {
             }
         }
         if entry.database == "replication" {
-            refuse("database", "replication is pgherd's own".to_owned(), "leave the entry out: replicas join without one");
+            refuse(
+                "database",
+                "replication is pgherd's own".to_owned(),
+                "leave the entry out: replicas join without one",
+            );
         }
         if [SUPERUSER, REPLICATION_ROLE].contains(&entry.user.as_str()) {
             refuse("user", format!("{} is not let in by a password", entry.user), "use a role of your own");
         }
         if entry.address != "all" && !is_cidr(&entry.address) {
-            refuse("address", format!("\"{}\" is no address range", entry.address), "write all, 10.0.0.0/8 or fd00::/8");
+            refuse(
+                "address",
+                format!("\"{}\" is no address range", entry.address),
+                "write all, 10.0.0.0/8 or fd00::/8",
+            );
         }
         if !["scram-sha-256", "cert", "reject"].contains(&entry.method.as_str()) {
             refuse("method", format!("\"{}\" is not allowed", entry.method), "use scram-sha-256, cert or reject");
@@ -134,8 +142,10 @@ mod tests {
         let text = render_hba(&[entry("shop", "all", "10.0.0.0/8", "cert")]);
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(lines.first(), Some(&"local all all peer map=pgherd"));
-        let user = lines.iter().position(|line| *line == "hostssl \"shop\" all \"10.0.0.0/8\" \"cert\"").expect("the entry");
-        let superuser = lines.iter().position(|line| *line == "host all postgres all reject").expect("the superuser's line");
+        let user =
+            lines.iter().position(|line| *line == "hostssl \"shop\" all \"10.0.0.0/8\" \"cert\"").expect("the entry");
+        let superuser =
+            lines.iter().position(|line| *line == "host all postgres all reject").expect("the superuser's line");
         assert!(superuser < user);
         assert_eq!(lines.last(), Some(&"host all all all reject"));
         assert!(lines.iter().all(|line| !line.contains("trust") && !line.contains("password")));

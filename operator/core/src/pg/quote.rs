@@ -53,6 +53,7 @@ pub fn quote_hba_field(field: &str) -> String {
 /// `key='value' key='value'`, in the order given.
 #[must_use]
 pub fn render_conninfo(pairs: &[(&str, &str)]) -> String {
-    let rendered: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}={}", quote_conninfo_value(value))).collect();
+    let rendered: Vec<String> =
+        pairs.iter().map(|(key, value)| format!("{key}={}", quote_conninfo_value(value))).collect();
     rendered.join(" ")
 }

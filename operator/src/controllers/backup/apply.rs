@@ -20,7 +20,12 @@ const FIELD_MANAGER: &str = "pgherd/backup";
 ///
 /// # Errors
 /// [`BackupError::ForeignObject`] or [`BackupError::ApplyAccount`].
-pub async fn apply_account(context: &Context, namespace: &str, cluster_uid: &str, account: &Account) -> Result<(), BackupError> {
+pub async fn apply_account(
+    context: &Context,
+    namespace: &str,
+    cluster_uid: &str,
+    account: &Account,
+) -> Result<(), BackupError> {
     let Account { account, role, binding } = account;
     apply(context, namespace, cluster_uid, account).await?;
     apply(context, namespace, cluster_uid, role).await?;

@@ -64,7 +64,8 @@ async fn ask_primary(context: &Context, cluster: &PostgresCluster, primary: &str
     let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
-    let pod = store::get(&context.stores.pods, namespace, primary).ok_or_else(|| format!("the pod {primary} is gone"))?;
+    let pod =
+        store::get(&context.stores.pods, namespace, primary).ok_or_else(|| format!("the pod {primary} is gone"))?;
     let ip = find_ip(&pod).ok_or_else(|| format!("the pod {primary} has no address"))?;
     let identity = read_identity(context, namespace, name).await?;
     let client = context.agents.of(uid, &identity).map_err(|error| error_chain(&error))?;

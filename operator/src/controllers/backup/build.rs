@@ -154,7 +154,11 @@ fn build_labels(input: &JobInput<'_>) -> BTreeMap<String, String> {
 fn build_pod(input: &JobInput<'_>) -> PodSpec {
     let mut volumes = vec![
         build_config_volume(),
-        build_secret_volume("tls", &names::tls_secret(&input.location.cluster), &["ca.crt", "replication.crt", "replication.key"]),
+        build_secret_volume(
+            "tls",
+            &names::tls_secret(&input.location.cluster),
+            &["ca.crt", "replication.crt", "replication.key"],
+        ),
         build_secret_volume("object-store", input.credentials_secret, &[]),
     ];
     let mut mounts = vec![

@@ -20,7 +20,12 @@ pub struct Said<'a> {
 /// `said` in its order, each with the transition time of the published condition if its status stays. What can't be
 /// parsed of the published ones counts as absent.
 #[must_use]
-pub fn build_conditions(old: &[Condition], said: &[Said<'_>], generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
+pub fn build_conditions(
+    old: &[Condition],
+    said: &[Said<'_>],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
     let old: Vec<CoreCondition> = old.iter().filter_map(parse_condition).collect();
     let new = said
         .iter()

@@ -221,18 +221,25 @@ fn decide_start(facts: &BackupFacts, attempt: u32) -> Decision {
         return wait("ClusterDeleted", format!("the PostgresCluster {name} is being deleted"), true);
     }
     if !cluster.has_store {
-        let message = format!("the PostgresCluster {name} has no spec.backup.objectStore: add it, so that there is a place for backups");
+        let message = format!(
+            "the PostgresCluster {name} has no spec.backup.objectStore: add it, so that there is a place for backups"
+        );
         return wait("NoObjectStore", message, true);
     }
     if let Some(why) = &cluster.invalid {
         return wait("ClusterInvalid", format!("the spec of the PostgresCluster {name} cannot be used: {why}"), true);
     }
     if let Some(secret) = &cluster.missing_secret {
-        let message = format!("there is no Secret {secret}, which spec.backup.objectStore of the PostgresCluster {name} names");
+        let message =
+            format!("there is no Secret {secret}, which spec.backup.objectStore of the PostgresCluster {name} names");
         return wait("SecretNotFound", message, true);
     }
     if let Some(older) = &facts.older_unfinished {
-        return wait("WaitingForBackup", format!("the older Backup {older} of the same cluster is not finished"), false);
+        return wait(
+            "WaitingForBackup",
+            format!("the older Backup {older} of the same cluster is not finished"),
+            false,
+        );
     }
     let has_primary = cluster.pods.iter().any(|pod| pod.role == PodRole::Primary && pod.ready);
     if !has_primary || !cluster.has_system_id {

@@ -71,7 +71,11 @@ impl BackupError {
     #[must_use]
     pub fn stage(&self) -> &'static str {
         match self {
-            Self::Incomplete(_) | Self::ListBackups(_) | Self::ListJobs(_) | Self::ListPods { .. } | Self::ReadSecret { .. } => "observe",
+            Self::Incomplete(_)
+            | Self::ListBackups(_)
+            | Self::ListJobs(_)
+            | Self::ListPods { .. }
+            | Self::ReadSecret { .. } => "observe",
             Self::RenderConfig(_) => "build",
             Self::ApplyAccount { .. } | Self::ForeignObject { .. } | Self::CreateJob { .. } => "apply",
             Self::PatchStatus(_) => "status",

@@ -119,7 +119,11 @@ fn has_condition<'a>(pod: &'a Pod, type_: &str, status: &str) -> Option<&'a str>
 }
 
 /// A pod whose Secret is missing waits for ever without a word in its status.
-async fn observe_missing_secret(context: &Context, namespace: &str, store: &ValidatedStore) -> Result<Option<String>, BackupError> {
+async fn observe_missing_secret(
+    context: &Context,
+    namespace: &str,
+    store: &ValidatedStore,
+) -> Result<Option<String>, BackupError> {
     let api: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     for name in std::iter::once(&store.credentials_secret).chain(&store.ca_secret) {
         let found = api
@@ -189,10 +193,8 @@ async fn observe_state(context: &Context, job: &Job, namespace: &str) -> Result<
         Some(end) => {
             let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
             let selector = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job_name}"));
-            let pods = api
-                .list(&selector)
-                .await
-                .map_err(|source| BackupError::ListPods { job: job_name.clone(), source })?;
+            let pods =
+                api.list(&selector).await.map_err(|source| BackupError::ListPods { job: job_name.clone(), source })?;
             Ok(conclude_attempt(&end, pods.items.iter().find_map(find_terminated)))
         }
     }
@@ -238,7 +240,11 @@ pub(super) fn conclude_attempt(end: &JobEnd, terminated: Option<&ContainerStateT
             retry: true,
         },
         (None, Some(terminated)) => BackupFailure {
-            reason: terminated.reason.clone().filter(|reason| reason != "Error").unwrap_or_else(|| "JobFailed".to_owned()),
+            reason: terminated
+                .reason
+                .clone()
+                .filter(|reason| reason != "Error")
+                .unwrap_or_else(|| "JobFailed".to_owned()),
             error: render_termination(terminated),
             retry: true,
         },

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
-use kube::{Api, Resource, ResourceExt, runtime::{controller::Action, events::EventType}};
+use kube::{
+    Api, Resource, ResourceExt,
+    runtime::{controller::Action, events::EventType},
+};
 use pgherd_core::{backup::ClusterLocation, quantity::render_bytes};
 use pgherd_crds::{Backup, BackupStatus, names::keys, v1alpha1::backup::BackupPhase};
 

@@ -2,7 +2,10 @@
 //! the numbers of its progress itself; conditions and the end are the controller's. Pure but for the one patch.
 
 use jiff::Timestamp;
-use kube::{Api, ResourceExt, api::{Patch, PatchParams}};
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
 use pgherd_crds::{
     Backup, BackupStatus,
     v1alpha1::{
@@ -64,7 +67,8 @@ pub fn build_status(old: &BackupStatus, report: &Report<'_>, generation: Option<
             }
             status.source_pod = Some((*source_pod).to_owned());
             let reading = format!("reads {source_pod}");
-            let (reason, message) = trouble.map_or(("Running", reading.as_str()), |trouble| ("JobNotStarting", trouble));
+            let (reason, message) =
+                trouble.map_or(("Running", reading.as_str()), |trouble| ("JobNotStarting", trouble));
             // What the process itself reports is further than what the Job's object shows.
             if status.phase.is_none() || trouble.is_some() {
                 status.phase = Some(BackupPhase::Pending);
@@ -140,7 +144,12 @@ pub fn build_patch<S: serde::Serialize>(old: &S, new: &S) -> Option<Value> {
 ///
 /// # Errors
 /// [`BackupError::PatchStatus`].
-pub async fn apply_status(api: &Api<Backup>, backup: &Backup, new: &BackupStatus, guarded: bool) -> Result<bool, BackupError> {
+pub async fn apply_status(
+    api: &Api<Backup>,
+    backup: &Backup,
+    new: &BackupStatus,
+    guarded: bool,
+) -> Result<bool, BackupError> {
     let old = backup.status.clone().unwrap_or_default();
     let Some(mut patch) = build_patch(&old, new) else { return Ok(false) };
     if guarded {

@@ -1,9 +1,7 @@
 //! Decisions, status and objects of a Backup.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::{
-    api::core::v1::ContainerStateTerminated, apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::{api::core::v1::ContainerStateTerminated, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use pgherd_core::{
     backup::{ClusterLocation, StoreConfig},
     instance::{ArchiveBarrier, paths},
@@ -18,7 +16,9 @@ use pgherd_crds::{
 use super::{
     archive::judge_archive,
     build::{JobInput, build_account, build_job, render_job_name},
-    decide::{AttemptFacts, AttemptState, BackupFacts, ClusterFacts, Decision, PodFacts, PodRole, decide, decide_source},
+    decide::{
+        AttemptFacts, AttemptState, BackupFacts, ClusterFacts, Decision, PodFacts, PodRole, decide, decide_source,
+    },
     observe::{JobEnd, conclude_attempt},
     status::{Report, build_patch, build_status},
 };
@@ -66,7 +66,11 @@ fn failure(retry: bool) -> BackupFailure {
 
 fn failed(number: u32, source_pod: &str, retry: bool, ago: i64) -> AttemptFacts {
     let at = now() - SignedDuration::from_secs(ago);
-    AttemptFacts { number, source_pod: source_pod.to_owned(), state: AttemptState::Failed { failure: failure(retry), at } }
+    AttemptFacts {
+        number,
+        source_pod: source_pod.to_owned(),
+        state: AttemptState::Failed { failure: failure(retry), at },
+    }
 }
 
 fn wait_reason(facts: &BackupFacts) -> (&'static str, bool) {
@@ -100,7 +104,10 @@ fn what_is_missing_is_named() {
     let cluster = || facts().cluster.unwrap();
     assert_eq!(wait_reason(&BackupFacts { cluster: None, ..facts() }), ("ClusterNotFound", true));
     assert_eq!(wait_reason(&with(ClusterFacts { has_store: false, ..cluster() })), ("NoObjectStore", true));
-    assert_eq!(wait_reason(&with(ClusterFacts { missing_secret: Some("minio".to_owned()), ..cluster() })), ("SecretNotFound", true));
+    assert_eq!(
+        wait_reason(&with(ClusterFacts { missing_secret: Some("minio".to_owned()), ..cluster() })),
+        ("SecretNotFound", true)
+    );
     assert_eq!(wait_reason(&with(ClusterFacts { deleting: true, ..cluster() })), ("ClusterDeleted", true));
     assert_eq!(wait_reason(&with(ClusterFacts { has_system_id: false, ..cluster() })), ("NoPrimary", false));
     assert_eq!(wait_reason(&with(ClusterFacts { pods: Vec::new(), ..cluster() })), ("NoPrimary", false));
@@ -138,7 +145,8 @@ fn a_success_is_completed_even_if_the_last_patch_was_lost() {
 
 #[test]
 fn a_finished_backup_rests_once_the_archive_is_known() {
-    let completed = BackupFacts { phase: BackupPhase::Completed, announced: true, completed_at: Some(now()), ..facts() };
+    let completed =
+        BackupFacts { phase: BackupPhase::Completed, announced: true, completed_at: Some(now()), ..facts() };
     assert_eq!(decide(&BackupFacts { announced: false, ..completed.clone() }, now()), Decision::Announce);
     let ask = Decision::ProveArchive { primary: Some("shop-0".to_owned()), last_try: false };
     assert_eq!(decide(&completed, now()), ask);
@@ -151,7 +159,8 @@ fn a_finished_backup_rests_once_the_archive_is_known() {
 #[test]
 fn the_archive_is_proven_by_a_barrier_behind_the_end_on_the_same_timeline() {
     let status = BackupStatus { stop_lsn: Some("0/3000120".to_owned()), timeline: Some(1), ..BackupStatus::default() };
-    let barrier = |lsn, timeline, archived| Ok(ArchiveBarrier { lsn: Lsn(lsn), timeline: TimelineId(timeline), archived });
+    let barrier =
+        |lsn, timeline, archived| Ok(ArchiveBarrier { lsn: Lsn(lsn), timeline: TimelineId(timeline), archived });
     let ready = |answer: Result<ArchiveBarrier, String>, last| judge_archive(&answer, &status, last).ready;
     assert_eq!(ready(barrier(0x400_0000, 1, true), false), Some(true));
     assert_eq!(ready(barrier(0x400_0000, 1, false), false), None);
@@ -181,7 +190,10 @@ fn the_termination_message_tells_how_an_attempt_ended() {
         other => panic!("{other:?}"),
     };
     let said = render_outcome(&BackupOutcome::Completed(summary()));
-    assert!(matches!(conclude_attempt(&end(true, ""), Some(&terminated(&said, "Completed"))), AttemptState::Succeeded(_)));
+    assert!(matches!(
+        conclude_attempt(&end(true, ""), Some(&terminated(&said, "Completed"))),
+        AttemptState::Succeeded(_)
+    ));
     let said = render_outcome(&BackupOutcome::Failed(failure(false)));
     assert_eq!(failed(conclude_attempt(&end(false, ""), Some(&terminated(&said, "Error")))), failure(false));
     let log = failed(conclude_attempt(&end(false, ""), Some(&terminated("one\nlast line\n", "Error"))));
@@ -205,7 +217,10 @@ fn an_end_is_in_the_conditions_and_the_numbers() {
         status.conditions.iter().map(|c| format!("{}={}", c.type_, c.status)).collect()
     };
     assert_eq!(holds(&done), ["Ready=True", "Reconciling=False", "Stalled=False", "Completed=True"]);
-    assert_eq!((done.phase, done.restorable, done.source_pod.as_deref()), (Some(BackupPhase::Completed), Some(true), Some("shop-2")));
+    assert_eq!(
+        (done.phase, done.restorable, done.source_pod.as_deref()),
+        (Some(BackupPhase::Completed), Some(true), Some("shop-2"))
+    );
     let failed = build_status(&running, &Report::Failed(&failure(true)), Some(1), now());
     assert_eq!(holds(&failed), ["Ready=False", "Reconciling=False", "Stalled=True", "Completed=False"]);
     assert_eq!((failed.restorable, failed.eta), (Some(false), None));

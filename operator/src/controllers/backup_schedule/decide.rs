@@ -92,7 +92,10 @@ pub fn decide(facts: &ScheduleFacts, now: Timestamp) -> Plan {
     if let Some(due) = schedule.due(facts.since, now, facts.starting_deadline) {
         match find_overlap(&facts.backups, due.scheduled) {
             Some(other) => {
-                plan.left_out = Some(format!("the run of {} is left out because the Backup {} was under way", due.scheduled, other.name));
+                plan.left_out = Some(format!(
+                    "the run of {} is left out because the Backup {} was under way",
+                    due.scheduled, other.name
+                ));
             }
             None => {
                 plan.create = Some(due.scheduled);
@@ -148,11 +151,10 @@ fn decide_deletions(facts: &ScheduleFacts) -> Vec<String> {
 /// The newest completed Backup of this schedule.
 #[must_use]
 pub fn find_last_success(backups: &[KnownBackup]) -> Option<&KnownBackup> {
-    backups
-        .iter()
-        .filter(|backup| backup.ours && matches!(backup.state, KnownState::Completed(_)))
-        .max_by_key(|backup| match backup.state {
+    backups.iter().filter(|backup| backup.ours && matches!(backup.state, KnownState::Completed(_))).max_by_key(
+        |backup| match backup.state {
             KnownState::Completed(at) => at,
             _ => backup.created,
-        })
+        },
+    )
 }

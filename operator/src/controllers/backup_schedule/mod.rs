@@ -61,7 +61,11 @@ async fn run_controller(context: Arc<Context>) {
 }
 
 /// The schedules of a cluster.
-fn list_schedules(store: &Store<BackupSchedule>, namespace: Option<&str>, cluster: &str) -> Vec<ObjectRef<BackupSchedule>> {
+fn list_schedules(
+    store: &Store<BackupSchedule>,
+    namespace: Option<&str>,
+    cluster: &str,
+) -> Vec<ObjectRef<BackupSchedule>> {
     store
         .state_filter(|schedule| {
             schedule.spec.cluster_ref.name == cluster && schedule.metadata.namespace.as_deref() == namespace
@@ -71,7 +75,10 @@ fn list_schedules(store: &Store<BackupSchedule>, namespace: Option<&str>, cluste
         .collect()
 }
 
-async fn reconcile_measured(schedule: Arc<BackupSchedule>, context: Arc<Context>) -> Result<Action, ScheduleControllerError> {
+async fn reconcile_measured(
+    schedule: Arc<BackupSchedule>,
+    context: Arc<Context>,
+) -> Result<Action, ScheduleControllerError> {
     let (namespace, name) = (schedule.namespace().unwrap_or_default(), schedule.name_any());
     let span = tracing::info_span!("reconcile", namespace, schedule = name);
     let started = Instant::now();

@@ -20,10 +20,9 @@ pub fn observe(context: &Context, schedule: &BackupSchedule, namespace: &str) ->
     let (name, spec) = (schedule.name_any(), &schedule.spec);
     let cluster = &spec.cluster_ref.name;
     let limit = |limit: Option<u32>, otherwise: u32| usize::try_from(limit.unwrap_or(otherwise)).unwrap_or(usize::MAX);
-    let backups = context
-        .stores
-        .backups
-        .state_filter(|backup| backup.namespace().as_deref() == Some(namespace) && backup.spec.cluster_ref.name == *cluster);
+    let backups = context.stores.backups.state_filter(|backup| {
+        backup.namespace().as_deref() == Some(namespace) && backup.spec.cluster_ref.name == *cluster
+    });
     ScheduleFacts {
         schedule: Schedule::parse(&spec.schedule, spec.time_zone.as_deref()),
         suspended: spec.suspend.unwrap_or(false),
@@ -54,7 +53,9 @@ fn observe_block(context: &Context, namespace: &str, cluster: &str) -> Option<(&
         return Some(("ClusterDeleted", format!("the PostgresCluster {cluster} is being deleted")));
     }
     if found.spec.backup.is_none() {
-        let message = format!("the PostgresCluster {cluster} has no spec.backup.objectStore: add it, so that there is a place for backups");
+        let message = format!(
+            "the PostgresCluster {cluster} has no spec.backup.objectStore: add it, so that there is a place for backups"
+        );
         return Some(("NoObjectStore", message));
     }
     None

@@ -33,7 +33,10 @@ const AFTER_TIME: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// [`ScheduleControllerError`]; the next round begins anew.
-pub async fn reconcile(schedule: Arc<BackupSchedule>, context: Arc<Context>) -> Result<Action, ScheduleControllerError> {
+pub async fn reconcile(
+    schedule: Arc<BackupSchedule>,
+    context: Arc<Context>,
+) -> Result<Action, ScheduleControllerError> {
     if schedule.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
@@ -87,7 +90,11 @@ async fn create_backup(
     context.metrics.api_writes.inc();
     match api.create(&PostParams::default(), &backup).await {
         Ok(_) => {
-            let late = if missed == 0 { String::new() } else { format!("; {missed} earlier runs were missed and are left out") };
+            let late = if missed == 0 {
+                String::new()
+            } else {
+                format!("; {missed} earlier runs were missed and are left out")
+            };
             let note = format!("made the Backup {name} for the run of {scheduled}{late}");
             publish(context, &schedule.object_ref(&()), EventType::Normal, "BackupCreated", "Schedule", &note).await;
             Ok(())

@@ -89,9 +89,11 @@ fn a_suspended_or_blocked_schedule_makes_nothing() {
 
 #[test]
 fn a_bad_expression_stalls_with_its_field_and_waits_for_the_next_version() {
-    for (text, zone, field) in
-        [("61 * * * *", None, "spec.schedule"), ("0 0 30 2 *", None, "spec.schedule"), ("0 3 * * *", Some("Mars/Base"), "spec.timeZone")]
-    {
+    for (text, zone, field) in [
+        ("61 * * * *", None, "spec.schedule"),
+        ("0 0 30 2 *", None, "spec.schedule"),
+        ("0 3 * * *", Some("Mars/Base"), "spec.timeZone"),
+    ] {
         let facts = ScheduleFacts { schedule: Schedule::parse(text, zone), ..facts() };
         let plan = decide(&facts, at("21T03:00:00"));
         let (reason, message) = plan.stalled.clone().unwrap();

@@ -11,7 +11,7 @@ use super::{build::Resources, validate::ValidatedCluster};
 use crate::{
     context::{Context, Now},
     kubernetes::{
-        apply::{Applier, AppliedObjects, ApplyError},
+        apply::{AppliedObjects, Applier, ApplyError},
         store::of_cluster,
     },
     telemetry::error_chain,
@@ -73,7 +73,8 @@ pub async fn apply_resources(
     now: Now,
 ) -> Applied {
     // Without `..`: a kind that is built and that nobody applies must not compile.
-    let Resources { account, role, role_binding, config_map, services, budget, network_policy, stateful_set } = resources;
+    let Resources { account, role, role_binding, config_map, services, budget, network_policy, stateful_set } =
+        resources;
     let stores = &context.stores;
     let applier = Applier {
         client: &context.client,
@@ -126,9 +127,16 @@ impl Round<'_> {
 }
 
 /// Asks for larger volumes where the spec does. Whether that is possible is up to the storage class.
-async fn grow_volumes(context: &Context, cluster: &ValidatedCluster, memory: &mut ApplyMemory, now: Now, applied: &mut Applied) {
+async fn grow_volumes(
+    context: &Context,
+    cluster: &ValidatedCluster,
+    memory: &mut ApplyMemory,
+    now: Now,
+    applied: &mut Applied,
+) {
     let claims = of_cluster(&context.stores.claims, &cluster.namespace, &cluster.name);
-    let small: Vec<_> = claims.iter().filter(|claim| needs_growth(claim, cluster)).map(|claim| claim.name_any()).collect();
+    let small: Vec<_> =
+        claims.iter().filter(|claim| needs_growth(claim, cluster)).map(|claim| claim.name_any()).collect();
     if small.is_empty() {
         memory.refused = None;
         return;
@@ -153,8 +161,11 @@ async fn grow_volumes(context: &Context, cluster: &ValidatedCluster, memory: &mu
                     error_chain(&error)
                 );
                 let problem = ApplyProblem { reason: "VolumeExpansionRefused".to_owned(), message };
-                memory.refused =
-                    Some(RefusedExpansion { bytes: cluster.storage.bytes, at_ms: now.monotonic_ms, problem: problem.clone() });
+                memory.refused = Some(RefusedExpansion {
+                    bytes: cluster.storage.bytes,
+                    at_ms: now.monotonic_ms,
+                    problem: problem.clone(),
+                });
                 applied.problems.push(problem);
                 return;
             }

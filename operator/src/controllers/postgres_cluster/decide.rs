@@ -110,7 +110,8 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
         plan.stalled = Some(Stall::new("RegisterUnreadable", problem.as_str()));
         return plan;
     }
-    let (Some(lease), Some(observation)) = (observed.register.as_ref().map(|stored| &stored.view), memory.observation.as_ref())
+    let (Some(lease), Some(observation)) =
+        (observed.register.as_ref().map(|stored| &stored.view), memory.observation.as_ref())
     else {
         plan.action = Action::CreateRegister;
         plan.requeue_after_ms = SOONEST_MS;

@@ -30,7 +30,12 @@ pub fn decide_events(old: &PostgresClusterStatus, new: &PostgresClusterStatus) -
     let mut push = |type_, reason, action, note: String| events.push(ClusterEvent { type_, reason, action, note });
     if let (None, Some(system)) = (&old.system_id, &new.system_id) {
         let primary = new.primary.as_deref().unwrap_or_default();
-        push(EventType::Normal, "Bootstrapped", "Bootstrap", format!("{primary} made the cluster's database (system identifier {system})"));
+        push(
+            EventType::Normal,
+            "Bootstrapped",
+            "Bootstrap",
+            format!("{primary} made the cluster's database (system identifier {system})"),
+        );
     }
     if let Some(failover) = &new.last_failover
         && old.last_failover.as_ref().is_none_or(|before| before.term != failover.term)
@@ -68,14 +73,20 @@ fn find<'a>(status: &'a PostgresClusterStatus, type_: &str) -> Option<&'a Condit
 }
 
 /// The condition, if it has this value now and had another one before.
-fn became<'a>(old: &PostgresClusterStatus, new: &'a PostgresClusterStatus, type_: &str, value: &str) -> Option<&'a Condition> {
+fn became<'a>(
+    old: &PostgresClusterStatus,
+    new: &'a PostgresClusterStatus,
+    type_: &str,
+    value: &str,
+) -> Option<&'a Condition> {
     let before = find(old, type_).is_some_and(|condition| condition.status == value);
     find(new, type_).filter(|condition| condition.status == value && !before)
 }
 
 /// A replica whose data directory was made since.
 fn built(old: &PostgresClusterStatus, member: &MemberStatus) -> Option<String> {
-    let source = member.source.as_ref().filter(|source| ["backup", "instance", "rewind"].contains(&source.source.as_str()))?;
+    let source =
+        member.source.as_ref().filter(|source| ["backup", "instance", "rewind"].contains(&source.source.as_str()))?;
     let before = old.members.iter().find(|before| before.pod == member.pod).and_then(|before| before.source.as_ref());
     if before == Some(source) {
         return None;
@@ -135,18 +146,30 @@ mod tests {
 
     #[test]
     fn a_blocked_failover_is_told_once() {
-        assert_eq!(reasons(&with_condition(FAILOVER_BLOCKED, "False"), &with_condition(FAILOVER_BLOCKED, "True")), ["FailoverBlocked"]);
+        assert_eq!(
+            reasons(&with_condition(FAILOVER_BLOCKED, "False"), &with_condition(FAILOVER_BLOCKED, "True")),
+            ["FailoverBlocked"]
+        );
     }
 
     #[test]
     fn a_primary_that_is_not_there_yet_has_not_become_unavailable() {
         assert!(reasons(&PostgresClusterStatus::default(), &with_condition(PRIMARY_AVAILABLE, "False")).is_empty());
-        assert_eq!(reasons(&with_condition(PRIMARY_AVAILABLE, "True"), &with_condition(PRIMARY_AVAILABLE, "False")), ["PrimaryUnavailable"]);
+        assert_eq!(
+            reasons(&with_condition(PRIMARY_AVAILABLE, "True"), &with_condition(PRIMARY_AVAILABLE, "False")),
+            ["PrimaryUnavailable"]
+        );
     }
 
     #[test]
     fn a_failover_is_told_with_its_numbers() {
-        let failover = LastFailover { from: "shop-0".into(), to: "shop-1".into(), term: 2, seal_ms: 42, ..LastFailover::default() };
+        let failover = LastFailover {
+            from: "shop-0".into(),
+            to: "shop-1".into(),
+            term: 2,
+            seal_ms: 42,
+            ..LastFailover::default()
+        };
         let new = PostgresClusterStatus { last_failover: Some(failover), ..PostgresClusterStatus::default() };
         let events = decide_events(&PostgresClusterStatus::default(), &new);
         assert!(events[0].note.contains("sealed in 42 ms"), "{}", events[0].note);
@@ -154,11 +177,19 @@ mod tests {
 
     #[test]
     fn a_replica_built_from_a_backup_is_told_with_the_reason() {
-        let source = MemberSource { source: "backup".into(), from: "b1".into(), reason: "4 MiB of WAL".into(), ..MemberSource::default() };
+        let source = MemberSource {
+            source: "backup".into(),
+            from: "b1".into(),
+            reason: "4 MiB of WAL".into(),
+            ..MemberSource::default()
+        };
         let member = MemberStatus { pod: "shop-3".into(), source: Some(source), ..MemberStatus::default() };
         let new = PostgresClusterStatus { members: vec![member], ..PostgresClusterStatus::default() };
         let events = decide_events(&PostgresClusterStatus::default(), &new);
-        assert_eq!((events[0].reason, events[0].note.as_str()), ("ReplicaBuilt", "shop-3 was built from backup b1: 4 MiB of WAL"));
+        assert_eq!(
+            (events[0].reason, events[0].note.as_str()),
+            ("ReplicaBuilt", "shop-3 was built from backup b1: 4 MiB of WAL")
+        );
         assert!(reasons(&new, &new).is_empty());
     }
 }

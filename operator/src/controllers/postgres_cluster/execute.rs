@@ -152,7 +152,13 @@ impl Round<'_> {
                 }
                 Step::CollectSeals { term, pods } => {
                     let (reports, next) = self.collect_seals(term, &pods, &seen, memory).await;
-                    tracing::info!(cluster = self.cluster.name, term = term.0, sealed = reports.len(), asked = pods.len(), "sealed");
+                    tracing::info!(
+                        cluster = self.cluster.name,
+                        term = term.0,
+                        sealed = reports.len(),
+                        asked = pods.len(),
+                        "sealed"
+                    );
                     (lease, step) = (Some(seen), next);
                 }
                 Step::Claim { pod, pod_uid, member, candidates, possible_loss_bytes } => {

@@ -107,7 +107,10 @@ impl Observed {
     /// The pods as the failover decisions want them.
     #[must_use]
     pub fn views(&self) -> BTreeMap<String, PodView> {
-        self.pods.iter().map(|pod| (pod.name.clone(), PodView { uid: pod.uid.clone(), probe: pod.probe.clone() })).collect()
+        self.pods
+            .iter()
+            .map(|pod| (pod.name.clone(), PodView { uid: pod.uid.clone(), probe: pod.probe.clone() }))
+            .collect()
     }
 
     /// The addresses of the agents whose pods run.
@@ -121,7 +124,11 @@ impl Observed {
 ///
 /// # Errors
 /// If the API server does not answer.
-pub async fn observe(context: &Context, cluster: &ValidatedCluster, identity: &OperatorIdentity) -> Result<Observed, ObserveError> {
+pub async fn observe(
+    context: &Context,
+    cluster: &ValidatedCluster,
+    identity: &OperatorIdentity,
+) -> Result<Observed, ObserveError> {
     let client = context.agents.of(&cluster.uid, identity).map_err(ObserveError::AgentClient)?;
     let mut pods: Vec<ObservedPod> = store::of_cluster(&context.stores.pods, &cluster.namespace, &cluster.name)
         .iter()
@@ -150,7 +157,8 @@ type ReadRegister = (Option<StoredRegister>, Option<String>, u64);
 
 async fn read_register(context: &Context, cluster: &ValidatedCluster) -> Result<ReadRegister, ObserveError> {
     let client = RegisterClient::new(context.client.clone(), &cluster.namespace);
-    let read = timeout(REGISTER_TIMEOUT, client.read(&cluster.name)).await.map_err(|_| ObserveError::RegisterTimeout)?;
+    let read =
+        timeout(REGISTER_TIMEOUT, client.read(&cluster.name)).await.map_err(|_| ObserveError::RegisterTimeout)?;
     let read_at_ms = context.clock.now().monotonic_ms;
     match read {
         Ok(register) => Ok((register, None, read_at_ms)),
@@ -172,7 +180,10 @@ async fn probe(client: &AgentClient, address: Option<AgentAddress>, uid: &str) -
 }
 
 /// The claims straight from the API server: that no data directory exists must not be concluded from a cache.
-async fn list_claims(context: &Context, cluster: &ValidatedCluster) -> Result<BTreeMap<u32, ObservedClaim>, ObserveError> {
+async fn list_claims(
+    context: &Context,
+    cluster: &ValidatedCluster,
+) -> Result<BTreeMap<u32, ObservedClaim>, ObserveError> {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &cluster.namespace);
     let list = api
         .list(&ListParams::default().labels(&cluster.selector()))
@@ -183,7 +194,12 @@ async fn list_claims(context: &Context, cluster: &ValidatedCluster) -> Result<BT
         .into_iter()
         .filter_map(|claim| {
             // `<template>-<pod>`, as the StatefulSet controller names it.
-            let ordinal = claim.metadata.name.as_deref()?.split_once('-').and_then(|(_, pod)| names::ordinal(&cluster.name, pod))?;
+            let ordinal = claim
+                .metadata
+                .name
+                .as_deref()?
+                .split_once('-')
+                .and_then(|(_, pod)| names::ordinal(&cluster.name, pod))?;
             Some((ordinal, ObservedClaim { created_at: claim.metadata.creation_timestamp.map(|time| time.0) }))
         })
         .collect())

@@ -101,7 +101,9 @@ async fn run_round(
     }
     let identity = match apply_secrets(context, &validated, &mut memory.secrets, now).await {
         Ok(identity) => identity,
-        Err(SecretsError::Blocked(problem)) => return stall(context, cluster, &problem.reason, &problem.message, now).await,
+        Err(SecretsError::Blocked(problem)) => {
+            return stall(context, cluster, &problem.reason, &problem.message, now).await;
+        }
         Err(error) => return Err(ReconcileError::Secrets(error)),
     };
     let round = Round { context, cluster: &validated, identity: &identity, may_apply: invalid.is_none(), now };

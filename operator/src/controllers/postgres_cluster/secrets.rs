@@ -94,8 +94,13 @@ pub async fn apply_secrets(
     }
 }
 
-async fn ensure_secrets(context: &Context, cluster: &ValidatedCluster, now: Timestamp) -> Result<OperatorIdentity, SecretsError> {
-    let secrets = Secrets { api: Api::namespaced(context.client.clone(), &cluster.namespace), context, uid: &cluster.uid };
+async fn ensure_secrets(
+    context: &Context,
+    cluster: &ValidatedCluster,
+    now: Timestamp,
+) -> Result<OperatorIdentity, SecretsError> {
+    let secrets =
+        Secrets { api: Api::namespaced(context.client.clone(), &cluster.namespace), context, uid: &cluster.uid };
     let app = secrets.read(&names::app_secret(&cluster.name)).await?;
     let ca = secrets.read(&names::ca_secret(&cluster.name)).await?;
     let tls = secrets.read(&names::tls_secret(&cluster.name)).await?;

@@ -106,7 +106,8 @@ pub fn build_stalled_status(cluster: &PostgresCluster, reason: &str, message: &s
     let published = cluster.status.clone().unwrap_or_default();
     let generation = cluster.metadata.generation.unwrap_or_default();
     let new = |type_: &str, status: &str| conditions::Draft::new(type_, status, reason, message);
-    let mut conditions = vec![new(READY, "False"), conditions::Draft::new(RECONCILING, "False", "Stalled", ""), new(STALLED, "True")];
+    let mut conditions =
+        vec![new(READY, "False"), conditions::Draft::new(RECONCILING, "False", "Stalled", ""), new(STALLED, "True")];
     let kept = published.conditions.iter().filter(|old| ![READY, RECONCILING, STALLED].contains(&old.type_.as_str()));
     conditions.extend(kept.map(|old| conditions::Draft::new(&old.type_, &old.status, &old.reason, &old.message)));
     PostgresClusterStatus {
@@ -121,7 +122,11 @@ pub fn build_stalled_status(cluster: &PostgresCluster, reason: &str, message: &s
 ///
 /// # Errors
 /// If the patch failed.
-pub async fn apply_status(context: &Context, cluster: &PostgresCluster, status: PostgresClusterStatus) -> Result<bool, StatusError> {
+pub async fn apply_status(
+    context: &Context,
+    cluster: &PostgresCluster,
+    status: PostgresClusterStatus,
+) -> Result<bool, StatusError> {
     let published = cluster.status.clone().unwrap_or_default();
     if status == published {
         return Ok(false);
@@ -163,9 +168,10 @@ fn render_version(number: u32) -> String {
 /// the register tells is better than the record of an older one.
 fn last_failover(scene: &Scene<'_>, memory: &Memory) -> Option<LastFailover> {
     let published = &scene.cluster.status;
-    let remembered = memory.last_failover.as_ref().filter(|record| {
-        published.last_failover.as_ref().is_none_or(|known| known.term <= record.term)
-    });
+    let remembered = memory
+        .last_failover
+        .as_ref()
+        .filter(|record| published.last_failover.as_ref().is_none_or(|known| known.term <= record.term));
     if let Some(record) = remembered {
         return Some(record.clone());
     }
@@ -220,7 +226,10 @@ fn merge(published: &[Condition], new: Vec<conditions::Draft>, generation: i64, 
 fn render_time(published: &[Condition], merged: &core_conditions::Condition) -> String {
     let old = published.iter().find(|old| old.type_ == merged.type_ && old.status == merged.status);
     let time = merged.last_transition;
-    old.map_or_else(|| Timestamp::from_second(time.as_second()).unwrap_or(time).to_string(), |old| old.last_transition_time.clone())
+    old.map_or_else(
+        || Timestamp::from_second(time.as_second()).unwrap_or(time).to_string(),
+        |old| old.last_transition_time.clone(),
+    )
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use pgherd_core::instance::{OPERATOR_CN, REPLICATION_ROLE};
 use pgherd_crds::names;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -32,7 +33,9 @@ const REPLICATION: [&str; 2] = ["replication.crt", "replication.key"];
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The CA Secret is there, but not usable.
-    #[error("its key {key} is not usable ({detail}); restore the Secret, or delete it together with the -tls Secret so that a new CA is made")]
+    #[error(
+        "its key {key} is not usable ({detail}); restore the Secret, or delete it together with the -tls Secret so that a new CA is made"
+    )]
     UnusableCa {
         /// The key of the Secret.
         key: &'static str,
@@ -74,7 +77,8 @@ impl Certificates {
     /// The operator's identity.
     #[must_use]
     pub fn identity(&self) -> OperatorIdentity {
-        let text = |key: &str| self.ca.get(key).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default();
+        let text =
+            |key: &str| self.ca.get(key).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default();
         OperatorIdentity { ca_pem: text(CA_CRT), certificate_pem: text(OPERATOR[0]), key_pem: text(OPERATOR[1]) }
     }
 }
@@ -120,7 +124,12 @@ fn server_hosts(cluster: &str, namespace: &str) -> Vec<String> {
     let pods = names::pods_service(cluster);
     let mut hosts = vec![format!("*.{pods}.{namespace}.svc"), format!("*.{pods}.{namespace}.svc.cluster.local")];
     for service in [names::rw_service(cluster), names::ro_service(cluster), names::r_service(cluster)] {
-        for suffix in [String::new(), format!(".{namespace}"), format!(".{namespace}.svc"), format!(".{namespace}.svc.cluster.local")] {
+        for suffix in [
+            String::new(),
+            format!(".{namespace}"),
+            format!(".{namespace}.svc"),
+            format!(".{namespace}.svc.cluster.local"),
+        ] {
             hosts.push(format!("{service}{suffix}"));
         }
     }
@@ -152,7 +161,8 @@ fn make_ca(cluster: &str, namespace: &str, now: Timestamp) -> Result<SecretData,
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     let certificate = params.self_signed(&key).map_err(TlsError::Generate)?;
-    Ok([(CA_CRT.to_owned(), certificate.pem().into_bytes()), (CA_KEY.to_owned(), key.serialize_pem().into_bytes())].into())
+    Ok([(CA_CRT.to_owned(), certificate.pem().into_bytes()), (CA_KEY.to_owned(), key.serialize_pem().into_bytes())]
+        .into())
 }
 
 struct Leaf {
@@ -163,7 +173,11 @@ struct Leaf {
 
 impl Leaf {
     fn client(common_name: &str) -> Self {
-        Self { common_name: common_name.to_owned(), hosts: Vec::new(), usage: vec![ExtendedKeyUsagePurpose::ClientAuth] }
+        Self {
+            common_name: common_name.to_owned(),
+            hosts: Vec::new(),
+            usage: vec![ExtendedKeyUsagePurpose::ClientAuth],
+        }
     }
 
     fn server(cluster: &str, hosts: Vec<String>) -> Self {

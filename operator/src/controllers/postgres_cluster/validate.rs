@@ -172,7 +172,11 @@ impl Problems {
 ///
 /// # Errors
 /// [`InvalidSpec`] with everything that is wrong.
-pub fn validate_cluster(cluster: &PostgresCluster, references: &References, images: &ImageMap) -> Result<ValidatedCluster, InvalidSpec> {
+pub fn validate_cluster(
+    cluster: &PostgresCluster,
+    references: &References,
+    images: &ImageMap,
+) -> Result<ValidatedCluster, InvalidSpec> {
     let mut problems = Problems::default();
     let spec = &cluster.spec;
     let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
@@ -184,7 +188,13 @@ pub fn validate_cluster(cluster: &PostgresCluster, references: &References, imag
     let image = choose_image(spec, references, images, &mut problems);
     let backup = spec.backup.as_ref();
     let store = backup.map(|backup| {
-        validate_store(&backup.object_store, &namespace, "spec.backup.objectStore", [paths::STORE, paths::STORE_CA], &mut problems)
+        validate_store(
+            &backup.object_store,
+            &namespace,
+            "spec.backup.objectStore",
+            [paths::STORE, paths::STORE_CA],
+            &mut problems,
+        )
     });
     let status = cluster.status.clone().unwrap_or_default();
     let (bootstrap, recovery_store) = bootstrap::validate_bootstrap(cluster, &namespace, references, &mut problems);
@@ -248,7 +258,10 @@ fn validate_failover(spec: &PostgresClusterSpec, problems: &mut Problems) -> (u6
     (delay.and_then(|delay| u64::try_from(delay.as_millis()).ok()).unwrap_or(0), max_lag)
 }
 
-fn validate_postgresql(spec: &PostgresClusterSpec, problems: &mut Problems) -> (BTreeMap<String, String>, Vec<HbaEntry>) {
+fn validate_postgresql(
+    spec: &PostgresClusterSpec,
+    problems: &mut Problems,
+) -> (BTreeMap<String, String>, Vec<HbaEntry>) {
     let postgresql = spec.postgresql.clone().unwrap_or_default();
     let parameters = postgresql.parameters.unwrap_or_default();
     for error in validate_parameters(&parameters).err().unwrap_or_default() {
@@ -261,7 +274,12 @@ fn validate_postgresql(spec: &PostgresClusterSpec, problems: &mut Problems) -> (
     };
     let rules = postgresql.pg_hba.unwrap_or_default().into_iter();
     let hba: Vec<HbaEntry> = rules
-        .map(|rule| HbaEntry { database: rule.database, user: rule.user, address: rule.address, method: method(rule.method).to_owned() })
+        .map(|rule| HbaEntry {
+            database: rule.database,
+            user: rule.user,
+            address: rule.address,
+            method: method(rule.method).to_owned(),
+        })
         .collect();
     for error in validate_hba(&hba).err().unwrap_or_default() {
         let field = format!("spec.postgresql.pgHba[{}].{}", error.index, error.field);
@@ -270,20 +288,30 @@ fn validate_postgresql(spec: &PostgresClusterSpec, problems: &mut Problems) -> (
     (parameters, hba)
 }
 
-fn validate_storage(spec: &PostgresClusterSpec, references: &References, problems: &mut Problems) -> Option<ValidatedStorage> {
+fn validate_storage(
+    spec: &PostgresClusterSpec,
+    references: &References,
+    problems: &mut Problems,
+) -> Option<ValidatedStorage> {
     let field = "spec.storage.size";
     let bytes = problems.keep(field, parse_bytes(&spec.storage.size))?;
     if bytes == 0 {
         problems.add(field, "must be more than 0, such as 10Gi");
     }
     if references.live_storage_bytes.is_some_and(|live| bytes < live) {
-        problems.add(field, "is smaller than the volumes are: volumes only grow; make a new cluster from a backup instead");
+        problems
+            .add(field, "is smaller than the volumes are: volumes only grow; make a new cluster from a backup instead");
     }
     Some(ValidatedStorage { size: spec.storage.size.clone(), bytes, class: spec.storage.storage_class_name.clone() })
 }
 
 /// The image: the user's, or the operator's for the version that is asked for or that the backup has.
-fn choose_image(spec: &PostgresClusterSpec, references: &References, images: &ImageMap, problems: &mut Problems) -> String {
+fn choose_image(
+    spec: &PostgresClusterSpec,
+    references: &References,
+    images: &ImageMap,
+    problems: &mut Problems,
+) -> String {
     if let Some(image) = &spec.image {
         return image.clone();
     }

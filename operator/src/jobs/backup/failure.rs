@@ -1,10 +1,7 @@
 //! Why a backup failed, in a word and a sentence, and whether another attempt may help. Pure.
 
 use pgherd_stream::{
-    backup::BackupError,
-    base_backup::BaseBackupError,
-    replication::ReplicationError,
-    store::StoreError,
+    backup::BackupError, base_backup::BaseBackupError, replication::ReplicationError, store::StoreError,
 };
 
 use super::outcome::BackupFailure;
@@ -58,7 +55,8 @@ mod tests {
 
     #[test]
     fn what_only_the_user_can_change_is_not_tried_again() {
-        let credentials = StoreError::WrongCredentials { what: "HeadBucket".to_owned(), code: "AccessDenied".to_owned() };
+        let credentials =
+            StoreError::WrongCredentials { what: "HeadBucket".to_owned(), code: "AccessDenied".to_owned() };
         let failure = describe_failure(&BackupError::Store(credentials));
         assert_eq!((failure.reason.as_str(), failure.retry), ("WrongCredentials", false));
         let failure = describe_failure(&BackupError::Store(StoreError::NoSuchBucket("backups".to_owned())));
@@ -68,7 +66,8 @@ mod tests {
 
     #[test]
     fn a_lost_source_and_an_unreachable_store_are_tried_again() {
-        let lost = BackupError::BaseBackup(BaseBackupError::Replication(ReplicationError::UnexpectedEnd("a base backup")));
+        let lost =
+            BackupError::BaseBackup(BaseBackupError::Replication(ReplicationError::UnexpectedEnd("a base backup")));
         let failure = describe_failure(&lost);
         assert_eq!((failure.reason.as_str(), failure.retry), ("SourceLost", true));
         let unreachable = StoreError::Unreachable {

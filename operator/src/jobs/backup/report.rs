@@ -2,11 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use kube::{Api, Client, api::{Patch, PatchParams}};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
 use pgherd_crds::{Backup, BackupStatus};
 use pgherd_stream::backup::BackupProgress;
 use serde_json::json;
-use tokio::{sync::watch, time::{MissedTickBehavior, interval, timeout}};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{

@@ -84,7 +84,8 @@ impl Pki {
                         async move { Response::builder().status(status).body(Full::new(Bytes::from(answer))) }
                     });
                     // Without keep-alive the server closes after each answer: pooled connections are dead.
-                    let _ = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
+                    let _ =
+                        http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });

@@ -38,7 +38,11 @@ pub fn build_role_binding(cluster: &ValidatedCluster) -> RoleBinding {
     let name = instance_account(&cluster.name);
     RoleBinding {
         metadata: metadata(cluster, name.clone()),
-        role_ref: RoleRef { api_group: "rbac.authorization.k8s.io".to_owned(), kind: "Role".to_owned(), name: name.clone() },
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".to_owned(),
+            kind: "Role".to_owned(),
+            name: name.clone(),
+        },
         subjects: Some(vec![Subject {
             kind: "ServiceAccount".to_owned(),
             name,

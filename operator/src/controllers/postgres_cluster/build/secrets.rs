@@ -24,7 +24,10 @@ pub fn build_app_secret(cluster: &ValidatedCluster, password: &str) -> Secret {
         ("port", port.to_string()),
         ("dbname", database.to_owned()),
         ("uri", format!("postgresql://{user}:{password}@{host}:{port}/{database}?sslmode=require")),
-        ("jdbc-uri", format!("jdbc:postgresql://{host}:{port}/{database}?user={user}&password={password}&sslmode=require")),
+        (
+            "jdbc-uri",
+            format!("jdbc:postgresql://{host}:{port}/{database}?user={user}&password={password}&sslmode=require"),
+        ),
         ("pgpass", format!("{host}:{port}:{database}:{user}:{password}\n")),
     ];
     let data = values.into_iter().map(|(key, value)| (key.to_owned(), value.into_bytes())).collect();
@@ -44,6 +47,7 @@ pub fn build_tls_secret(cluster: &ValidatedCluster, data: &SecretData) -> Secret
 }
 
 fn build_secret(cluster: &ValidatedCluster, name: String, type_: &str, data: &SecretData) -> Secret {
-    let data: BTreeMap<String, ByteString> = data.iter().map(|(key, value)| (key.clone(), ByteString(value.clone()))).collect();
+    let data: BTreeMap<String, ByteString> =
+        data.iter().map(|(key, value)| (key.clone(), ByteString(value.clone()))).collect();
     Secret { metadata: metadata(cluster, name), type_: Some(type_.to_owned()), data: Some(data), ..Secret::default() }
 }

@@ -3,13 +3,19 @@ use crate::controllers::postgres_cluster::test_support::{FULL, MINIMAL, validate
 
 fn build(spec: &str) -> Resources {
     let cluster = validated(spec);
-    build_resources(&BuildInput { cluster: &cluster, replicas: cluster.instances, pgherd_image: "registry/pgherd:dev", claim_size: None })
-        .unwrap()
+    build_resources(&BuildInput {
+        cluster: &cluster,
+        replicas: cluster.instances,
+        pgherd_image: "registry/pgherd:dev",
+        claim_size: None,
+    })
+    .unwrap()
 }
 
 #[test]
 fn the_objects_of_a_minimal_cluster() {
-    let Resources { account, role, role_binding, config_map, services, budget, network_policy, stateful_set } = build(MINIMAL);
+    let Resources { account, role, role_binding, config_map, services, budget, network_policy, stateful_set } =
+        build(MINIMAL);
     insta::assert_yaml_snapshot!("account", account);
     insta::assert_yaml_snapshot!("role", role);
     insta::assert_yaml_snapshot!("role_binding", role_binding);
@@ -48,7 +54,8 @@ fn readable(mut secret: k8s_openapi::api::core::v1::Secret) -> k8s_openapi::api:
 fn the_claim_template_keeps_the_size_of_the_live_one() {
     let cluster = validated("{instances: 1, storage: {size: 20Gi}}");
     let live = Quantity("10Gi".into());
-    let input = BuildInput { cluster: &cluster, replicas: 1, pgherd_image: "registry/pgherd:dev", claim_size: Some(&live) };
+    let input =
+        BuildInput { cluster: &cluster, replicas: 1, pgherd_image: "registry/pgherd:dev", claim_size: Some(&live) };
     let set = build_resources(&input).unwrap().stateful_set;
     let templates = set.spec.unwrap().volume_claim_templates.unwrap();
     let requests = templates[0].spec.clone().unwrap().resources.unwrap().requests.unwrap();

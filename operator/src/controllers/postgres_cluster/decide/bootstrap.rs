@@ -49,7 +49,10 @@ pub fn decide_bootstrap(cluster: &ValidatedCluster, observed: &Observed, plan: &
 /// The lowest ordinal that answers makes the first data directory. Those that don't answer have none: their claims are
 /// younger than the register.
 fn plan_first_holder(cluster: &ValidatedCluster, observed: &Observed, register: &Register, plan: &mut Plan) {
-    let answering = observed.pods.iter().filter(|pod| !pod.terminating && pod.status().is_some() && pod.ordinal < cluster.instances);
+    let answering = observed
+        .pods
+        .iter()
+        .filter(|pod| !pod.terminating && pod.status().is_some() && pod.ordinal < cluster.instances);
     match answering.min_by_key(|pod| pod.ordinal) {
         Some(pod) => {
             let register = Box::new(register_bootstrapped(register, &pod.name, &pod.uid, cluster.acks));
@@ -81,27 +84,43 @@ fn silent_pods(cluster: &ValidatedCluster, observed: &Observed, old_claims: &[u3
 /// of them as voters means that all must seal (R + W > N), and then the furthest wins. It names no pod by UID, so that
 /// nobody takes itself for the holder meanwhile.
 fn plan_rebuild(register: &Register, known_system: Option<&String>, members: &[&InstanceStatus], plan: &mut Plan) {
-    let mut systems: Vec<&String> = members.iter().filter_map(|status| status.system_id.as_ref()).chain(known_system).collect();
+    let mut systems: Vec<&String> =
+        members.iter().filter_map(|status| status.system_id.as_ref()).chain(known_system).collect();
     systems.sort();
     systems.dedup();
     let [system] = systems[..] else {
         let message = if systems.is_empty() {
             "the register is lost, and no instance can say which database system it holds".to_owned()
         } else {
-            format!("the register is lost, and the volumes hold data of different clusters (system identifiers {systems:?}): remove the foreign volumes")
+            format!(
+                "the register is lost, and the volumes hold data of different clusters (system identifiers {systems:?}): remove the foreign volumes"
+            )
         };
         plan.stalled = Some(Stall::new("RegisterLost", message));
         return;
     };
-    let mut voters: Vec<Voter> =
-        members.iter().filter_map(|status| Some(Voter { member: status.member.clone()?, pod: status.pod.clone() })).collect();
+    let mut voters: Vec<Voter> = members
+        .iter()
+        .filter_map(|status| Some(Voter { member: status.member.clone()?, pod: status.pod.clone() }))
+        .collect();
     voters.sort();
-    let term = members.iter().map(|status| status.term.max(status.sealed_term)).max().unwrap_or_default().max(register.seal_term);
-    let furthest = members.iter().max_by_key(|status| (status.term, status.received_lsn)).map(|status| status.pod.clone());
+    let term = members
+        .iter()
+        .map(|status| status.term.max(status.sealed_term))
+        .max()
+        .unwrap_or_default()
+        .max(register.seal_term);
+    let furthest =
+        members.iter().max_by_key(|status| (status.term, status.received_lsn)).map(|status| status.pod.clone());
     let rebuilt = Register {
         term,
         seal_term: Term(term.0 + 1),
-        holder: Some(Holder { pod: furthest.unwrap_or_default(), pod_uid: String::new(), boot_nonce: String::new(), member: None }),
+        holder: Some(Holder {
+            pod: furthest.unwrap_or_default(),
+            pod_uid: String::new(),
+            boot_nonce: String::new(),
+            member: None,
+        }),
         released: true,
         timeline: None,
         system_id: Some(system.clone()),

@@ -70,7 +70,8 @@ impl Memory {
         if self.term_since.is_none_or(|(term, _)| term != register.term) {
             self.term_since = Some((register.term, now.monotonic_ms));
         }
-        let outdated = |failover: &FailoverProgress| failover.term < register.term || failover.term > register.seal_term;
+        let outdated =
+            |failover: &FailoverProgress| failover.term < register.term || failover.term > register.seal_term;
         if self.failover.as_ref().is_some_and(outdated) {
             self.failover = None;
         }

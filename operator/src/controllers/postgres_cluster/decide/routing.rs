@@ -40,7 +40,9 @@ fn decide_role(observed: &Observed, pod: &ObservedPod) -> Option<&'static str> {
         return (serves || keeps).then_some(ROLE_PRIMARY);
     }
     match pod.status() {
-        Some(status) if status.phase == Phase::Replica && status.postgres_up && !status.is_primary => Some(ROLE_REPLICA),
+        Some(status) if status.phase == Phase::Replica && status.postgres_up && !status.is_primary => {
+            Some(ROLE_REPLICA)
+        }
         Some(_) => None,
         None => (pod.role.as_deref() == Some(ROLE_REPLICA)).then_some(ROLE_REPLICA),
     }

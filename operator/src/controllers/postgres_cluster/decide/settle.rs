@@ -29,15 +29,27 @@ pub fn decide_settle(cluster: &ValidatedCluster, observed: &Observed, register: 
     }
 }
 
-fn planned(cluster: &ValidatedCluster, observed: &Observed, register: &Register, holder: &InstanceStatus) -> Option<Quorums> {
+fn planned(
+    cluster: &ValidatedCluster,
+    observed: &Observed,
+    register: &Register,
+    holder: &InstanceStatus,
+) -> Option<Quorums> {
     let present: Vec<Voter> = observed.pods.iter().filter_map(|pod| voter(pod.status()?)).collect();
     let streams = |status: &InstanceStatus| {
         let receives = status.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
-        let is_sent = holder.standbys.iter().any(|standby| Some(&standby.member) == status.member.as_ref() && standby.state == "streaming");
+        let is_sent = holder
+            .standbys
+            .iter()
+            .any(|standby| Some(&standby.member) == status.member.as_ref() && standby.state == "streaming");
         status.phase == Phase::Replica && receives && is_sent
     };
-    let streaming: Vec<Voter> =
-        observed.pods.iter().filter_map(|pod| pod.status().filter(|status| streams(status))).filter_map(voter).collect();
+    let streaming: Vec<Voter> = observed
+        .pods
+        .iter()
+        .filter_map(|pod| pod.status().filter(|status| streams(status)))
+        .filter_map(voter)
+        .collect();
     let removed_pods = removed_pods(cluster, observed, register);
     let members = Membership { streaming: &streaming, present: &present, removed_pods: &removed_pods };
     plan_voters(register, &members, cluster.acks)

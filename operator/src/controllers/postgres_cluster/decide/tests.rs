@@ -9,7 +9,9 @@ use pgherd_core::{
 
 use super::*;
 use crate::controllers::postgres_cluster::{
-    observe::testing::{at, claim, empty_agent, held_by_0, observed, pod, primary, replica, sealed, settled, voter, voters},
+    observe::testing::{
+        at, claim, empty_agent, held_by_0, observed, pod, primary, replica, sealed, settled, voter, voters,
+    },
     test_support::{MINIMAL, validated},
 };
 
@@ -128,12 +130,18 @@ fn a_claimed_winner_is_routed_to_once_it_serves_in_its_term() {
     let register = Register {
         term: Term(2),
         seal_term: Term(2),
-        holder: Some(Holder { pod: "shop-2".into(), pod_uid: "u2".into(), boot_nonce: String::new(), member: Some(MemberId("m2".into())) }),
+        holder: Some(Holder {
+            pod: "shop-2".into(),
+            pod_uid: "u2".into(),
+            boot_nonce: String::new(),
+            member: Some(MemberId("m2".into())),
+        }),
         ..held_by_0(voters(&[1], 1))
     };
     let mut winner = primary(2, &[1], &voters(&[1], 1));
     let seen = |winner| {
-        let pods = vec![pod(0, None, None), pod(1, Some("replica"), Some(replica(1))), pod(2, Some("replica"), Some(winner))];
+        let pods =
+            vec![pod(0, None, None), pod(1, Some("replica"), Some(replica(1))), pod(2, Some("replica"), Some(winner))];
         observed(at(1), &register, "3", pods)
     };
     let early = plan(REQUIRED, &seen(winner.clone()), &mut Memory::default());
@@ -147,7 +155,12 @@ fn a_claimed_winner_is_routed_to_once_it_serves_in_its_term() {
 fn a_former_primary_loses_its_label_before_the_new_one_gets_it() {
     let mut seen = settled(at(1), "1", 0);
     let register = &mut seen.register.as_mut().unwrap().view.register;
-    register.holder = Some(Holder { pod: "shop-1".into(), pod_uid: "u1".into(), boot_nonce: String::new(), member: Some(MemberId("m1".into())) });
+    register.holder = Some(Holder {
+        pod: "shop-1".into(),
+        pod_uid: "u1".into(),
+        boot_nonce: String::new(),
+        member: Some(MemberId("m1".into())),
+    });
     seen.pods[1] = pod(1, None, Some(primary(1, &[], &voters(&[], 0))));
     let plan = plan(MINIMAL, &seen, &mut Memory::default());
     assert_eq!(labels(&plan), [("shop-0", None), ("shop-1", Some("primary"))]);
@@ -247,7 +260,8 @@ fn a_cluster_that_was_initialised_once_is_never_initialised_again() {
 fn a_lost_register_is_made_again_so_that_everybody_must_seal() {
     let mut far = replica(1);
     (far.term, far.sealed_term) = (Term(4), Term(5));
-    let plan = plan(MINIMAL, &unborn(vec![pod(0, None, Some(replica(0))), pod(1, None, Some(far))]), &mut Memory::default());
+    let plan =
+        plan(MINIMAL, &unborn(vec![pod(0, None, Some(replica(0))), pod(1, None, Some(far))]), &mut Memory::default());
     let (kind, register) = changed(&plan).unwrap();
     assert_eq!((kind, register.term, register.seal_term), (ChangeKind::Rebuild, Term(5), Term(6)));
     assert_eq!(register.quorum, voters(&[0, 1], 1));
@@ -266,7 +280,11 @@ fn a_lost_register_waits_for_every_instance() {
 fn volumes_of_different_clusters_are_not_mixed() {
     let mut foreign = replica(1);
     foreign.system_id = Some("1".into());
-    let plan = plan(MINIMAL, &unborn(vec![pod(0, None, Some(replica(0))), pod(1, None, Some(foreign))]), &mut Memory::default());
+    let plan = plan(
+        MINIMAL,
+        &unborn(vec![pod(0, None, Some(replica(0))), pod(1, None, Some(foreign))]),
+        &mut Memory::default(),
+    );
     assert_eq!(plan.stalled.unwrap().reason, "RegisterLost");
 }
 
@@ -290,11 +308,18 @@ fn a_replica_that_streams_becomes_a_voter_in_two_steps() {
     seen.pods[0] = pod(0, Some("primary"), Some(primary(0, &[1, 2], &quorum)));
     let first = plan(REQUIRED, &seen, &mut Memory::default());
     let (kind, register) = changed(&first).unwrap();
-    assert_eq!((kind, &register.quorum, register.pending.as_ref()), (ChangeKind::Voters, &quorum, Some(&voters(&[1, 2], 1))));
+    assert_eq!(
+        (kind, &register.quorum, register.pending.as_ref()),
+        (ChangeKind::Voters, &quorum, Some(&voters(&[1, 2], 1)))
+    );
 
     let register = register.clone();
     seen.register = observed(at(1), &register, "2", Vec::new()).register;
-    assert_eq!(plan(REQUIRED, &seen, &mut Memory::default()).action, Action::Nothing, "the primary has not applied it yet");
+    assert_eq!(
+        plan(REQUIRED, &seen, &mut Memory::default()).action,
+        Action::Nothing,
+        "the primary has not applied it yet"
+    );
     seen.pods[0] = pod(0, Some("primary"), Some(primary(0, &[1, 2], &voters(&[1, 2], 1))));
     let second = plan(REQUIRED, &seen, &mut Memory::default());
     let (_, register) = changed(&second).unwrap();

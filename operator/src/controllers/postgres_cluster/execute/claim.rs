@@ -30,7 +30,12 @@ pub(super) struct Winner {
 
 impl Round<'_> {
     /// Makes the winner the holder, wakes everybody, waits (bounded) until it takes writes, and routes to it.
-    pub(super) async fn claim(&mut self, seen: &LeaseView, winner: Winner, memory: &mut Memory) -> Result<(), ExecuteError> {
+    pub(super) async fn claim(
+        &mut self,
+        seen: &LeaseView,
+        winner: Winner,
+        memory: &mut Memory,
+    ) -> Result<(), ExecuteError> {
         let next = register_claimed(&seen.register, &winner.pod, &winner.pod_uid, &winner.member);
         if self.replace_if_same(&seen.register, &next).await?.is_none() {
             self.done.requeue_after_ms = AT_ONCE_MS;
@@ -59,7 +64,8 @@ impl Round<'_> {
             self.done.note = None;
             self.done.requeue_after_ms = AT_ONCE_MS;
         } else {
-            self.done.note = Some(format!("failover: {} was chosen for term {} and has not taken over yet", winner.pod, next.term));
+            self.done.note =
+                Some(format!("failover: {} was chosen for term {} and has not taken over yet", winner.pod, next.term));
             self.done.requeue_after_ms = POLL_MS / 4;
         }
         Ok(())

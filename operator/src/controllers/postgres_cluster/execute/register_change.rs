@@ -25,7 +25,11 @@ impl Round<'_> {
 
     /// Replaces exactly the version that was seen: for decisions that hold only while nobody has renewed. None if
     /// somebody wrote in between.
-    pub(super) async fn replace_exactly(&mut self, seen: &StoredRegister, next: &Register) -> Result<Option<LeaseView>, ExecuteError> {
+    pub(super) async fn replace_exactly(
+        &mut self,
+        seen: &StoredRegister,
+        next: &Register,
+    ) -> Result<Option<LeaseView>, ExecuteError> {
         self.context.metrics.api_writes.inc();
         match self.registers().replace(&self.cluster.name, seen, next, &self.cluster.timings).await? {
             WriteOutcome::Written(stored) => {
@@ -38,7 +42,11 @@ impl Round<'_> {
 
     /// Reads again and replaces the register if its content is still what was decided on: renewals in between don't
     /// matter. None if the content changed.
-    pub(super) async fn replace_if_same(&mut self, decided_on: &Register, next: &Register) -> Result<Option<LeaseView>, ExecuteError> {
+    pub(super) async fn replace_if_same(
+        &mut self,
+        decided_on: &Register,
+        next: &Register,
+    ) -> Result<Option<LeaseView>, ExecuteError> {
         let Some(now) = self.registers().read(&self.cluster.name).await? else { return Ok(None) };
         if now.view.register != *decided_on {
             return Ok(None);

@@ -28,12 +28,19 @@ impl Round<'_> {
         self.context.metrics.api_writes.inc();
         match api.patch(&change.pod, &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(_) => {
-                tracing::info!(cluster = self.cluster.name, pod = change.pod, role = change.role, "changed the role label");
+                tracing::info!(
+                    cluster = self.cluster.name,
+                    pod = change.pod,
+                    role = change.role,
+                    "changed the role label"
+                );
                 self.done.roles.insert(change.pod.clone(), change.role.map(str::to_owned));
                 Ok(())
             }
             // Another UID is an immutable field that changes: Invalid.
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() || status.is_invalid() => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() || status.is_invalid() => {
+                Ok(())
+            }
             Err(source) => Err(ExecuteError::Label { pod: change.pod.clone(), source: Box::new(source) }),
         }
     }
@@ -44,7 +51,10 @@ impl Round<'_> {
         let Some(failover) = memory.failover.as_mut() else { return };
         let term = failover.term;
         let Some(claimed) = failover.claimed.as_mut() else { return };
-        let serves = self.observed.serving_holder().is_some_and(|status| status.pod_uid == claimed.to_uid && status.term == term);
+        let serves = self
+            .observed
+            .serving_holder()
+            .is_some_and(|status| status.pod_uid == claimed.to_uid && status.term == term);
         let polled = self.done.statuses.get(&claimed.to).is_some_and(|status| status.is_primary && status.term == term);
         if serves || polled {
             claimed.promoted_at_ms.get_or_insert(now_ms);

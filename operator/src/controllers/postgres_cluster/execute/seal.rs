@@ -41,7 +41,10 @@ impl Round<'_> {
         };
         let Some(written) = written else { return Ok(None) };
         let from = seen.register.holder.as_ref().map(|holder| holder.pod.clone()).unwrap_or_default();
-        let note = format!("{from} is given up as primary: {reason} (noticed for {detect_ms} ms); term {} begins", next.seal_term);
+        let note = format!(
+            "{from} is given up as primary: {reason} (noticed for {detect_ms} ms); term {} begins",
+            next.seal_term
+        );
         tracing::warn!(cluster = self.cluster.name, note, "failover started");
         publish(self.context, &self.cluster.reference, EventType::Warning, "FailoverStarted", "Failover", &note).await;
         memory.failover = Some(FailoverProgress {
@@ -57,7 +60,13 @@ impl Round<'_> {
 
     /// Asks all at once, and stops as soon as waiting longer cannot change who wins, or is not worth it. Returns the
     /// promises and the step that follows from them.
-    pub(super) async fn collect_seals(&self, term: Term, pods: &[String], seen: &LeaseView, memory: &Memory) -> (Vec<SealReport>, Step) {
+    pub(super) async fn collect_seals(
+        &self,
+        term: Term,
+        pods: &[String],
+        seen: &LeaseView,
+        memory: &Memory,
+    ) -> (Vec<SealReport>, Step) {
         let request = SealRequest { term };
         let addresses = pods.iter().filter_map(|pod| self.observed.pod(pod)?.address(self.cluster));
         let mut pending: FuturesUnordered<_> = addresses
@@ -78,7 +87,12 @@ impl Round<'_> {
             match answer {
                 Some(Ok(report)) if report.sealed_term == term => reports.push(report),
                 Some(Ok(report)) => {
-                    tracing::warn!(pod = report.pod, promised = report.sealed_term.0, term = term.0, "promised another term");
+                    tracing::warn!(
+                        pod = report.pod,
+                        promised = report.sealed_term.0,
+                        term = term.0,
+                        "promised another term"
+                    );
                 }
                 Some(Err(error)) => tracing::warn!(error = error.to_string(), "not sealed"),
                 None => break,
@@ -98,7 +112,9 @@ impl Round<'_> {
 
     pub(super) fn next_step(&self, lease: Option<&LeaseView>, reports: Option<&[SealReport]>, memory: &Memory) -> Step {
         match (lease, memory.observation.as_ref()) {
-            (Some(lease), Some(observation)) => decide_failover_step(self.cluster, lease, self.observed, observation, reports),
+            (Some(lease), Some(observation)) => {
+                decide_failover_step(self.cluster, lease, self.observed, observation, reports)
+            }
             _ => Step::Nothing,
         }
     }

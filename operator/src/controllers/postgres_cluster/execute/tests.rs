@@ -65,11 +65,16 @@ impl Api {
 
     fn answer(&mut self, method: &Method, path: &str, body: Value) -> (u16, Value) {
         let refused = |code: u16, reason: &str| {
-            (code, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": reason, "code": code}))
+            (
+                code,
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": reason, "code": code}),
+            )
         };
         let kind = path.rsplit('/').nth(1).unwrap_or_default();
         match (method, kind) {
-            (&Method::GET, "leases") => self.lease.clone().map_or_else(|| refused(404, "NotFound"), |lease| (200, lease)),
+            (&Method::GET, "leases") => {
+                self.lease.clone().map_or_else(|| refused(404, "NotFound"), |lease| (200, lease))
+            }
             (&Method::PUT, "leases") => {
                 let current = self.lease.as_ref().map(|lease| lease["metadata"]["resourceVersion"].clone());
                 if current.as_ref() != Some(&body["metadata"]["resourceVersion"]) {
@@ -104,7 +109,8 @@ fn client(api: &Arc<Mutex<Api>>) -> Client {
             let bytes = body.collect().await.unwrap().to_bytes();
             let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
             let (code, answer) = api.lock().unwrap().answer(&parts.method, parts.uri.path(), body);
-            let response = Response::builder().status(code).body(Body::from(serde_json::to_vec(&answer).unwrap())).unwrap();
+            let response =
+                Response::builder().status(code).body(Body::from(serde_json::to_vec(&answer).unwrap())).unwrap();
             Ok::<_, std::convert::Infallible>(response)
         }
     });
@@ -194,7 +200,12 @@ async fn a_lost_primary_is_unrouted_sealed_replaced_by_the_furthest_and_routed_i
         done = execute(&context, &cluster, &identity, &seen, &plan, &mut memory).await.unwrap();
     }
     let log = api.lock().unwrap().log.clone();
-    let wanted = ["label shop-0 null", "register term=1 seal=2 holder=shop-0", "register term=2 seal=2 holder=shop-2", "label shop-2 \"primary\""];
+    let wanted = [
+        "label shop-0 null",
+        "register term=1 seal=2 holder=shop-0",
+        "register term=2 seal=2 holder=shop-2",
+        "label shop-2 \"primary\"",
+    ];
     assert_eq!(log, wanted);
     assert_eq!(done.roles.get("shop-2"), Some(&Some("primary".to_owned())));
     let record = memory.last_failover.unwrap();
@@ -227,7 +238,8 @@ async fn a_holder_that_renews_between_looking_and_sealing_is_not_sealed() {
     let pki = Pki::new();
     let api = Api::with(&held_by_0(voters(&[1, 2], 0)));
     let client = client(&api);
-    let (context, cluster, mut memory) = (context(&client), validated("{instances: 3, storage: {size: 10Gi}}"), Memory::default());
+    let (context, cluster, mut memory) =
+        (context(&client), validated("{instances: 3, storage: {size: 10Gi}}"), Memory::default());
     let mut plan = Plan::default();
     let mut seen = Observed::default();
     for second in 0..=12 {

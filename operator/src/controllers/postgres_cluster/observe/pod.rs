@@ -83,14 +83,19 @@ impl ObservedPod {
 #[must_use]
 pub fn observe_pod(cluster: &str, pod: &Pod) -> Option<ObservedPod> {
     let name = pod.metadata.name.clone()?;
-    let owned = pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "StatefulSet" && owner.name == cluster);
+    let owned = pod
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.kind == "StatefulSet" && owner.name == cluster);
     let ordinal = names::ordinal(cluster, &name).filter(|_| owned)?;
     let status = pod.status.as_ref();
     let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
     let runs = containers.iter().any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()));
-    let ready = status
-        .and_then(|status| status.conditions.as_ref())
-        .is_some_and(|conditions| conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"));
+    let ready = status.and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
+        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    });
     Some(ObservedPod {
         ordinal,
         uid: pod.metadata.uid.clone()?,
@@ -109,7 +114,9 @@ pub fn observe_pod(cluster: &str, pod: &Pod) -> Option<ObservedPod> {
 fn pod_problem(pod: &Pod) -> Option<PodProblem> {
     let status = pod.status.as_ref()?;
     let unschedulable = status.conditions.iter().flatten().find(|condition| {
-        condition.type_ == "PodScheduled" && condition.status == "False" && condition.reason.as_deref() == Some("Unschedulable")
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
     });
     if let Some(condition) = unschedulable {
         return Some(PodProblem { reason: "Unschedulable".to_owned(), message: shorten(condition.message.as_deref()) });

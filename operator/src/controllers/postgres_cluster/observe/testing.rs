@@ -33,7 +33,12 @@ pub(crate) fn voters(ordinals: &[u32], acks: u32) -> VoterSet {
 
 /// The register of term 1 held by shop-0, with these voters.
 pub(crate) fn held_by_0(quorum: VoterSet) -> Register {
-    let holder = Holder { pod: pod_name(0), pod_uid: "u0".into(), boot_nonce: String::new(), member: Some(MemberId("m0".into())) };
+    let holder = Holder {
+        pod: pod_name(0),
+        pod_uid: "u0".into(),
+        boot_nonce: String::new(),
+        member: Some(MemberId("m0".into())),
+    };
     Register {
         term: Term(1),
         seal_term: Term(1),

@@ -23,13 +23,20 @@ pub(super) fn last_backup(backups: &[Arc<Backup>]) -> Option<LastBackup> {
 /// Whether the newest backup that has ended is restorable.
 pub(super) fn backup_healthy(backups: &[Arc<Backup>], has_store: bool) -> Draft {
     if !has_store {
-        return Draft::new(BACKUP_HEALTHY, "Unknown", "NotConfigured", "no object store is configured: there are no backups");
+        return Draft::new(
+            BACKUP_HEALTHY,
+            "Unknown",
+            "NotConfigured",
+            "no object store is configured: there are no backups",
+        );
     }
     let ended = backups.iter().filter(|backup| {
         let phase = backup.status.as_ref().and_then(|status| status.phase);
         matches!(phase, Some(BackupPhase::Completed | BackupPhase::Failed))
     });
-    let age = |backup: &Arc<Backup>| (backup.metadata.creation_timestamp.as_ref().map(|time| time.0), backup.metadata.name.clone());
+    let age = |backup: &Arc<Backup>| {
+        (backup.metadata.creation_timestamp.as_ref().map(|time| time.0), backup.metadata.name.clone())
+    };
     let Some(newest) = ended.max_by_key(|backup| age(backup)) else {
         return Draft::new(BACKUP_HEALTHY, "Unknown", "NoBackup", "no backup has ended yet");
     };

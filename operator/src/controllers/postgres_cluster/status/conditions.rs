@@ -3,14 +3,17 @@
 use jiff::Timestamp;
 use pgherd_core::{conditions::Condition, instance::Phase};
 use pgherd_crds::v1alpha1::{
-    conditions::{ARCHIVING, FAILOVER_BLOCKED, PRIMARY_AVAILABLE, READY, RECONCILING, REPLICAS_READY, STALLED, SUSPENDED},
+    conditions::{
+        ARCHIVING, FAILOVER_BLOCKED, PRIMARY_AVAILABLE, READY, RECONCILING, REPLICAS_READY, STALLED, SUSPENDED,
+    },
     postgres_cluster::MemberStatus,
 };
 
 use super::{backups::backup_healthy, scene::Scene};
 
 /// Reasons of pods that don't pass before somebody changes something.
-const PERMANENT: [&str; 5] = ["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CrashLoopBackOff"];
+const PERMANENT: [&str; 5] =
+    ["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CrashLoopBackOff"];
 
 /// A condition without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,16 +89,28 @@ fn primary_available(scene: &Scene<'_>) -> Draft {
         return unavailable("NoPrimaryYet", scene.note().unwrap_or_else(|| "no instance was chosen yet".to_owned()));
     };
     if scene.primary_available() {
-        return Draft::new(PRIMARY_AVAILABLE, "True", "Serving", format!("{} serves as primary of term {}", holder.pod, register.term));
+        return Draft::new(
+            PRIMARY_AVAILABLE,
+            "True",
+            "Serving",
+            format!("{} serves as primary of term {}", holder.pod, register.term),
+        );
     }
     if register.is_sealing() {
-        return unavailable("FailingOver", format!("{} is replaced as primary; term {} is being decided", holder.pod, register.seal_term));
+        return unavailable(
+            "FailingOver",
+            format!("{} is replaced as primary; term {} is being decided", holder.pod, register.seal_term),
+        );
     }
     let message = match scene.holder_pod() {
         None => format!("{}, the primary's pod, does not exist", holder.pod),
         Some(pod) => match (pod.status(), &pod.problem) {
-            (Some(status), _) if register.released => format!("{} gave up the role: {}", pod.name, said(&status.message)),
-            (Some(status), _) => format!("{} is {:?} and does not serve as primary of term {}", pod.name, status.phase, register.term),
+            (Some(status), _) if register.released => {
+                format!("{} gave up the role: {}", pod.name, said(&status.message))
+            }
+            (Some(status), _) => {
+                format!("{} is {:?} and does not serve as primary of term {}", pod.name, status.phase, register.term)
+            }
             (None, Some(problem)) => format!("{}: {}", pod.name, problem.message),
             (None, None) => format!("{} does not answer", pod.name),
         },
@@ -112,7 +127,11 @@ fn replicas_ready(scene: &Scene<'_>, members: &[MemberStatus]) -> Draft {
     let wanted = scene.cluster.instances.saturating_sub(1) as usize;
     let (streaming, others): (Vec<_>, Vec<_>) = scene.replicas().partition(|pod| scene.replica_streams(pod));
     if streaming.len() >= wanted {
-        let message = if wanted == 0 { "no replicas are asked for".to_owned() } else { format!("{wanted} replicas stream from the primary") };
+        let message = if wanted == 0 {
+            "no replicas are asked for".to_owned()
+        } else {
+            format!("{wanted} replicas stream from the primary")
+        };
         return Draft::new(REPLICAS_READY, "True", "Streaming", message);
     }
     let states: Vec<String> = others
@@ -140,7 +159,9 @@ fn archiving(scene: &Scene<'_>) -> Draft {
         );
     };
     match (&archive.last_error, &archive.last_archived) {
-        (Some(error), _) => Draft::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}")),
+        (Some(error), _) => {
+            Draft::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}"))
+        }
         (None, Some(_)) => Draft::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
         (None, None) => Draft::new(ARCHIVING, "Unknown", "NothingArchivedYet", "no WAL segment was complete yet"),
     }
@@ -187,7 +208,8 @@ fn find_unready(
     if blocked.status == "True" {
         return Some(why(FAILOVER_BLOCKED, blocked.message.clone()));
     }
-    let pending = scene.pods.iter().find_map(|pod| Some((pod, pod.problem.as_ref().filter(|_| pod.status().is_none())?)));
+    let pending =
+        scene.pods.iter().find_map(|pod| Some((pod, pod.problem.as_ref().filter(|_| pod.status().is_none())?)));
     let of_pod = pending.map(|(pod, problem)| why(&problem.reason, format!("{}: {}", pod.name, problem.message)));
     if primary.status != "True" {
         let note = scene.note().map_or_else(|| primary.message.clone(), |note| format!("{}; {note}", primary.message));
@@ -204,11 +226,15 @@ fn find_unready(
     if register.quorum.voters.len() < register.quorum.acks as usize {
         return Some(why("TooFewVoters", "commits wait: fewer replicas take part than synchronous.replicas asks for"));
     }
-    let extra: Vec<&str> = members.iter().skip(scene.cluster.instances as usize).map(|member| member.pod.as_str()).collect();
+    let extra: Vec<&str> =
+        members.iter().skip(scene.cluster.instances as usize).map(|member| member.pod.as_str()).collect();
     if !extra.is_empty() {
         let held = register.holder.as_ref().is_some_and(|holder| extra.contains(&holder.pod.as_str()));
         let hint = if held { "; the primary is one of them and stays until it is replaced" } else { "" };
-        return Some(why("ScalingDown", format!("instances above the number asked for still exist: {}{hint}", extra.join(", "))));
+        return Some(why(
+            "ScalingDown",
+            format!("instances above the number asked for still exist: {}{hint}", extra.join(", ")),
+        ));
     }
     None
 }

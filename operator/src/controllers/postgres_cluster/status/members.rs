@@ -28,7 +28,8 @@ fn build_member(scene: &Scene<'_>, pod: &ObservedPod) -> MemberStatus {
     let member = status.member.as_ref().map(|member| member.0.clone());
     let message = Some(status.message.clone()).filter(|message| !message.is_empty());
     // A restarted agent has forgotten how the data directory was made; the status has not.
-    let remembered = before.filter(|before| member.is_some() && before.member == member).and_then(|before| before.source.clone());
+    let remembered =
+        before.filter(|before| member.is_some() && before.member == member).and_then(|before| before.source.clone());
     MemberStatus {
         pod: pod.name.clone(),
         role: role.to_owned(),

@@ -97,7 +97,8 @@ impl<'a> Scene<'a> {
             }
             None => {
                 let before = self.published_member(&pod.name);
-                self.is_briefly_silent(pod) && before.is_some_and(|before| before.phase == "Replica" && before.message.is_none())
+                self.is_briefly_silent(pod)
+                    && before.is_some_and(|before| before.phase == "Replica" && before.message.is_none())
             }
         }
     }
@@ -105,7 +106,10 @@ impl<'a> Scene<'a> {
     /// The primary agrees that it streams to this member; true while the primary itself can't be asked.
     fn is_sent(&self, replica: &InstanceStatus) -> bool {
         self.holder_status().is_none_or(|holder| {
-            holder.standbys.iter().any(|standby| Some(&standby.member) == replica.member.as_ref() && standby.state == "streaming")
+            holder
+                .standbys
+                .iter()
+                .any(|standby| Some(&standby.member) == replica.member.as_ref() && standby.state == "streaming")
         })
     }
 

@@ -143,7 +143,10 @@ fn how_a_replica_was_built_is_remembered_for_the_same_data_directory_only() {
 #[test]
 fn an_image_that_cannot_be_pulled_stalls_with_its_name() {
     let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
-    let problem = PodProblem { reason: "ImagePullBackOff".into(), message: "container postgres of image no/where: not found".into() };
+    let problem = PodProblem {
+        reason: "ImagePullBackOff".into(),
+        message: "container postgres of image no/where: not found".into(),
+    };
     round.observed.pods[2] = pod(2, None, None);
     (round.observed.pods[2].problem, round.observed.pods[2].ip) = (Some(problem), None);
     let status = round.status();
@@ -167,7 +170,8 @@ fn an_agent_that_gave_up_is_quoted() {
 #[test]
 fn a_blocked_failover_names_the_missing_and_is_not_ready() {
     let mut round = Round::new(REQUIRED, settled(at(1), "1", 1));
-    round.executed.blocked = Some(Blocked { missing: vec!["shop-2".into()], why: "shop-2 is missing".into(), candidates: Vec::new() });
+    round.executed.blocked =
+        Some(Blocked { missing: vec!["shop-2".into()], why: "shop-2 is missing".into(), candidates: Vec::new() });
     let status = round.status();
     assert_eq!((value(&status, "FailoverBlocked").0, value(&status, "Ready").1), ("True", "FailoverBlocked"));
     assert_eq!(condition(&status, "FailoverBlocked").message, "shop-2 is missing");
@@ -205,7 +209,10 @@ fn a_refused_spec_keeps_the_rest_of_the_status() {
     let mut refused = cluster(MINIMAL);
     refused.status = Some(Round::new(MINIMAL, settled(at(1), "1", 0)).status());
     let status = build_stalled_status(&refused, "InvalidSpec", "instances is 0", at(5_000));
-    assert_eq!((value(&status, "Ready"), value(&status, "Stalled")), (("False", "InvalidSpec"), ("True", "InvalidSpec")));
+    assert_eq!(
+        (value(&status, "Ready"), value(&status, "Stalled")),
+        (("False", "InvalidSpec"), ("True", "InvalidSpec"))
+    );
     assert_eq!(value(&status, "PrimaryAvailable").0, "True");
     assert_eq!(status.primary.as_deref(), Some("shop-0"));
 }

@@ -83,8 +83,15 @@ fn resolve_backup(
         return None;
     };
     let status = backup.status.clone().unwrap_or_default();
-    let (true, Some(backup_id), Some(system_id)) = (status.restorable == Some(true), status.id, status.system_id) else {
-        problems.add(field, format!("the Backup {name} is not restorable (phase {:?}); choose another one, or wait until it is", status.phase.unwrap_or_default()));
+    let (true, Some(backup_id), Some(system_id)) = (status.restorable == Some(true), status.id, status.system_id)
+    else {
+        problems.add(
+            field,
+            format!(
+                "the Backup {name} is not restorable (phase {:?}); choose another one, or wait until it is",
+                status.phase.unwrap_or_default()
+            ),
+        );
         return None;
     };
     let source = &backup.spec.cluster_ref.name;

@@ -9,7 +9,8 @@ const DIGITS: &str = "0123456789";
 
 pub(super) fn check_names(name: &str, spec: &PostgresClusterSpec, problems: &mut Problems) {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let well_formed = name.starts_with(|c: char| c.is_ascii_lowercase()) && !name.ends_with('-') && name.chars().all(inner);
+    let well_formed =
+        name.starts_with(|c: char| c.is_ascii_lowercase()) && !name.ends_with('-') && name.chars().all(inner);
     if !well_formed || name.len() > 40 {
         problems.add("metadata.name", "must be 1 to 40 characters of a-z, 0-9 and '-', beginning with a letter");
     }
@@ -34,7 +35,11 @@ pub(super) fn check_store(store: &ObjectStore, field: &str, problems: &mut Probl
     let bucket = &store.bucket;
     let edge = |c: Option<char>| c.is_some_and(|c| LOWER.contains(c) || DIGITS.contains(c));
     let inner = |c: char| LOWER.contains(c) || DIGITS.contains(c) || c == '.' || c == '-';
-    if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(inner) || !edge(bucket.chars().next()) || !edge(bucket.chars().last()) {
+    if !(3..=63).contains(&bucket.len())
+        || !bucket.chars().all(inner)
+        || !edge(bucket.chars().next())
+        || !edge(bucket.chars().last())
+    {
         problems.add(format!("{field}.bucket"), "must have 3 to 63 characters of a-z, 0-9, '.' and '-'");
     }
     if let Some(prefix) = &store.prefix {
@@ -46,7 +51,10 @@ pub(super) fn check_store(store: &ObjectStore, field: &str, problems: &mut Probl
         }
     }
     if store.credentials_secret_ref.name.is_empty() {
-        problems.add(format!("{field}.credentialsSecretRef.name"), "must name a Secret with accessKeyId and secretAccessKey");
+        problems.add(
+            format!("{field}.credentialsSecretRef.name"),
+            "must name a Secret with accessKeyId and secretAccessKey",
+        );
     }
     if store.ca_secret_ref.as_ref().is_some_and(|reference| reference.name.is_empty()) {
         problems.add(format!("{field}.caSecretRef.name"), "must name a Secret with ca.crt");
@@ -75,5 +83,9 @@ fn check_endpoint(endpoint: &str, field: &str, problems: &mut Problems) {
 
 fn is_internal(host: &str) -> bool {
     let loopback = host == "localhost" || host.starts_with("127.");
-    loopback || !host.contains('.') || host.ends_with(".svc") || host.contains(".svc.") || host.ends_with(".cluster.local")
+    loopback
+        || !host.contains('.')
+        || host.ends_with(".svc")
+        || host.contains(".svc.")
+        || host.ends_with(".cluster.local")
 }

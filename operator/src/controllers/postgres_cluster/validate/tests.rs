@@ -79,12 +79,18 @@ fn an_image_of_the_users_choice_needs_no_configured_version() {
 #[test]
 fn http_is_only_accepted_inside_the_cluster() {
     let spec = |endpoint: &str| {
-        format!("{{instances: 1, storage: {{size: 1Gi}}, backup: {{objectStore: {{endpoint: '{endpoint}', bucket: abc, credentialsSecretRef: {{name: s}}}}}}}}")
+        format!(
+            "{{instances: 1, storage: {{size: 1Gi}}, backup: {{objectStore: {{endpoint: '{endpoint}', bucket: abc, credentialsSecretRef: {{name: s}}}}}}}}"
+        )
     };
-    for internal in ["http://minio.minio.svc:9000", "http://minio:9000", "http://localhost:9000", "http://a.b.svc.cluster.local"] {
+    for internal in
+        ["http://minio.minio.svc:9000", "http://minio:9000", "http://localhost:9000", "http://a.b.svc.cluster.local"]
+    {
         assert!(validate(&spec(internal)).is_ok(), "{internal}");
     }
-    for outside in ["http://s3.example.org", "http://10.0.0.1:9000", "https://u:p@host", "https://host/path", "https://host:99999"] {
+    for outside in
+        ["http://s3.example.org", "http://10.0.0.1:9000", "https://u:p@host", "https://host/path", "https://host:99999"]
+    {
         assert_eq!(fields(&spec(outside)), ["spec.backup.objectStore.endpoint"], "{outside}");
     }
 }
@@ -124,7 +130,10 @@ fn references(restorable: bool) -> References {
 fn a_backup_is_resolved_to_its_place_and_its_version_chooses_the_image() {
     let valid = validate_cluster(&cluster(RECOVERY), &references(true), &images()).unwrap();
     let Bootstrap::Recovery { from, target } = &valid.bootstrap else { panic!("no recovery") };
-    assert_eq!((from.backup_id.as_str(), from.cluster.system_id.as_str(), from.cluster.cluster.as_str()), ("id-1", "77", "shop-old"));
+    assert_eq!(
+        (from.backup_id.as_str(), from.cluster.system_id.as_str(), from.cluster.cluster.as_str()),
+        ("id-1", "77", "shop-old")
+    );
     assert_eq!((target, valid.image.as_str()), (&RecoveryTarget::Latest, "registry/pg:16"));
     assert_eq!(valid.recovery_store.unwrap().credentials_secret, "minio");
 }
@@ -161,7 +170,9 @@ fn once_there_is_a_database_the_backup_may_go() {
 
 #[test]
 fn a_recovery_target_is_exactly_one() {
-    let spec = |target: &str| RECOVERY.replace("{backupRef: {name: b1}}", &format!("{{backupRef: {{name: b1}}}}, target: {target}"));
+    let spec = |target: &str| {
+        RECOVERY.replace("{backupRef: {name: b1}}", &format!("{{backupRef: {{name: b1}}}}, target: {target}"))
+    };
     let target = |text: &str| {
         let valid = validate_cluster(&cluster(&spec(text)), &references(true), &images())?;
         let Bootstrap::Recovery { target, .. } = valid.bootstrap else { panic!("no recovery") };

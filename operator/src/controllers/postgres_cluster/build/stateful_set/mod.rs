@@ -6,13 +6,11 @@ pub mod containers;
 pub mod probes;
 pub mod volumes;
 
-use k8s_openapi::{
-    api::{
-        apps::v1::{
-            StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
-        },
-        core::v1::{LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile},
+use k8s_openapi::api::{
+    apps::v1::{
+        StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
     },
+    core::v1::{LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile},
 };
 use kube::api::ObjectMeta;
 use pgherd_crds::names;
@@ -33,7 +31,10 @@ pub fn build_stateful_set(input: &BuildInput<'_>) -> StatefulSet {
             service_name: Some(names::pods_service(&cluster.name)),
             // All at once: a replica waits for its primary by itself, and ordinal 0 is nothing special.
             pod_management_policy: Some("Parallel".to_owned()),
-            update_strategy: Some(StatefulSetUpdateStrategy { type_: Some("OnDelete".to_owned()), rolling_update: None }),
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("OnDelete".to_owned()),
+                rolling_update: None,
+            }),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some("Retain".to_owned()),
                 when_scaled: Some("Retain".to_owned()),

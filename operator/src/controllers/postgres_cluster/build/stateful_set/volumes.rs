@@ -2,8 +2,8 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        ConfigMapVolumeSource, EmptyDirVolumeSource, PersistentVolumeClaim, PersistentVolumeClaimSpec, SecretVolumeSource, Volume,
-        VolumeMount, VolumeResourceRequirements,
+        ConfigMapVolumeSource, EmptyDirVolumeSource, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+        SecretVolumeSource, Volume, VolumeMount, VolumeResourceRequirements,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -32,7 +32,9 @@ const KEY_MODE: i32 = 0o640;
 const SECRET_MODE: i32 = 0o440;
 
 /// Volumes and mount folders of the stores: archive and recovery.
-fn stores(cluster: &ValidatedCluster) -> Vec<(&'static str, &'static str, &'static str, &'static str, &ValidatedStore)> {
+fn stores(
+    cluster: &ValidatedCluster,
+) -> Vec<(&'static str, &'static str, &'static str, &'static str, &ValidatedStore)> {
     let archive = ("object-store", paths::STORE, "object-store-ca", paths::STORE_CA);
     let recovery = ("recovery-store", paths::RECOVERY_STORE, "recovery-store-ca", paths::RECOVERY_STORE_CA);
     [(archive, &cluster.store), (recovery, &cluster.recovery_store)]
@@ -51,7 +53,10 @@ pub fn build_volumes(cluster: &ValidatedCluster) -> Vec<Volume> {
         empty(SHM, Some("Memory")),
         Volume {
             name: CONFIG.to_owned(),
-            config_map: Some(ConfigMapVolumeSource { name: names::config_map(&cluster.name), ..ConfigMapVolumeSource::default() }),
+            config_map: Some(ConfigMapVolumeSource {
+                name: names::config_map(&cluster.name),
+                ..ConfigMapVolumeSource::default()
+            }),
             ..Volume::default()
         },
         secret(TLS, &names::tls_secret(&cluster.name), KEY_MODE, false),
@@ -94,7 +99,11 @@ pub fn build_mounts(cluster: &ValidatedCluster) -> Vec<VolumeMount> {
 pub fn build_claim_template(cluster: &ValidatedCluster, live_size: Option<&Quantity>) -> PersistentVolumeClaim {
     let size = live_size.cloned().unwrap_or_else(|| Quantity(cluster.storage.size.clone()));
     PersistentVolumeClaim {
-        metadata: ObjectMeta { name: Some(DATA.to_owned()), labels: Some(labels(&cluster.name)), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(DATA.to_owned()),
+            labels: Some(labels(&cluster.name)),
+            ..ObjectMeta::default()
+        },
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
             storage_class_name: cluster.storage.class.clone(),
