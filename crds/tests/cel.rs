@@ -1,5 +1,6 @@
 //! Every rule of the schemas accepts what it should and rejects what it should, without an API server. `apply.sh` asks a
 //! real one about the same fixtures, and about those named `schema-*`, which are a matter of structure.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails")]
 
 use std::{collections::BTreeSet, fs, path::Path};
 

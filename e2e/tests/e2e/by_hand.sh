@@ -11,6 +11,9 @@ port = 5433
 unix_socket_directories = '/tmp'
 restore_command = 'bash /work/fetch-wal %f %p'
 CONF
+# What recovery insists on is at least what the primary had.
+pg_controldata . | sed -n 's/^\(max_[a-z_]*\) setting: *\([0-9]*\)$/\1 = \2/p' |
+  sed 's/max_prepared_xacts/max_prepared_transactions/; s/max_locks_per_xact/max_locks_per_transaction/' >>postgresql.conf
 echo 'local all all trust' >pg_hba.conf
 : >pg_ident.conf
 rm -f postgresql.auto.conf standby.signal

@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     context::{Context, Now},
-    jobs::backup::outcome::BackupSummary,
     kubernetes::{events::publish, owner::controller_reference},
 };
 
