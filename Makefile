@@ -29,11 +29,11 @@ help: ## Lists the verbs.
 ##@ The two that a newcomer needs
 
 .PHONY: demo
-demo: deps cluster-up images load ## Shows the whole job on a local Kubernetes, step by step (builds what it needs).
+demo: deps cluster-up images load store ## Shows the whole job on a local Kubernetes, step by step (builds what it needs).
 	@$(STEP) "demo" e2e/with-cluster.sh $(BUILT)/demo
 
 .PHONY: test
-test: deps fmt-check cluster-up check images load e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
+test: deps fmt-check cluster-up check images load store e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
 
 .PHONY: ci
 ci: test ## The same as test: what .ci/run runs.
@@ -61,6 +61,10 @@ images: image ## Builds all images: besides, PostgreSQL 17 and MinIO.
 load: ## Brings the images to the nodes of the cluster that is up.
 	@$(STEP) "images to the nodes" e2e/cluster/load-image.sh $(IMAGES)/postgres-17.tar $(IMAGES)/minio.tar \
 	  $(IMAGES)/e2e.tar $(TARGET)/images/*.tar
+
+.PHONY: store
+store: ## Starts MinIO with TLS in the cluster that is up.
+	@$(STEP) "MinIO in the cluster" e2e/with-cluster.sh e2e/cluster/minio.sh
 
 .PHONY: crds
 crds: build ## Generates crds/*.yaml and docs/api.md from the types, and copies the former into the chart.
