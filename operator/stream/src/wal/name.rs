@@ -37,7 +37,8 @@ impl WalName {
         let (stem, suffix) = name.split_once('.').map_or((name, None), |(stem, suffix)| (stem, Some(suffix)));
         let field = |index: usize| parse_field(stem.get(index * 8..index * 8 + 8)?);
         match (stem.len(), suffix) {
-            (8, Some("history")) => field(0).filter(|tli| *tli > 1).map(|tli| Self::History(TimelineId(tli))),
+            // Timeline 1 never has one, but a recovery asks for it: the answer is that it is absent, not that it is no name.
+            (8, Some("history")) => field(0).filter(|tli| *tli > 0).map(|tli| Self::History(TimelineId(tli))),
             (24, suffix) => {
                 let timeline = TimelineId(field(0).filter(|tli| *tli > 0)?);
                 let (log, segment) = (field(1)?, field(2)?);
@@ -91,6 +92,7 @@ mod tests {
             WalName::Segment { partial: true, .. }
         ));
         assert_eq!(WalName::parse("0000000100000002000000AB.00000028.backup").unwrap(), WalName::BackupLabel);
+        assert_eq!(WalName::parse("00000001.history").unwrap(), WalName::History(TimelineId(1)));
         assert_eq!(WalName::parse("00000002.history").unwrap(), WalName::History(TimelineId(2)));
         for wrong in [
             "",
@@ -99,7 +101,7 @@ mod tests {
             "0000000000000002000000AB",
             "0000000100000002000000AB.zst",
             "0000000100000002000000AB.partial.partial",
-            "00000001.history",
+            "00000000.history",
             "../../../../etc/passwd.",
             "0000000100000002000000AB/..",
             "0000000100000002000000AB.000028.backup",
