@@ -42,6 +42,10 @@ impl Board {
             source: None,
             progress: None,
             archive: ArchiveStatus::default(),
+            vouch: None,
+            admits_clients: false,
+            cancelled_waits: 0,
+            divergent: None,
         };
         Self { status: Arc::new(Mutex::new(status)) }
     }

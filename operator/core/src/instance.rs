@@ -326,6 +326,66 @@ pub struct InstanceStatus {
     /// The archiver, on the primary.
     #[serde(default)]
     pub archive: ArchiveStatus,
+    /// The promise in force not to take part in a failover against the holder; none once it has run out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vouch: Option<Vouch>,
+    /// On a primary: clients are let in. A restarted or promoted primary waits with that until W voters have what it
+    /// had at that moment.
+    #[serde(default)]
+    pub admits_clients: bool,
+    /// On a primary: commits that were acknowledged although their wait for replicas was cancelled, since the server
+    /// started.
+    #[serde(default)]
+    pub cancelled_waits: u64,
+    /// What an earlier primary had beyond the history, and where it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergent: Option<DivergentTail>,
+}
+
+/// `POST /v1/vouch`, from a holder that cannot reach the API server to each other instance: promise not to seal against
+/// `term` for `for_ms`. Refused (409) by who has promised a later term or knows of another holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VouchRequest {
+    /// The term that the asker leads.
+    pub term: Term,
+    /// The asker's pod.
+    pub pod: String,
+    /// Its UID.
+    pub pod_uid: String,
+    /// How long the promise is to last, in milliseconds from when it is given; never longer than a minute.
+    pub for_ms: u64,
+}
+
+/// A promise not to take part in a failover against the holder of `term`; the answer to a [`VouchRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Vouch {
+    /// The term whose holder is vouched for.
+    pub term: Term,
+    /// Who promises; none while it has no data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<MemberId>,
+    /// How long it still lasts, in milliseconds.
+    pub remaining_ms: u64,
+}
+
+/// WAL of an earlier primary that never became part of the cluster's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DivergentTail {
+    /// The timeline that was left.
+    pub timeline: TimelineId,
+    /// Where the history parted.
+    pub from_lsn: Lsn,
+    /// Where the old primary's WAL ended.
+    pub to_lsn: Lsn,
+    /// The object store's prefix under which its segments are kept; none if there is no store or the upload failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_at: Option<String>,
+    /// Why it could not be kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// `POST /v1/seal`: promise not to follow any term below `term`, then report.

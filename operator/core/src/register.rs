@@ -109,6 +109,40 @@ pub struct Register {
     /// the new voters an election must satisfy both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<VoterSet>,
+    /// The holder is asked to stop and release, because the role is to move on purpose. Gone with the next claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Handover>,
+    /// The failover that is under way, or just ended, for the record; any replica of the operator can complete it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<FailoverNote>,
+}
+
+/// A planned change of the holder: it checkpoints, stops PostgreSQL (fast) and releases; then the usual way follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Handover {
+    /// The pod that is preferred among those that are level; None for whoever is best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Why, for people: `switchover requested`, `node kn2 is being drained`.
+    pub reason: String,
+}
+
+/// What is known of a failover before it is complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailoverNote {
+    /// The old primary's pod.
+    pub from: String,
+    /// Why it was given up.
+    pub reason: String,
+    /// From the first sign to the suspicion, in milliseconds.
+    pub detect_ms: u64,
+    /// When sealing began: milliseconds since the Unix epoch, for the record only, never for a decision.
+    pub began_at_ms: i64,
+    /// When the winner was written into the register, likewise; None before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_at_ms: Option<i64>,
 }
 
 impl Register {

@@ -15,11 +15,9 @@ pub fn register_bootstrapped(register: &Register, pod: &str, pod_uid: &str, acks
         term,
         seal_term: term,
         holder: Some(holder(pod, pod_uid, None)),
-        released: false,
-        timeline: None,
         system_id: register.system_id.clone(),
         quorum: initial_quorum(acks),
-        pending: None,
+        ..Register::default()
     }
 }
 
@@ -91,5 +89,7 @@ fn held(register: &Register, term: Term, holder: Holder, quorum: VoterSet, pendi
         system_id: register.system_id.clone(),
         quorum,
         pending,
+        handover: None,
+        failover: register.failover.clone(),
     }
 }

@@ -122,10 +122,9 @@ fn plan_rebuild(register: &Register, known_system: Option<&String>, members: &[&
             member: None,
         }),
         released: true,
-        timeline: None,
         system_id: Some(system.clone()),
         quorum: VoterSet { voters, acks: 1 },
-        pending: None,
+        ..Register::default()
     };
     plan.note = Some("the register was lost and is made again from what the instances hold".to_owned());
     plan.action = Action::Change { register: Box::new(rebuilt), kind: ChangeKind::Rebuild };

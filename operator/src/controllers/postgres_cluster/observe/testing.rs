@@ -74,6 +74,10 @@ pub(crate) fn empty_agent(ordinal: u32) -> InstanceStatus {
         source: None,
         progress: None,
         archive: Default::default(),
+        vouch: None,
+        admits_clients: false,
+        cancelled_waits: 0,
+        divergent: None,
     }
 }
 
@@ -105,6 +109,7 @@ pub(crate) fn primary(ordinal: u32, standbys: &[u32], quorum: &VoterSet) -> Inst
     InstanceStatus {
         phase: Phase::Primary,
         is_primary: true,
+        admits_clients: true,
         receiver: None,
         standbys: standbys.iter().map(standby).collect(),
         applied_quorum: Some(AppliedQuorum {
