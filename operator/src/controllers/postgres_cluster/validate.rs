@@ -3,6 +3,7 @@
 
 mod bootstrap;
 mod rules;
+pub mod store;
 #[cfg(test)]
 mod tests;
 
@@ -21,12 +22,10 @@ use pgherd_core::{
 };
 use pgherd_crds::{
     PostgresCluster, PostgresClusterSpec, PostgresClusterStatus,
-    v1alpha1::{
-        postgres_cluster::{HbaMethod, ReplicaSource, SynchronousMode},
-        shared::ObjectStore,
-    },
+    v1alpha1::postgres_cluster::{HbaMethod, ReplicaSource, SynchronousMode},
 };
 
+use self::store::validate_store;
 use super::references::References;
 use crate::settings::ImageMap;
 
@@ -323,31 +322,6 @@ fn choose_image(
         problems.add("spec.version", message);
         String::new()
     })
-}
-
-/// The store as pods use it: with the folders of its Secrets.
-fn validate_store(
-    store: &ObjectStore,
-    namespace: &str,
-    field: &str,
-    [credentials_dir, ca_dir]: [&str; 2],
-    problems: &mut Problems,
-) -> ValidatedStore {
-    rules::check_store(store, field, problems);
-    let ca_secret = store.ca_secret_ref.as_ref().map(|reference| reference.name.clone());
-    ValidatedStore {
-        config: StoreConfig {
-            endpoint: store.endpoint.trim_end_matches('/').to_owned(),
-            bucket: store.bucket.clone(),
-            prefix: store.prefix.clone().unwrap_or_else(|| namespace.to_owned()),
-            region: store.region.clone(),
-            path_style: store.path_style.unwrap_or(true),
-            credentials_dir: credentials_dir.to_owned(),
-            ca_file: ca_secret.is_some().then(|| format!("{ca_dir}/ca.crt")),
-        },
-        credentials_secret: store.credentials_secret_ref.name.clone(),
-        ca_secret,
-    }
 }
 
 fn validated_scheduling(spec: &PostgresClusterSpec) -> Scheduling {
