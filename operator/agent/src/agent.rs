@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     board::Board,
     clock::Boottime,
+    failsafe::AddressBook,
     fencer::Fencer,
     gate::Gate,
     layout::Layout,
@@ -86,6 +87,8 @@ pub struct Agent {
     pub gate: Gate,
     /// What was promised to the primary.
     pub vouches: VouchBook,
+    /// Where the peers were last found.
+    pub addresses: Arc<AddressBook>,
     /// Wakes the machine.
     pub wake: Notify,
     /// Cancelled by SIGTERM.
@@ -125,6 +128,7 @@ impl Agent {
             server: Server::new(layout.clone()),
             gate: Gate::default(),
             vouches: VouchBook::open(&layout.volume),
+            addresses: Arc::default(),
             identity,
             layout,
             store,

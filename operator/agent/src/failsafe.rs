@@ -1,7 +1,13 @@
 //! Asking the peers to vouch while the API server can't be reached. All are asked at once, each with a time of its own, so
 //! that a slow one delays nobody; whether the promises are enough is decided in [`pgherd_core::failsafe`].
 
-use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::body::{Body, to_bytes};
 use http::{Method, Request, header};
@@ -13,7 +19,11 @@ use pgherd_core::{
 };
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    sync::mpsc,
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 
 use crate::{
@@ -30,6 +40,46 @@ const PEER_TIMEOUT: Duration = Duration::from_millis(1_200);
 const MAX_ANSWER_BYTES: usize = 1 << 16;
 /// The promise outlasts the asker's deadline by this much, in milliseconds: SIGQUIT, a second later SIGKILL.
 pub const OUTLAST_MS: u64 = 2_000;
+
+/// The cluster's DNS may be away together with the API server; then the last known address must do.
+const RESOLVE_TIMEOUT: Duration = Duration::from_millis(400);
+
+/// Where the peers were last found. All pods show the same certificate, but a promise says whose it is.
+#[derive(Debug, Default)]
+pub struct AddressBook {
+    known: Mutex<BTreeMap<String, SocketAddr>>,
+}
+
+impl AddressBook {
+    fn note(&self, pod: &str, address: SocketAddr) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.to_owned(), address);
+    }
+
+    /// The addresses to try: what the name stands for now, or what it stood for last.
+    async fn resolve(&self, pod: &str, host: &str, port: u16) -> Vec<SocketAddr> {
+        let found = timeout(RESOLVE_TIMEOUT, lookup_host((host, port))).await;
+        let found: Vec<SocketAddr> = found.ok().and_then(Result::ok).map(Iterator::collect).unwrap_or_default();
+        match found.first() {
+            Some(first) => {
+                self.note(pod, *first);
+                found
+            }
+            None => {
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).get(pod).copied().into_iter().collect()
+            }
+        }
+    }
+}
+
+/// Looks the peers' addresses up while all is well.
+pub async fn note_addresses(agent: Arc<Agent>) {
+    let Some(register) = agent.register.borrow().as_ref().map(|seen| seen.lease.register.clone()) else { return };
+    let Some(others) = observe_others(&agent, &register) else { return };
+    for pod in others {
+        let (host, port) = agent.layout.peer_agent(&agent.config().cluster, &agent.identity.namespace, &pod);
+        let _ = agent.addresses.resolve(&pod, &host, port).await;
+    }
+}
 
 /// Why a peer did not vouch.
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +183,13 @@ fn send_requests(
     for peer in others {
         let (host, port) = agent.layout.peer_agent(&agent.config().cluster, &agent.identity.namespace, peer);
         let (sender, tls, request, peer) = (sender.clone(), Arc::clone(&tls), request.clone(), peer.clone());
+        let book = Arc::clone(&agent.addresses);
         drop(tokio::spawn(async move {
-            let answer = timeout(PEER_TIMEOUT, ask(tls, &peer, &host, port, &request)).await;
+            let asked = async {
+                let addresses = book.resolve(&peer, &host, port).await;
+                ask(tls, &peer, &host, &addresses, &request).await
+            };
+            let answer = timeout(PEER_TIMEOUT, asked).await;
             // Nobody listens any more once enough have promised.
             let _ = sender.send((peer, answer.unwrap_or(Err(PeerError::Timeout))));
         }));
@@ -146,12 +201,12 @@ async fn ask(
     tls: Arc<ClientConfig>,
     pod: &str,
     host: &str,
-    port: u16,
+    addresses: &[SocketAddr],
     request: &VouchRequest,
 ) -> Result<Promise, PeerError> {
     let unknown = |error| PeerError::Connect(io::Error::new(io::ErrorKind::InvalidInput, error));
     let name = ServerName::try_from(host.to_owned()).map_err(unknown)?;
-    let stream = TcpStream::connect((host, port)).await.map_err(PeerError::Connect)?;
+    let stream = TcpStream::connect(addresses).await.map_err(PeerError::Connect)?;
     stream.set_nodelay(true).map_err(PeerError::Connect)?;
     let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(PeerError::Connect)?;
     let broken = |error: hyper::Error| PeerError::Exchange(describe_chain(&error));

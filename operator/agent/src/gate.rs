@@ -110,6 +110,17 @@ impl Gate {
         });
     }
 
+    /// Clients are not let in through a gate that nobody remembers.
+    fn forget(&self, generation: u64) {
+        self.entry.send_if_modified(|entry| {
+            let outdated = entry.as_ref().is_some_and(|e| e.generation == generation && e.stage == Stage::Closed);
+            if outdated {
+                *entry = None;
+            }
+            outdated
+        });
+    }
+
     fn note_waiting(&self, generation: u64, why: String) {
         self.entry.send_if_modified(|entry| {
             if let Some(entry) = entry.as_mut().filter(|entry| entry.generation == generation) {
@@ -170,9 +181,7 @@ async fn watch_voters(agent: &Agent, entry: &Entry) {
         sleep(pause).await;
     }
     // The process that this gate was for is gone; whoever starts the next one begins anew.
-    if agent.server.generation() != generation {
-        sleep(LOOK_EVERY).await;
-    }
+    agent.gate.forget(generation);
 }
 
 /// One look; None while the server still recovers. The position is taken at the first look after that: nobody but pgherd

@@ -8,7 +8,11 @@ use pgherd_core::register::{LeaseView, Register, Term};
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    agent::Agent, clock::Boottime, failsafe::ask_peers, fencer::Heartbeat, register_store::RegisterError,
+    agent::Agent,
+    clock::Boottime,
+    failsafe::{ask_peers, note_addresses},
+    fencer::Heartbeat,
+    register_store::RegisterError,
 };
 
 /// The register is read at least this often, whatever the watch says.
@@ -19,6 +23,8 @@ const PROOF_MAX_AGE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 /// An API server that has not answered for this long may be away: the peers are asked at the same time.
 const API_PATIENCE: Duration = Duration::from_secs(1);
+/// The peers' addresses are looked up this often, for when DNS does not work.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 /// Tries of a write that somebody else's write got in the way of.
 const ATTEMPTS: usize = 4;
 
@@ -142,7 +148,7 @@ fn arm(agent: &Agent, from: Boottime) -> Result<(), LeaseError> {
 /// Renews while there is a tenure; never ends.
 pub async fn keep_renewing(agent: Arc<Agent>) {
     let mut tenures = agent.tenure.subscribe();
-    let mut vouched_at: Option<Boottime> = None;
+    let (mut vouched_at, mut looked_up_at) = (None, Boottime(0));
     loop {
         let tenure = *tenures.borrow_and_update();
         let Some(tenure) = tenure else {
@@ -154,6 +160,10 @@ pub async fn keep_renewing(agent: Arc<Agent>) {
             continue;
         };
         let pause = renew_if_well(&agent, tenure, &mut vouched_at).await;
+        if vouched_at.is_none() && Boottime::now().since(looked_up_at) > LOOK_UP_EVERY {
+            looked_up_at = Boottime::now();
+            drop(tokio::spawn(note_addresses(Arc::clone(&agent))));
+        }
         tokio::select! {
             () = sleep(pause) => {}
             _ = tenures.changed() => {}

@@ -8,6 +8,7 @@ use pgherd_core::instance::Phase;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -118,7 +119,7 @@ pub fn run_agent(agent: Arc<Agent>, certificates: watch::Receiver<u64>) -> BoxFu
 }
 
 async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
-    for task in [
+    let _tasks = Tasks(vec![
         tokio::spawn(watch_register(Arc::clone(&agent))),
         tokio::spawn(keep_renewing(Arc::clone(&agent))),
         tokio::spawn(keep_sampling(Arc::clone(&agent))),
@@ -129,15 +130,22 @@ async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
         tokio::spawn(archive::serve(Arc::clone(&agent))),
         tokio::spawn(wake_on_ended_child(Arc::clone(&agent))),
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
-    ] {
-        drop(task);
-    }
+    ]);
     let _volume = tokio::select! {
         lock = lock_volume(&agent) => lock,
         () = agent.shutdown.cancelled() => None,
     };
     Box::pin(turn(&agent)).await;
     stop::shut_down(&agent).await;
+}
+
+/// End with whoever started them.
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
 }
 
 /// The volume's lock, on the file that the supervisor handed over as stdin; waits while another container has it. Without

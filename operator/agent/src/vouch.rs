@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     agent::Agent,
     clock::Boottime,
-    local_state::{LocalState, write_durably},
+    layout::Layout,
+    local_state::{LocalState, LocalStateError, write_durably},
     postgres::config::Role,
 };
 
@@ -222,9 +223,8 @@ pub async fn vouch(agent: &Agent, request: &VouchRequest) -> Result<Promise, Vou
     {
         return Err(VouchError::Refused(why));
     }
-    // From disk: right after a start the status does not know yet what was promised.
-    let pgdata = agent.layout.pgdata.clone();
-    let local = tokio::task::spawn_blocking(move || LocalState::read(&pgdata)).await;
+    let layout = agent.layout.clone();
+    let local = tokio::task::spawn_blocking(move || read_own(&layout)).await;
     let local = local.ok().and_then(Result::ok).ok_or(VouchError::Unreadable)?;
     let known = local.as_ref().map_or(Term(0), |local| local.sealed_term.max(local.term));
     if known > request.term {
@@ -235,6 +235,17 @@ pub async fn vouch(agent: &Agent, request: &VouchRequest) -> Result<Promise, Vou
     let member = local.map(|local| local.member);
     let vouch = Vouch { term: given.term, member, remaining_ms: given.remaining_ms };
     Ok(Promise { pod: agent.identity.pod.clone(), vouch })
+}
+
+/// From disk: right after a start the status does not know yet what was promised. While PGDATA is being filled, its file
+/// may be a copy of another member's.
+fn read_own(layout: &Layout) -> Result<Option<LocalState>, LocalStateError> {
+    let building = || layout.building_marker().exists();
+    if building() {
+        return Ok(None);
+    }
+    let local = LocalState::read(&layout.pgdata)?;
+    Ok(local.filter(|_| !building()))
 }
 
 /// What the register says against the asker; None where it says nothing, or is older than the asker's term.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgherd_core::{
     instance::{Phase, SealReport},
-    register::Term,
+    register::{Register, Term},
 };
 use tokio::time::{Instant, sleep};
 
@@ -64,7 +64,8 @@ pub async fn promise(agent: &Agent, term: Term) -> Result<Option<LocalState>, Ac
     let Some(mut local) = LocalState::read(&agent.layout.pgdata)? else { return Ok(None) };
     if local.sealed_term < term {
         if let Err(vouching) = agent.vouches.begin_seal(term) {
-            return Err(ActionError::NotYet(vouching.to_string()));
+            lift_if_released(agent, vouching);
+            agent.vouches.begin_seal(term).map_err(|vouching| ActionError::NotYet(vouching.to_string()))?;
         }
         local.sealed_term = term;
         local.write(&agent.layout.pgdata)?;
@@ -119,17 +120,22 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
     })
 }
 
-/// Refuses while a promise to the primary of an earlier term is in force. It is void once that primary has written into
-/// the register itself that its PostgreSQL is down.
+/// Refuses while a promise to the primary of an earlier term is in force.
 async fn respect_promise(agent: &Agent, term: Term) -> Result<(), Vouching> {
     let Err(vouching) = agent.vouches.begin_seal(term) else { return Ok(()) };
-    if let Ok(seen) = lease::refresh(agent).await {
-        let register = &seen.lease.register;
-        if register.released && register.term == vouching.term {
-            agent.vouches.lift(vouching.term);
-        }
-    }
+    // Without an answer the promise stands.
+    let _ = lease::refresh(agent).await;
+    lift_if_released(agent, vouching);
     agent.vouches.begin_seal(term)
+}
+
+/// A promise is void once the primary itself has written into the register that its PostgreSQL is down.
+fn lift_if_released(agent: &Agent, vouching: Vouching) {
+    let seen = agent.register.borrow();
+    let released = |register: &Register| register.released && register.term == vouching.term;
+    if seen.as_ref().is_some_and(|seen| released(&seen.lease.register)) {
+        agent.vouches.lift(vouching.term);
+    }
 }
 
 /// Waits until the receiver is gone and the startup process was twice seen waiting for more WAL at the same position.
