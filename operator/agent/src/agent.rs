@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     board::Board,
     clock::Boottime,
+    failsafe::AddressBook,
     fencer::Fencer,
+    gate::Gate,
     layout::Layout,
     lease::{Seen, Tenure},
     postgres::{
@@ -32,6 +34,7 @@ use crate::{
     },
     register_store::RegisterStore,
     settings::Identity,
+    vouch::VouchBook,
 };
 
 /// A sample older than this says nothing about now.
@@ -80,6 +83,12 @@ pub struct Agent {
     pub fencer: Fencer,
     /// PostgreSQL's process.
     pub server: Server,
+    /// Whether clients are let in.
+    pub gate: Gate,
+    /// What was promised to the primary.
+    pub vouches: VouchBook,
+    /// Where the peers were last found.
+    pub addresses: Arc<AddressBook>,
     /// Wakes the machine.
     pub wake: Notify,
     /// Cancelled by SIGTERM.
@@ -94,6 +103,7 @@ pub struct Agent {
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
     streaming: Mutex<Streaming>,
     register_error: Mutex<Option<String>>,
+    going_on: Mutex<Option<String>>,
     diverged: AtomicBool,
     disk_proved_at: AtomicU64,
     beat: AtomicU64,
@@ -116,6 +126,9 @@ impl Agent {
     ) -> Self {
         Self {
             server: Server::new(layout.clone()),
+            gate: Gate::default(),
+            vouches: VouchBook::open(&layout.volume),
+            addresses: Arc::default(),
             identity,
             layout,
             store,
@@ -134,6 +147,7 @@ impl Agent {
             applied_roles: Mutex::new(None),
             streaming: Mutex::new(Streaming::default()),
             register_error: Mutex::new(None),
+            going_on: Mutex::new(None),
             diverged: AtomicBool::new(false),
             disk_proved_at: AtomicU64::new(0),
             beat: AtomicU64::new(Boottime::now().0),
@@ -208,6 +222,16 @@ impl Agent {
 
     pub(crate) fn set_register_error(&self, error: Option<String>) {
         *lock(&self.register_error) = error;
+    }
+
+    /// By whose word this primary goes on although its Lease can't be renewed, for people.
+    #[must_use]
+    pub fn going_on(&self) -> Option<String> {
+        lock(&self.going_on).clone()
+    }
+
+    pub(crate) fn set_going_on(&self, by: Option<String>) {
+        *lock(&self.going_on) = by;
     }
 
     /// This standby was found to be on a branch of its own.

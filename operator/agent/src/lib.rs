@@ -11,7 +11,9 @@ pub mod archive_client;
 pub mod barrier;
 pub mod board;
 pub mod clock;
+pub mod failsafe;
 pub mod fencer;
+pub mod gate;
 pub mod install;
 pub mod kubernetes_store;
 pub mod layout;
@@ -29,6 +31,7 @@ pub mod supervisor;
 pub mod tls;
 pub mod turn;
 pub mod upkeep;
+pub mod vouch;
 
 pub use archive_client::{archive_wal, restore_wal};
 pub use install::install;

@@ -8,6 +8,7 @@ use pgherd_core::instance::Phase;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -17,6 +18,7 @@ use crate::{
     archive,
     board::Board,
     fencer::Fencer,
+    gate::keep_gate,
     kubernetes_store::KubernetesRegister,
     layout::Layout,
     lease::{keep_renewing, watch_register},
@@ -117,25 +119,33 @@ pub fn run_agent(agent: Arc<Agent>, certificates: watch::Receiver<u64>) -> BoxFu
 }
 
 async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
-    for task in [
+    let _tasks = Tasks(vec![
         tokio::spawn(watch_register(Arc::clone(&agent))),
         tokio::spawn(keep_renewing(Arc::clone(&agent))),
         tokio::spawn(keep_sampling(Arc::clone(&agent))),
+        tokio::spawn(keep_gate(Arc::clone(&agent))),
         tokio::spawn(keep_proving_the_disk(Arc::clone(&agent))),
         tokio::spawn(server::serve(Arc::clone(&agent), certificates)),
         tokio::spawn(probes::serve(Arc::clone(&agent))),
         tokio::spawn(archive::serve(Arc::clone(&agent))),
         tokio::spawn(wake_on_ended_child(Arc::clone(&agent))),
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
-    ] {
-        drop(task);
-    }
+    ]);
     let _volume = tokio::select! {
         lock = lock_volume(&agent) => lock,
         () = agent.shutdown.cancelled() => None,
     };
     Box::pin(turn(&agent)).await;
     stop::shut_down(&agent).await;
+}
+
+/// End with whoever started them.
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
 }
 
 /// The volume's lock, on the file that the supervisor handed over as stdin; waits while another container has it. Without

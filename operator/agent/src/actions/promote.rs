@@ -34,17 +34,25 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
     local.write(&agent.layout.pgdata)?;
     crate::status::show_local(agent, Some(&local), agent.board.status().system_id.as_deref());
     make_strict(agent, register, &local).await?;
+    let generation = agent.server.generation();
+    agent.gate.begin(generation, register);
     run_promotion(agent).await?;
     local.promoted_term = register.term;
     local.write(&agent.layout.pgdata)?;
-    let role = primary::primary_role(register);
+    let admits = agent.gate.admits(generation);
+    let role = primary::primary_role(register, admits);
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     agent.server.reload().await;
     agent.set_role(Some(role));
     primary::note_quorum(agent, register);
     start_checkpoint(agent);
     let _ = agent.sample_now().await.map(|sample| crate::status::show_sample(agent, &sample));
-    agent.board.say(Phase::Primary, "");
+    if admits {
+        agent.gate.note_open(generation);
+        agent.board.say(Phase::Primary, "");
+    } else {
+        primary::show_closed(agent);
+    }
     Ok(())
 }
 

@@ -128,6 +128,27 @@ pub async fn observe_sample(session: &Session, generation: u64) -> Result<Sample
     })
 }
 
+/// What a primary has flushed, and how far its standbys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admittance {
+    /// Flushed by the primary itself.
+    pub flushed: Lsn,
+    /// The standbys.
+    pub standbys: Vec<Standby>,
+}
+
+/// A small look for the gate; None while the server is in recovery.
+///
+/// # Errors
+/// [`SqlError`]; the session should then be opened anew.
+pub async fn observe_admittance(session: &Session) -> Result<Option<Admittance>, SqlError> {
+    let statement = "SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn() END::text";
+    let flushed = session.query(statement, &[]).await?.first().and_then(|row| read_lsn(row, 0));
+    let Some(flushed) = flushed else { return Ok(None) };
+    let standbys = session.query(STANDBYS, &[]).await?.iter().map(read_standby).collect();
+    Ok(Some(Admittance { flushed, standbys }))
+}
+
 fn read_lsn(row: &Row, column: usize) -> Option<Lsn> {
     row.get::<_, Option<String>>(column)?.parse().ok()
 }

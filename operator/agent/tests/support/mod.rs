@@ -1,6 +1,8 @@
 //! A cluster's certificates, configuration and agents under a temporary folder, with the real PostgreSQL of this machine.
 #![allow(unreachable_pub, dead_code, reason = "each test uses a part of it")]
 
+pub mod scene;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -87,14 +89,15 @@ pub struct Cluster {
     pub root: tempfile::TempDir,
     pub register: Arc<MemoryRegister>,
     pub config: InstanceConfig,
-    ports: BTreeMap<String, u16>,
+    /// Of PostgreSQL and of the agent's API.
+    ports: BTreeMap<String, (u16, u16)>,
 }
 
 /// One running agent.
 pub struct Instance {
     pub agent: Arc<Agent>,
     pub task: JoinHandle<()>,
-    _config: watch::Sender<Arc<InstanceConfig>>,
+    pub config: watch::Sender<Arc<InstanceConfig>>,
     _certificates: watch::Sender<u64>,
 }
 
@@ -118,7 +121,7 @@ impl Cluster {
             replica_source: ReplicaSourcePolicy::Auto,
             timings: Timings::default(),
         };
-        let ports = (0..instances).map(|ordinal| (format!("c-{ordinal}"), free_port())).collect();
+        let ports = (0..instances).map(|ordinal| (format!("c-{ordinal}"), (free_port(), free_port()))).collect();
         Self { root, register: Arc::new(register), config, ports }
     }
 
@@ -129,7 +132,11 @@ impl Cluster {
             fs::create_dir_all(&path).unwrap();
             path
         };
-        let peers = self.ports.iter().map(|(pod, port)| (pod.clone(), ("localhost".to_owned(), *port))).collect();
+        let at = |port: u16| ("localhost".to_owned(), port);
+        let both = |(pod, (postgres, api)): (&String, &(u16, u16))| {
+            [(pod.clone(), at(*postgres)), (format!("{pod}/agent"), at(*api))]
+        };
+        let peers = self.ports.iter().flat_map(both).collect();
         Layout {
             volume: folder("volume"),
             pgdata: home.join("volume/pgdata"),
@@ -139,8 +146,8 @@ impl Cluster {
             tls_source: self.root.path().join("certificates"),
             app: self.root.path().join("app"),
             passwd: "/etc/passwd".into(),
-            postgres_port: self.ports[pod],
-            api_port: free_port(),
+            postgres_port: self.ports[pod].0,
+            api_port: self.ports[pod].1,
             probe_port: free_port(),
             executable: "/bin/false".into(),
             peers: Peers::Fixed(peers),
@@ -149,6 +156,11 @@ impl Cluster {
 
     /// Starts an agent for a pod; `uid` tells a new pod of an old name apart.
     pub fn start(&self, pod: &str, uid: &str) -> Instance {
+        self.start_with(pod, uid, Fencer::none())
+    }
+
+    /// The same with a fencer.
+    pub fn start_with(&self, pod: &str, uid: &str, fencer: Fencer) -> Instance {
         let layout = self.layout(pod);
         apply_certificates(&layout.tls_source, &layout.tls()).unwrap();
         let boot_nonce = format!("nonce-{}", free_port());
@@ -157,9 +169,9 @@ impl Cluster {
         let (certificates_sender, certificates) = watch::channel(0);
         let board = Board::new(&identity);
         let agent =
-            Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), Fencer::none(), board));
+            Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), fencer, board));
         let task = tokio::spawn(run_agent(Arc::clone(&agent), certificates));
-        Instance { agent, task, _config: config_sender, _certificates: certificates_sender }
+        Instance { agent, task, config: config_sender, _certificates: certificates_sender }
     }
 }
 

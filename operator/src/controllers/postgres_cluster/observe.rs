@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{Api, api::ListParams};
 use pgherd_core::{
     failover::{PodView, Probe},
-    instance::InstanceStatus,
+    instance::{InstanceStatus, Phase},
     register::Register,
 };
 use pgherd_crds::{Backup, names};
@@ -102,6 +102,12 @@ impl Observed {
         let same_system = register.system_id.is_none() || register.system_id == status.system_id;
         let serves = status.is_primary && status.postgres_up && status.term == register.term && same_system;
         (serves && !register.is_sealing() && !register.released).then_some(status)
+    }
+
+    /// The same, once it lets clients in too: only then may anything lead to it.
+    #[must_use]
+    pub fn admitting_holder(&self) -> Option<&InstanceStatus> {
+        self.serving_holder().filter(|status| status.phase == Phase::Primary)
     }
 
     /// The pods as the failover decisions want them.

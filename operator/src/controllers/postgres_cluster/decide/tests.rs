@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use pgherd_core::{
+    instance::InstanceStatus,
     lsn::Lsn,
     register::{Holder, MemberId, Register, Term},
 };
@@ -149,6 +150,20 @@ fn a_claimed_winner_is_routed_to_once_it_serves_in_its_term() {
     winner.term = Term(2);
     let plan = plan(REQUIRED, &seen(winner), &mut Memory::default());
     assert_eq!(labels(&plan), [("shop-2", Some("primary"))]);
+}
+
+#[test]
+fn a_primary_that_lets_no_client_in_yet_is_not_routed_to_and_keeps_the_label_that_it_has() {
+    let mut seen = settled(at(1), "1", 1);
+    let promoted = |phase| InstanceStatus { phase, ..primary(0, &[1, 2], &voters(&[1, 2], 1)) };
+    for phase in [Phase::Promoting, Phase::Starting] {
+        seen.pods[0] = pod(0, None, Some(promoted(phase)));
+        assert!(labels(&plan(REQUIRED, &seen, &mut Memory::default())).is_empty());
+        seen.pods[0] = pod(0, Some("primary"), Some(promoted(phase)));
+        assert!(labels(&plan(REQUIRED, &seen, &mut Memory::default())).is_empty());
+    }
+    seen.pods[0] = pod(0, None, Some(promoted(Phase::Primary)));
+    assert_eq!(labels(&plan(REQUIRED, &seen, &mut Memory::default())), [("shop-0", Some("primary"))]);
 }
 
 #[test]

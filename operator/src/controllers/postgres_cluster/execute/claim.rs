@@ -16,6 +16,8 @@ use crate::controllers::postgres_cluster::decide::{Claimed, Memory, POLL_MS, PRO
 
 /// How often the winner is asked whether it takes writes.
 const POLL: Duration = Duration::from_millis(100);
+/// A winner that was promoted and lets no client in for this long is looked at by the next rounds.
+const GATE: Duration = Duration::from_secs(3);
 /// A winner that does not answer for this long is left to the suspicion of the next rounds.
 const SILENT: Duration = Duration::from_secs(5);
 
@@ -75,15 +77,21 @@ impl Round<'_> {
     async fn await_promotion(&mut self, pod: &str, uid: &str, term: Term) -> bool {
         let Some(address) = self.observed.pod(pod).and_then(|pod| pod.address(self.cluster)) else { return false };
         let started = Instant::now();
-        let mut answered = started;
+        let (mut answered, mut promoted_at) = (started, None::<Instant>);
         while started.elapsed() < Duration::from_millis(PROMOTION_MS) {
             match self.agents.status(&address).await {
                 Ok(status) if status.pod_uid == uid => {
                     answered = Instant::now();
-                    let (serves, failed) = (status.is_primary && status.term == term, status.phase == Phase::Failed);
+                    let promoted = status.is_primary && status.term == term;
+                    let (serves, failed) = (promoted && status.phase == Phase::Primary, status.phase == Phase::Failed);
                     self.done.statuses.insert(pod.to_owned(), status);
                     if serves || failed {
                         return serves;
+                    }
+                    // It lets nobody in before its voters have what it had. They may need the next rounds for that: a
+                    // replica that is to become a voter, for example.
+                    if promoted && promoted_at.get_or_insert_with(Instant::now).elapsed() >= GATE {
+                        return false;
                     }
                 }
                 Err(error) if answered.elapsed() >= SILENT => {

@@ -69,7 +69,7 @@ impl<'a> Scene<'a> {
         self.holder_pod()?.status()
     }
 
-    /// The holder of the current term takes writes and `<cluster>-rw` leads to it.
+    /// The holder of the current term takes writes, also from clients, and `<cluster>-rw` leads to it.
     pub(super) fn primary_available(&self) -> bool {
         let (Some(register), Some(pod)) = (self.register.as_ref(), self.holder_pod()) else { return false };
         let in_force = !register.is_sealing() && !register.released && self.lease_is_fresh();
@@ -79,7 +79,8 @@ impl<'a> Scene<'a> {
         match pod.status() {
             Some(status) => {
                 let ours = register.system_id.is_some() && register.system_id == status.system_id;
-                status.is_primary && status.postgres_up && status.term == register.term && ours
+                let admits = status.is_primary && status.phase == Phase::Primary;
+                admits && status.postgres_up && status.term == register.term && ours
             }
             None => self.is_briefly_silent(pod) && self.was_true(PRIMARY_AVAILABLE),
         }
