@@ -12,13 +12,14 @@ use tokio::{
 };
 
 use crate::{
-    actions::{describe_chain, stop},
+    actions::{describe_chain, divergent, stop},
     agent::Agent,
     archive,
     board::Board,
     fencer::Fencer,
     kubernetes_store::KubernetesRegister,
     layout::Layout,
+    leftovers,
     lease::{keep_renewing, watch_register},
     probes, server,
     settings::{observe_identity, read_config, watch_config},
@@ -127,9 +128,11 @@ async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
         tokio::spawn(archive::serve(Arc::clone(&agent))),
         tokio::spawn(wake_on_ended_child(Arc::clone(&agent))),
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
+        tokio::spawn(leftovers::keep_bringing(Arc::clone(&agent))),
     ] {
         drop(task);
     }
+    divergent::show_recorded(&agent);
     let _volume = tokio::select! {
         lock = lock_volume(&agent) => lock,
         () = agent.shutdown.cancelled() => None,

@@ -7,7 +7,7 @@ use pgherd_core::{instance::Phase, register::Register};
 use tokio::time::sleep;
 
 use crate::{
-    actions::{self, ActionError, data_dir::observe_data, describe_chain, stop},
+    actions::{self, ActionError, data_dir::observe_data, describe_chain, stop, volume},
     agent::Agent,
     lease::{LeaseError, refresh},
     machine::{DataView, LocalAction, LocalInput, PostgresView, decide_local},
@@ -22,6 +22,10 @@ use crate::{
 const TURN: Duration = Duration::from_millis(500);
 /// The longest pause after a step that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
+/// The first pause when something else is waited for, such as the promotion of the instance to follow.
+const SOON: Duration = Duration::from_millis(50);
+/// So often only this long: commits wait for the standbys of a new primary.
+const SOON_TRIES: u32 = 40;
 /// The longest pause when something else is waited for.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
@@ -68,7 +72,10 @@ async fn step(agent: &Agent, failures: &mut u32) -> Duration {
     // These need a person; everything else may well pass by itself.
     let hopeless = matches!(
         error,
-        ActionError::Bootstrap { .. } | ActionError::EndsAtOnce { .. } | ActionError::Program(ProgramError::NotFound)
+        ActionError::Bootstrap { .. }
+            | ActionError::EndsAtOnce { .. }
+            | ActionError::VolumeFull { .. }
+            | ActionError::Program(ProgramError::NotFound)
     ) || phase == Phase::Initializing;
     agent.board.say(if hopeless { Phase::Failed } else { phase }, text);
     // Another instance that is about to be promoted is asked again soon; a copy that failed is not begun again at once.
@@ -76,7 +83,11 @@ async fn step(agent: &Agent, failures: &mut u32) -> Duration {
         error,
         ActionError::NotYet(_) | ActionError::Upstream(_) | ActionError::Lease(_) | ActionError::Sql(_)
     );
-    TURN.saturating_mul(2_u32.saturating_pow((*failures).min(6))).min(if soon { MAX_WAIT } else { MAX_BACKOFF })
+    match (soon, *failures) {
+        (true, ..SOON_TRIES) => SOON,
+        (true, _) => MAX_WAIT,
+        (false, failures) => TURN.saturating_mul(2_u32.saturating_pow(failures.min(6))).min(MAX_BACKOFF),
+    }
 }
 
 async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
@@ -109,6 +120,9 @@ async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
         && let Some(left) = agent.server.restart_pause().await
     {
         return Err(ActionError::EndsAtOnce { seconds: left.as_secs() + 1 });
+    }
+    if action == LocalAction::StartPrimary {
+        volume::validate_room(&agent.layout)?;
     }
     Box::pin(actions::execute(agent, &register, action)).await
 }
@@ -150,6 +164,7 @@ fn is_for_primaries(action: &LocalAction) -> bool {
             | LocalAction::Promote
             | LocalAction::StopNow(_)
             | LocalAction::Release(_)
+            | LocalAction::HandOver(_)
     )
 }
 

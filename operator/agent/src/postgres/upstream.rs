@@ -145,6 +145,19 @@ impl UpstreamSession {
         })
     }
 
+    /// Bytes of a file of its data directory; None when there is no such file, or not as many bytes in it.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn read_file(&self, file: &str, offset: u64, length: u64) -> Result<Option<Vec<u8>>, UpstreamError> {
+        let (offset, length) = (i64::try_from(offset).unwrap_or(i64::MAX), i64::try_from(length).unwrap_or(i64::MAX));
+        let statement = "SELECT pg_read_binary_file($1, $2, $3, true)";
+        let rows = self.session.query(statement, &[&file, &offset, &length]).await;
+        let rows = rows.map_err(|source| UpstreamError::Sql { pod: self.pod.clone(), source })?;
+        let bytes: Option<Vec<u8>> = rows.first().and_then(|row| row.get(0));
+        Ok(bytes.filter(|bytes| i64::try_from(bytes.len()).is_ok_and(|read| read == length)))
+    }
+
     /// Asks for a checkpoint, for at most five seconds. Only a help for pg_rewind: a refusal is logged and no error.
     ///
     /// # Errors
