@@ -61,14 +61,17 @@ async fn beat_while_busy(agent: &Agent) {
 
 async fn step(agent: &Agent, failures: &mut u32) -> Duration {
     let _acting = agent.acting.lock().await;
-    let Err(error) = decide_and_act(agent).await else {
+    // What is tried again within moments is not said each time.
+    let Err(error) = decide_and_act(agent, failures.saturating_add(1).is_power_of_two()).await else {
         *failures = 0;
         return TURN;
     };
     *failures = failures.saturating_add(1);
     let phase = agent.board.status().phase;
     let text = describe_chain(&error);
-    tracing::warn!(error = %text, phase = ?phase, "a step failed; it is decided again");
+    if failures.is_power_of_two() {
+        tracing::warn!(error = %text, phase = ?phase, failures, "a step failed; it is decided again");
+    }
     // These need a person; everything else may well pass by itself.
     let hopeless = matches!(
         error,
@@ -90,7 +93,7 @@ async fn step(agent: &Agent, failures: &mut u32) -> Duration {
     }
 }
 
-async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
+async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
     let Some(seen) = agent.register.borrow().clone() else {
         let why =
             agent.register_error().map_or_else(String::new, |error| format!("the register can't be read: {error}"));
@@ -110,10 +113,11 @@ async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
     if agent.led_term().is_some() && !is_for_primaries(&action) {
         stop::stop_now(agent, "this pod is not primary any more").await;
     }
-    if !matches!(
+    let is_idle = matches!(
         action,
         LocalAction::KeepPrimary | LocalAction::KeepReplica { .. } | LocalAction::Wait(_) | LocalAction::Fail(_)
-    ) {
+    );
+    if say && !is_idle {
         tracing::info!(action = ?action, term = %register.term, "next step");
     }
     if matches!(action, LocalAction::StartPrimary | LocalAction::StartStandby { .. })

@@ -49,7 +49,7 @@ const QUICK_DEATH: Duration = Duration::from_secs(10);
 /// From so many on a server is taken for one that can't start.
 const TOO_MANY_DEATHS: u32 = 3;
 /// How long a clean stop may wait for the archiver alone: the rest of the WAL can be brought to the archive later.
-pub const ARCHIVER_GRACE: Duration = Duration::from_secs(1);
+pub const ARCHIVER_GRACE: Duration = Duration::from_millis(500);
 /// The longest pause between two starts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 

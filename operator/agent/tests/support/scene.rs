@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::{Cluster, Instance};
 
 /// A deadline that only a hang misses.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The register of a new cluster, held by `c-0`.
 pub fn first_register() -> Register {
