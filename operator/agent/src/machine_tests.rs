@@ -284,10 +284,7 @@ fn handing_over(register: Register) -> Register {
 #[test]
 fn a_holder_that_is_asked_to_hands_over_and_one_that_is_down_by_then_releases() {
     let register = handing_over(register(3, "c-1"));
-    assert_eq!(
-        decide(&register, &ready(3, 3), &PostgresView::Primary),
-        LocalAction::HandOver("drained".to_owned())
-    );
+    assert_eq!(decide(&register, &ready(3, 3), &PostgresView::Primary), LocalAction::HandOver("drained".to_owned()));
     for postgres in [PostgresView::Stopped, PostgresView::Died] {
         assert_eq!(decide(&register, &ready(3, 3), &postgres), LocalAction::Release("drained".to_owned()));
     }
@@ -303,10 +300,7 @@ fn a_handover_changes_nothing_for_others_while_sealing_or_once_it_is_released() 
     let sealing = Register { seal_term: Term(4), ..handing_over(register(3, "c-1")) };
     assert!(is_stop(&decide(&sealing, &ready(3, 3), &PostgresView::Primary)));
     let released = Register { released: true, ..handing_over(register(3, "c-1")) };
-    assert_eq!(
-        decide(&released, &ready(3, 3), &PostgresView::Stopped),
-        LocalAction::StartStandby { upstream: None }
-    );
+    assert_eq!(decide(&released, &ready(3, 3), &PostgresView::Stopped), LocalAction::StartStandby { upstream: None });
 }
 
 #[test]

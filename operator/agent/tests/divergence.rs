@@ -120,9 +120,12 @@ async fn a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_un
     assert_eq!(source.source, "instance");
     assert!(source.reason.starts_with("pg_rewind was interrupted"), "{}", source.reason);
     assert_eq!(count(&again).await, 0);
-    let aside = || fs::read_dir(&layout.volume).unwrap().flatten().any(|entry| {
-        entry.file_name().to_string_lossy().starts_with("pgdata.aside-")
-    });
+    let aside = || {
+        fs::read_dir(&layout.volume)
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with("pgdata.aside-"))
+    };
     let end = Instant::now() + Duration::from_secs(60);
     while aside() {
         assert!(Instant::now() < end, "what was moved aside is still there");

@@ -49,7 +49,10 @@ async fn a_primary_that_hands_over_follows_its_successor_as_it_is() {
     claim(&cluster, second, &[first], 2, 1).await;
     // One acknowledgement is needed, and only the old primary can give it.
     wait_write(second, "INSERT INTO public.t VALUES (0)").await;
-    println!("handover: released after {released:?}, sealed {sealed:?}, first acknowledged write {:?}", began.elapsed());
+    println!(
+        "handover: released after {released:?}, sealed {sealed:?}, first acknowledged write {:?}",
+        began.elapsed()
+    );
 
     let back = wait_for(first, "following", |status| streams(status) && status.term == Term(2)).await;
     assert_eq!((back.member, back.source.map(|source| source.source)), (member, Some("initdb".to_owned())));

@@ -2,12 +2,7 @@
 //! history? Switch points decide; because two promotions can share a number and a switch point, the bytes of the WAL are
 //! compared as well before anything is trusted.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use pgherd_core::{
     lsn::Lsn,

@@ -16,9 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::{branch::OwnEnd, describe_chain};
-use crate::{
-    agent::Agent, archive::own_location, layout::Layout, local_state::LocalState, local_state::write_durably,
-};
+use crate::{agent::Agent, archive::own_location, layout::Layout, local_state::LocalState, local_state::write_durably};
 
 /// The whole tail must be in the store within this time.
 const BOUND: Duration = Duration::from_secs(60);
@@ -44,13 +42,8 @@ fn read(layout: &Layout) -> Option<Record> {
 /// Keeps the WAL from `fork` to this data directory's end, once, and reports it. Never fails: what could not be kept is
 /// said in the report.
 pub async fn keep_tail(agent: &Agent, local: &LocalState, own: &OwnEnd, fork: Lsn) {
-    let mut tail = DivergentTail {
-        timeline: own.history.timeline,
-        from_lsn: fork,
-        to_lsn: own.lsn,
-        kept_at: None,
-        error: None,
-    };
+    let mut tail =
+        DivergentTail { timeline: own.history.timeline, from_lsn: fork, to_lsn: own.lsn, kept_at: None, error: None };
     let same = |record: &Record| {
         let known = (record.tail.timeline, record.tail.from_lsn, record.tail.to_lsn);
         record.member == local.member && known == (tail.timeline, fork, own.lsn)
@@ -101,8 +94,13 @@ async fn upload(agent: &Agent, term: Term, member: &MemberId, own: &OwnEnd, fork
 fn observe_tail(layout: &Layout, own: &OwnEnd, fork: Lsn) -> Vec<String> {
     let segment_bytes = own.segment_bytes.max(1);
     let left_before = |switch: Lsn| switch <= fork;
-    let mut timelines: Vec<_> =
-        own.history.ancestors.iter().filter(|entry| !left_before(entry.switch_lsn)).map(|entry| entry.timeline).collect();
+    let mut timelines: Vec<_> = own
+        .history
+        .ancestors
+        .iter()
+        .filter(|entry| !left_before(entry.switch_lsn))
+        .map(|entry| entry.timeline)
+        .collect();
     timelines.push(own.history.timeline);
     let numbers = fork.0 / segment_bytes..own.lsn.0.div_ceil(segment_bytes);
     let names = numbers.flat_map(|number| {
@@ -122,9 +120,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout { pgdata: root.path().to_owned(), ..Layout::pod() };
         fs::create_dir(root.path().join("pg_wal")).unwrap();
-        for name in ["000000010000000000000002", "000000020000000000000002", "000000020000000000000003",
-            "000000020000000000000004", "000000020000000000000005", "000000030000000000000004"]
-        {
+        for name in [
+            "000000010000000000000002",
+            "000000020000000000000002",
+            "000000020000000000000003",
+            "000000020000000000000004",
+            "000000020000000000000005",
+            "000000030000000000000004",
+        ] {
             fs::write(root.path().join("pg_wal").join(name), "").unwrap();
         }
         let ancestors = vec![HistoryEntry { timeline: TimelineId(1), switch_lsn: Lsn(0x200_0100) }];

@@ -183,7 +183,8 @@ pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&
     }
     let upstream = locate(agent, pod);
     let (session, theirs) = meet_primary(agent, register, &upstream).await?;
-    let settled = |sample: &Sample| sample.receiver.is_none() && sample.replay_waits && sample.replayed >= sample.received;
+    let settled =
+        |sample: &Sample| sample.receiver.is_none() && sample.replay_waits && sample.replayed >= sample.received;
     if !agent.sample().is_some_and(|sample| settled(&sample)) {
         let replayed = await_replay_end(agent, Instant::now() + SETTLE).await;
         replayed.map_err(|missing| ActionError::NotYet(format!("before it follows {pod}: {missing}")))?;

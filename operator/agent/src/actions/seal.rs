@@ -95,8 +95,7 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
     } else {
         follow::start_detached(agent).await.map_err(action)?;
     }
-    let sample =
-        await_replay_end(agent, deadline).await.map_err(|waiting_for| SealError::Timeout { waiting_for })?;
+    let sample = await_replay_end(agent, deadline).await.map_err(|waiting_for| SealError::Timeout { waiting_for })?;
     agent.board.say(Phase::Sealed, "sealed: waiting for the decision");
     let history = status::observe_history(agent, &sample)
         .ok_or_else(|| SealError::Action("its timeline is not known".to_owned()))?;
