@@ -23,9 +23,9 @@ const TURN: Duration = Duration::from_millis(500);
 /// The longest pause after a step that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
 /// The first pause when something else is waited for, such as the promotion of the instance to follow.
-const SOON: Duration = Duration::from_millis(50);
+const SOON: Duration = Duration::from_millis(100);
 /// So often only this long: commits wait for the standbys of a new primary.
-const SOON_TRIES: u32 = 40;
+const SOON_TRIES: u32 = 20;
 /// The longest pause when something else is waited for.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 

@@ -25,9 +25,9 @@ use crate::{
 /// PostgreSQL is asked this often.
 const SAMPLE_EVERY: Duration = Duration::from_millis(400);
 /// While it starts: who waits for it is told at once.
-const SAMPLE_STARTING: Duration = Duration::from_millis(50);
+const SAMPLE_STARTING: Duration = Duration::from_millis(100);
 /// A start that takes longer than so many questions is a recovery.
-const STARTING_TRIES: u32 = 100;
+const STARTING_TRIES: u32 = 50;
 
 /// Samples PostgreSQL and keeps the status current; never ends.
 pub async fn keep_sampling(agent: Arc<Agent>) {

@@ -26,6 +26,8 @@ use crate::{
 
 /// A standby that does not stream for this long is compared with the holder again.
 const CHECK_AFTER: Duration = Duration::from_secs(10);
+/// The holder's promotion is waited for in one step for so long; a seal request waits longer for a step to end.
+const PROMOTION: Duration = Duration::from_secs(1);
 /// What was received must be replayed within this time before somebody else is followed.
 const SETTLE: Duration = Duration::from_secs(3);
 /// A standby whose WAL the holder no longer has, and that got none elsewhere for this long, is built anew.
@@ -48,6 +50,7 @@ pub async fn meet_primary(
     upstream: &Upstream,
 ) -> Result<(UpstreamSession, UpstreamState), ActionError> {
     let session = UpstreamSession::connect(upstream, &agent.layout.tls()).await?;
+    session.await_writes(PROMOTION).await?;
     let state = session.observe().await?;
     if register.system_id.as_ref().is_some_and(|expected| *expected != state.system_id) {
         return Err(ActionError::NotYet(format!("{} runs another database system: {}", upstream.pod, state.system_id)));

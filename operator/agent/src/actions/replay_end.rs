@@ -16,6 +16,8 @@ use crate::{
 
 /// PostgreSQL is asked this often.
 const POLL: Duration = Duration::from_millis(20);
+/// A server that still starts refuses each connection with a line in its log.
+const RECONNECT: Duration = Duration::from_millis(100);
 /// Two looks into pg_wal, which lie `wal_retrieve_retry_interval` (500 ms) apart: what was not replayed by then is the
 /// beginning of a record.
 const TORN_AFTER: Duration = Duration::from_millis(1_200);
@@ -66,10 +68,13 @@ pub async fn await_replay_end(agent: &Agent, deadline: Instant) -> Result<Sample
     let mut waiting_for = "PostgreSQL does not answer";
     while Instant::now() < deadline {
         let generation = agent.server.generation();
+        let mut pause = POLL;
         if session.as_ref().is_none_or(|(of, _)| *of != generation) {
             session = probe::connect(&agent.layout).await.ok().map(|session| (generation, session));
         }
-        if let Some((_, open)) = &session {
+        if session.is_none() {
+            pause = RECONNECT;
+        } else if let Some((_, open)) = &session {
             match probe::observe_sample(open, generation).await {
                 Ok(sample) => {
                     agent.publish_sample(sample.clone());
@@ -81,7 +86,7 @@ pub async fn await_replay_end(agent: &Agent, deadline: Instant) -> Result<Sample
                 Err(_) => session = None,
             }
         }
-        sleep(POLL).await;
+        sleep(pause).await;
     }
     Err(waiting_for)
 }

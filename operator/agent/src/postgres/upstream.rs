@@ -10,7 +10,7 @@ use pgherd_core::{
     timeline::{ParseHistoryError, TimelineHistory, TimelineId},
 };
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::sql::{Session, SqlError};
@@ -18,6 +18,9 @@ use crate::tls::{TlsError, build_client_config};
 
 /// How long the connection and each question may take.
 const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// How often an instance that is being promoted is asked.
+const PROMOTION_POLL: Duration = Duration::from_millis(25);
 
 /// Where an instance is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +112,22 @@ impl UpstreamSession {
         let (client, connection) = connect.map_err(|error| failed(SqlError::Connect(error)))?;
         let session = Session::from_parts(client, async move { drop(connection.await) }, PATIENCE);
         Ok(Self { pod: upstream.pod.clone(), session })
+    }
+
+    /// Waits on this session, for at most `bound`, until it takes writes: much cheaper than to connect over and over.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn await_writes(&self, bound: Duration) -> Result<(), UpstreamError> {
+        let end = Instant::now() + bound;
+        loop {
+            let rows = self.session.query("SELECT pg_is_in_recovery()", &[]).await;
+            let rows = rows.map_err(|source| UpstreamError::Sql { pod: self.pod.clone(), source })?;
+            if rows.first().is_some_and(|row| !row.get::<_, bool>(0)) || Instant::now() >= end {
+                return Ok(());
+            }
+            sleep(PROMOTION_POLL).await;
+        }
     }
 
     /// Asks who it is and what it writes.
