@@ -40,6 +40,9 @@ use crate::{
 /// A sample older than this says nothing about now.
 pub const SAMPLE_MAX_AGE: Duration = Duration::from_secs(3);
 
+/// A receiver that has streamed for this long is not one that fails over and over.
+const STEADY_AFTER: Duration = Duration::from_secs(1);
+
 /// The synchronous settings on their way into effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QuorumProgress {
@@ -63,6 +66,7 @@ struct Streaming {
     silent_since: Option<Boottime>,
     checked_at: Option<Boottime>,
     position: Lsn,
+    receiver: Option<(i32, Boottime)>,
 }
 
 /// What the agent's parts share.
@@ -93,6 +97,8 @@ pub struct Agent {
     pub wake: Notify,
     /// Cancelled by SIGTERM.
     pub shutdown: CancellationToken,
+    /// Since when a clean stop is under way.
+    pub stopping: watch::Sender<Option<tokio::time::Instant>>,
     /// Held while a step is carried out, so that a seal request and the machine never act at once.
     pub acting: tokio::sync::Mutex<()>,
     config: watch::Receiver<Arc<InstanceConfig>>,
@@ -138,6 +144,7 @@ impl Agent {
             fencer,
             wake: Notify::new(),
             shutdown: CancellationToken::new(),
+            stopping: watch::Sender::new(None),
             acting: tokio::sync::Mutex::new(()),
             config,
             samples: watch::Sender::new(None),
@@ -258,7 +265,23 @@ impl Agent {
 
     /// The standby streams, or is about to start anew.
     pub fn note_streaming(&self) {
-        *lock(&self.streaming) = Streaming::default();
+        let mut streaming = lock(&self.streaming);
+        *streaming = Streaming { receiver: streaming.receiver, ..Streaming::default() };
+    }
+
+    /// A receiver streams: true once this very process has done so for a second. One that is refused over and over shows
+    /// itself as streaming for a moment each time.
+    #[must_use]
+    pub fn note_receiver(&self, pid: i32) -> bool {
+        let now = Boottime::now();
+        let mut streaming = lock(&self.streaming);
+        match streaming.receiver {
+            Some((known, since)) if known == pid => now.since(since) >= STEADY_AFTER,
+            _ => {
+                streaming.receiver = Some((pid, now));
+                false
+            }
+        }
     }
 
     /// The standby does not stream.

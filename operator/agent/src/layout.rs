@@ -93,6 +93,12 @@ impl Layout {
         self.volume.join("pgdata.building")
     }
 
+    /// What was last found beyond the history, for as long as nothing newer is.
+    #[must_use]
+    pub fn divergent_record(&self) -> PathBuf {
+        self.volume.join("pgherd.divergent.json")
+    }
+
     /// Host and port of another instance's PostgreSQL.
     #[must_use]
     pub fn peer(&self, cluster: &str, namespace: &str, pod: &str) -> (String, u16) {

@@ -4,7 +4,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pgherd_core::register::{LeaseView, Register, Term};
+use pgherd_core::{
+    lsn::Lsn,
+    register::{LeaseView, Register, Term},
+};
 use tokio::time::{sleep, timeout};
 
 use crate::{
@@ -272,14 +275,27 @@ fn check_health(agent: &Agent, tenure: Tenure) -> Result<(), &'static str> {
 /// # Errors
 /// [`LeaseError`]; the Lease then runs out by itself.
 pub async fn release(agent: &Agent, term: Term) -> Result<(), LeaseError> {
-    for _ in 0..ATTEMPTS {
-        let seen = refresh(agent).await?;
+    release_at(agent, term, None).await
+}
+
+/// [`release`] with the position at which the WAL ended, where that is known.
+///
+/// # Errors
+/// [`LeaseError`].
+pub async fn release_at(agent: &Agent, term: Term, end: Option<Lsn>) -> Result<(), LeaseError> {
+    // What the last renewal left is current as a rule: the first try needs no read.
+    let mut known = agent.register.borrow().clone().filter(|seen| still_holds(agent, &seen.lease.register, term));
+    for _ in 0..=ATTEMPTS {
+        let seen = match known.take() {
+            Some(seen) => seen,
+            None => refresh(agent).await?,
+        };
         if !still_holds(agent, &seen.lease.register, term) {
             return Ok(());
         }
         let register = Register { released: true, ..seen.lease.register };
         let asked_at = Boottime::now();
-        match agent.store.replace(seen.lease.version, register, None).await {
+        match agent.store.replace(seen.lease.version, register, end).await {
             Ok(lease) => {
                 publish(agent, &Seen { lease, asked_at });
                 return Ok(());

@@ -18,6 +18,7 @@ pub mod install;
 pub mod kubernetes_store;
 pub mod layout;
 pub mod lease;
+pub mod leftovers;
 pub mod local_state;
 pub mod machine;
 pub mod postgres;

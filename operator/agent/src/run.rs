@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    actions::{describe_chain, stop},
+    actions::{describe_chain, divergent, stop},
     agent::Agent,
     archive,
     board::Board,
@@ -22,7 +22,7 @@ use crate::{
     kubernetes_store::KubernetesRegister,
     layout::Layout,
     lease::{keep_renewing, watch_register},
-    probes, server,
+    leftovers, probes, server,
     settings::{observe_identity, read_config, watch_config},
     tls::apply_certificates,
     turn::turn,
@@ -130,7 +130,9 @@ async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
         tokio::spawn(archive::serve(Arc::clone(&agent))),
         tokio::spawn(wake_on_ended_child(Arc::clone(&agent))),
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
+        tokio::spawn(leftovers::keep_bringing(Arc::clone(&agent))),
     ]);
+    divergent::show_recorded(&agent);
     let _volume = tokio::select! {
         lock = lock_volume(&agent) => lock,
         () = agent.shutdown.cancelled() => None,

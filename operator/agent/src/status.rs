@@ -51,6 +51,7 @@ pub fn show_sample(agent: &Agent, sample: &Sample) {
         status.receiver = receiver;
         status.standbys.clone_from(&sample.standbys);
         status.applied_quorum = applied;
+        status.cancelled_waits = if sample.in_recovery { 0 } else { agent.server.log().cancelled_waits() };
     });
 }
 

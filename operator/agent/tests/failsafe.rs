@@ -16,7 +16,8 @@ use pgherd_core::{
 };
 use support::{
     Cluster, ran_as_postgres,
-    scene::{PATIENCE, bring_up, new_register, session},
+    scene::{PATIENCE, session},
+    watched::{bring_up, new_register},
 };
 use tokio::time::{Instant, sleep};
 

@@ -8,7 +8,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, timeline::TimelineId};
+use crate::{
+    lsn::Lsn,
+    register::{MemberId, Term},
+    timeline::TimelineId,
+};
 
 /// An S3-compatible store. Secrets are files: only their folder is named here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +74,13 @@ impl ClusterLocation {
     #[must_use]
     pub fn backup_prefix(&self, id: &str) -> String {
         format!("{}/base/{id}/", self.root())
+    }
+
+    /// Key prefix, with a slash at its end, of the WAL that a former primary held beyond the history. It never mixes with
+    /// the archive: its segments' names may be taken there.
+    #[must_use]
+    pub fn divergent_prefix(&self, term: Term, member: &MemberId) -> String {
+        format!("{}/divergent/{term}-{member}/", self.root())
     }
 
     /// Key of an archived WAL file: a segment (also `.partial` and `.backup`) or a `.history`.

@@ -7,14 +7,14 @@ use pgherd_core::{
     instance::{Phase, SealReport},
     register::{Register, Term},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use super::{ActionError, describe_chain, follow, stop};
+use super::{ActionError, describe_chain, follow, replay_end::await_replay_end, stop};
 use crate::{
     agent::Agent,
     lease,
     local_state::LocalState,
-    postgres::{config::Role, probe::Sample, process::ProcessState},
+    postgres::{config::Role, process::ProcessState},
     status,
     vouch::Vouching,
 };
@@ -105,7 +105,7 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
     } else {
         follow::start_detached(agent).await.map_err(action)?;
     }
-    let sample = await_replay(agent, deadline).await?;
+    let sample = await_replay_end(agent, deadline).await.map_err(|waiting_for| SealError::Timeout { waiting_for })?;
     agent.board.say(Phase::Sealed, "sealed: waiting for the decision");
     let history = status::observe_history(agent, &sample)
         .ok_or_else(|| SealError::Action("its timeline is not known".to_owned()))?;
@@ -136,29 +136,4 @@ fn lift_if_released(agent: &Agent, vouching: Vouching) {
     if seen.as_ref().is_some_and(|seen| released(&seen.lease.register)) {
         agent.vouches.lift(vouching.term);
     }
-}
-
-/// Waits until the receiver is gone and the startup process was twice seen waiting for more WAL at the same position.
-async fn await_replay(agent: &Agent, deadline: Instant) -> Result<Sample, SealError> {
-    let mut before: Option<Sample> = None;
-    let mut waiting_for = "PostgreSQL does not answer";
-    while Instant::now() < deadline {
-        if let Ok(sample) = agent.sample_now().await {
-            let ended = sample.in_recovery
-                && sample.receiver.is_none()
-                && sample.replay_waits
-                && sample.replayed >= sample.received;
-            waiting_for = match (sample.receiver.is_some(), sample.replayed < sample.received) {
-                (true, _) => "the WAL receiver still runs",
-                (false, true) => "what was received is not replayed yet",
-                (false, false) => "the startup process does not wait for WAL yet",
-            };
-            if ended && before.as_ref().is_some_and(|before| before.replayed == sample.replayed) {
-                return Ok(sample);
-            }
-            before = ended.then_some(sample);
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    Err(SealError::Timeout { waiting_for })
 }

@@ -15,6 +15,8 @@ pub const PATIENCE: Duration = Duration::from_millis(1_500);
 /// What the WAL receiver of a standby says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiverSample {
+    /// Its process: one that ends and is started over and over never stays the same.
+    pub pid: i32,
     /// `status` is `streaming`.
     pub streaming: bool,
     /// Milliseconds since the last message.
@@ -75,7 +77,7 @@ const STATE: &str = "SELECT r.rec, \
 
 const RECEIVER: &str = "SELECT status = 'streaming', \
     coalesce(greatest(extract(epoch FROM clock_timestamp() - last_msg_receipt_time) * 1000, 0), 0)::int8, \
-    coalesce(sender_host, '') FROM pg_stat_wal_receiver";
+    coalesce(sender_host, ''), pid FROM pg_stat_wal_receiver";
 
 const STANDBYS: &str = "SELECT application_name, state, flush_lsn::text, replay_lsn::text FROM pg_stat_replication \
     WHERE usename = 'pgherd_replication' ORDER BY application_name";
@@ -158,6 +160,7 @@ fn read_receiver(row: &Row) -> ReceiverSample {
         streaming: row.get(0),
         silent_ms: u64::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
         host: row.get(2),
+        pid: row.get(3),
     }
 }
 

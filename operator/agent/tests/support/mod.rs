@@ -1,7 +1,9 @@
 //! A cluster's certificates, configuration and agents under a temporary folder, with the real PostgreSQL of this machine.
 #![allow(unreachable_pub, dead_code, reason = "each test uses a part of it")]
 
+pub mod minio;
 pub mod scene;
+pub mod watched;
 
 use std::{
     collections::BTreeMap,
@@ -33,6 +35,11 @@ use tokio::{
 
 /// PostgreSQL refuses to run as root: runs this test again as the user `postgres`; true when that was done.
 pub fn ran_as_postgres(test: &str) -> bool {
+    ran_as_postgres_with(test, &[])
+}
+
+/// [`ran_as_postgres`] with more in the environment.
+pub fn ran_as_postgres_with(test: &str, env: &[(&str, String)]) -> bool {
     if std::env::var_os("PGHERD_TEST_LOG").is_some() {
         let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).try_init();
     }
@@ -48,6 +55,7 @@ pub fn ran_as_postgres(test: &str) -> bool {
         .current_dir("/")
         .env("TMPDIR", "/tmp")
         .env("HOME", "/tmp")
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .uid(uid)
         .gid(gid)
         .status()
@@ -89,6 +97,8 @@ pub struct Cluster {
     pub root: tempfile::TempDir,
     pub register: Arc<MemoryRegister>,
     pub config: InstanceConfig,
+    /// What archive_command and restore_command call.
+    pub executable: PathBuf,
     /// Of PostgreSQL and of the agent's API.
     ports: BTreeMap<String, (u16, u16)>,
 }
@@ -122,7 +132,7 @@ impl Cluster {
             timings: Timings::default(),
         };
         let ports = (0..instances).map(|ordinal| (format!("c-{ordinal}"), (free_port(), free_port()))).collect();
-        Self { root, register: Arc::new(register), config, ports }
+        Self { root, register: Arc::new(register), config, executable: "/bin/false".into(), ports }
     }
 
     pub fn layout(&self, pod: &str) -> Layout {
@@ -149,7 +159,7 @@ impl Cluster {
             postgres_port: self.ports[pod].0,
             api_port: self.ports[pod].1,
             probe_port: free_port(),
-            executable: "/bin/false".into(),
+            executable: self.executable.clone(),
             peers: Peers::Fixed(peers),
         }
     }
