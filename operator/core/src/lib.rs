@@ -11,6 +11,7 @@ pub mod failover;
 pub mod instance;
 pub mod lsn;
 pub mod pg;
+pub mod preferred;
 pub mod quantity;
 pub mod quorum;
 pub mod register;
