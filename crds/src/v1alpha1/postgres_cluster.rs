@@ -510,9 +510,11 @@ pub struct LastFailover {
     /// Until `<cluster>-rw` led to it.
     pub route_ms: i64,
     /// While commits wait for nobody: WAL that the old primary reported and the new one lacks, at most; 0 where a quorum
-    /// proved that nothing is missing; absent when nobody can tell, as after a forced promotion.
+    /// proved that nothing is missing. An estimate when the promotion was forced.
+    pub possible_loss_bytes: i64,
+    /// True: somebody forced the promotion although too few voters had answered; what those hold may be lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub possible_loss_bytes: Option<i64>,
+    pub forced: Option<bool>,
     /// WAL of the old primary that never became part of the cluster's history, as it reported when it came back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergent_bytes: Option<i64>,
