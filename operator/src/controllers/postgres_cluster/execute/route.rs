@@ -67,6 +67,7 @@ impl Round<'_> {
             return;
         }
         if let Some(record) = failover.completed(now_ms) {
+            self.context.metrics.failover_took(&record);
             memory.last_failover = Some(record);
             memory.failover = None;
         }
