@@ -107,6 +107,7 @@ fn forget_deleted(context: &Context) {
     let uids: Vec<String> = context.stores.clusters.state().iter().filter_map(|cluster| cluster.uid()).collect();
     context.memories.retain(&uids);
     context.agents.retain(&uids);
+    context.metrics.clusters.retain(context.scope.namespace(), &uids);
 }
 
 #[cfg(test)]

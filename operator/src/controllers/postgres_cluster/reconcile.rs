@@ -17,7 +17,7 @@ use super::{
     observe::{ObserveError, observe},
     references::observe_references,
     secrets::{SecretsError, apply_secrets},
-    status::{StatusError, StatusInput, apply_status, build_stalled_status, build_status},
+    status::{StatusError, StatusInput, apply_status, build_stalled_status, build_status, sample::build_sample},
     tls::OperatorIdentity,
     validate::{Requests, ValidatedCluster, validate_cluster},
 };
@@ -175,7 +175,9 @@ impl Round<'_> {
         };
         let again_ms = input.executed.map_or(plan.requeue_after_ms, |executed| executed.requeue_after_ms);
         let again_after = Duration::from_millis(again_ms).clamp(SOONEST, ROUND);
-        Ok(Outcome { status: build_status(input), executed: executed.map(|_| ()), again_after })
+        let status = build_status(input);
+        context.metrics.clusters.set(&cluster.uid, build_sample(input, &status));
+        Ok(Outcome { status, executed: executed.map(|_| ()), again_after })
     }
 
     async fn apply(&self, plan: &Plan, memory: &mut ClusterMemory) -> Result<Applied, ReconcileError> {

@@ -76,7 +76,7 @@ pub fn build_resources(input: &BuildInput<'_>) -> Result<Resources, BuildError> 
         account: rbac::build_account(cluster),
         role: rbac::build_role(cluster),
         role_binding: rbac::build_role_binding(cluster),
-        config_map: config_map::build_config_map(cluster)?,
+        config_map: config_map::build_config_map(cluster, input.replicas)?,
         services: services::build_services(cluster),
         budgets: pdb::build_budgets(cluster, input.protect_primary),
         network_policy: network_policy::build_network_policy(cluster),

@@ -82,8 +82,10 @@ impl Round<'_> {
         let request = SealRequest { term };
         let by_quorum = seen.register.quorum.acks > 0;
         let is_holder = |pod: &str| seen.register.holder.as_ref().is_some_and(|holder| holder.pod == pod);
-        let addresses = pods.iter().filter_map(|pod| self.observed.pod(pod)?.address(self.cluster));
+        let addresses: Vec<_> = pods.iter().filter_map(|pod| self.observed.pod(pod)?.address(self.cluster)).collect();
+        let mut others_left = addresses.iter().filter(|address| !is_holder(&address.pod)).count();
         let mut pending: FuturesUnordered<_> = addresses
+            .into_iter()
             .map(|address| {
                 let (agents, request, is_holder) = (self.agents.clone(), request.clone(), is_holder(&address.pod));
                 async move {
@@ -94,7 +96,6 @@ impl Round<'_> {
                 }
             })
             .collect();
-        let mut others_left = pods.iter().filter(|pod| !is_holder(pod)).count();
         let grace = if by_quorum { GRACE } else { GRACE_WITHOUT_QUORUM };
         let mut deadline = Instant::now() + SEALS_WITHIN;
         let mut reports = Vec::new();
