@@ -236,4 +236,6 @@ impl Round<'_> {
 }
 
 #[cfg(test)]
+mod handover_tests;
+#[cfg(test)]
 mod tests;

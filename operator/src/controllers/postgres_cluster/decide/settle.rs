@@ -74,15 +74,21 @@ pub fn decide_wanted_acks(
         return cluster.acks;
     }
     let in_force = register.quorum_to_apply();
-    // Whether a replica receives counts here even while the holder can't be asked: what is measured is its absence.
-    let receiving = observed.pods.iter().filter_map(|pod| pod.status()).filter(|status| {
-        status.phase == Phase::Replica && status.receiver.as_ref().is_some_and(|receiver| receiver.streaming)
-    });
-    let receiving: Vec<_> = receiving.filter_map(|status| status.member.clone()).collect();
+    let holder = observed.serving_holder();
+    let streaming: Vec<_> = match holder {
+        Some(holder) => streaming(observed, holder).into_iter().map(|voter| voter.member).collect(),
+        // While the holder can't be asked the replicas' own word counts: what is measured is their absence.
+        None => {
+            let receives = |status: &&InstanceStatus| status.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
+            let statuses = observed.pods.iter().filter_map(|pod| pod.status());
+            statuses.filter(receives).filter_map(|status| status.member.clone()).collect()
+        }
+    };
     let known: Vec<_> = in_force.voters.iter().map(|voter| voter.member.clone()).collect();
-    memory.attendance = memory.attendance.update(now.monotonic_ms, &known, &receiving);
-    let Some(holder) = observed.serving_holder() else { return in_force.acks };
-    let streaming: Vec<_> = streaming(observed, holder).into_iter().map(|voter| voter.member).collect();
+    memory.attendance = memory.attendance.update(now.monotonic_ms, &known, &streaming);
+    if holder.is_none() {
+        return in_force.acks;
+    }
     decide_acks(cluster.acks, in_force, &streaming, &memory.attendance, now.monotonic_ms)
 }
 
