@@ -122,6 +122,19 @@ impl Memory {
 }
 
 impl FailoverProgress {
+    /// What the register is to say of it.
+    #[must_use]
+    pub fn note(&self, now: Now) -> FailoverNote {
+        let ago = i64::try_from(now.monotonic_ms.saturating_sub(self.sealed_at_ms)).unwrap_or(0);
+        FailoverNote {
+            reason: self.reason.clone(),
+            kind: self.kind,
+            detect_ms: self.detect_ms,
+            began_at_ms: now.wall.as_millisecond().saturating_sub(ago),
+            ..unnoted(self.from.clone(), now)
+        }
+    }
+
     /// The record for the status, once the winner took writes and `<cluster>-rw` leads to it.
     #[must_use]
     pub fn completed(&self, routed_at_ms: u64) -> Option<LastFailover> {

@@ -46,7 +46,9 @@ impl Round<'_> {
         memory: &mut Memory,
     ) -> Result<(), ExecuteError> {
         let now = self.context.clock.now();
-        let next = claimed_register(&seen.register, &winner, now);
+        let noted = seen.register.failover.clone();
+        let note = noted.or_else(|| memory.failover.as_ref().map(|failover| failover.note(now)));
+        let next = claimed_register(&seen.register, note, &winner, now);
         if self.replace_if_same(&seen.register, &next).await?.is_none() {
             self.done.requeue_after_ms = AT_ONCE_MS;
             return Ok(());
@@ -114,12 +116,12 @@ impl Round<'_> {
 }
 
 /// The register in which the winner holds the sealed term, with what the record of the failover needs.
-fn claimed_register(register: &Register, winner: &Winner, now: Now) -> Register {
+fn claimed_register(register: &Register, note: Option<FailoverNote>, winner: &Winner, now: Now) -> Register {
     let claimed = match winner.forced {
         None => register_claimed(register, &winner.pod, &winner.pod_uid, &winner.member),
         Some(_) => register_forced(register, &winner.pod, &winner.pod_uid, &winner.member),
     };
-    let failover = register.failover.clone().map(|note| {
+    let failover = note.map(|note| {
         let (kind, reason) = match winner.forced {
             None => (note.kind, note.reason),
             Some(_) => (FailoverKind::Forced, format!("{}; {FORCED}", note.reason)),

@@ -40,8 +40,10 @@ impl Round<'_> {
                 self.done.switchover = Some(status.clone());
                 self.wake_all();
                 // The register holds the request now. It must be gone before the role has moved, else it would begin anew.
-                if let Some(request) = request {
-                    self.drop_request(request).await;
+                if let Some(request) = request
+                    && self.drop_request(request).await.is_none()
+                {
+                    return Ok(());
                 }
                 self.await_release(SLICE, memory).await
             }

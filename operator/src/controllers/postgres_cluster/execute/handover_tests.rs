@@ -116,7 +116,7 @@ impl Shop {
         execute(&context, &cluster, &self.pki.identity(), &seen, &plan, memory).await.ok()
     }
 
-    /// Asks for a switchover and lets a new operator try until the role has moved.
+    /// A few rounds of a new operator.
     async fn settle(&mut self) -> Memory {
         let mut memory = Memory::default();
         for _ in 0..8 {
