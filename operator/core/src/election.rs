@@ -85,11 +85,7 @@ pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) 
         Ok(winner) => {
             // A pending set with W = 0 is applied by the primary before it is committed: then commits waited for nobody.
             let promised = register.quorum.acks > 0 && register.quorum_to_apply().acks > 0;
-            let loss = if promised || ballot.is_holder(winner) {
-                0
-            } else {
-                rules.last_lsn.bytes_since(reach(winner))
-            };
+            let loss = if promised || ballot.is_holder(winner) { 0 } else { rules.last_lsn.bytes_since(reach(winner)) };
             Election::Winner {
                 winner: winner.clone(),
                 candidates: ballot.verdicts(Some(winner)),

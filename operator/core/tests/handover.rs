@@ -61,7 +61,8 @@ struct Scene {
 
 impl Scene {
     fn new(instances: u32, acks: u32) -> Self {
-        let holder = Holder { pod: "c-0".into(), pod_uid: "u0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+        let holder =
+            Holder { pod: "c-0".into(), pod_uid: "u0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
         let quorum = voters(&(1..instances).collect::<Vec<_>>(), acks);
         let register =
             Register { term: Term(2), seal_term: Term(2), holder: Some(holder), quorum, ..Register::default() };
@@ -305,7 +306,11 @@ fn preferred_falls_only_after_three_seconds_and_rises_at_once() {
     assert_eq!(acks(2, &both, &[1, 2], &[(0, &[1, 2])], 0), 2);
     assert_eq!(acks(2, &both, &[1], &[(1_000, &[1])], 1_000 + MISSING_MS - 1), 2, "it may come back");
     assert_eq!(acks(2, &both, &[1], &[(1_000, &[1])], 1_000 + MISSING_MS), 1);
-    assert_eq!(acks(2, &both, &[1], &[(1_000, &[1]), (2_000, &[1, 2]), (3_000, &[1])], 4_500), 2, "it was there between");
+    assert_eq!(
+        acks(2, &both, &[1], &[(1_000, &[1]), (2_000, &[1, 2]), (3_000, &[1])], 4_500),
+        2,
+        "it was there between"
+    );
     assert_eq!(acks(1, &both, &[1], &[(0, &[1])], 9_000), 1, "one of two is enough");
     assert_eq!(acks(1, &voters(&[1], 1), &[], &[(0, &[])], 9_000), 0);
     assert_eq!(acks(1, &voters(&[], 0), &[1], &[(0, &[1])], 0), 1);

@@ -128,7 +128,8 @@ mod tests {
     fn a_refusal_is_told_apart_from_a_failure() {
         let denied = AtomicBool::new(false);
         let refused = || {
-            let status = serde_json::from_value(json!({"code": 403, "reason": "Forbidden", "status": "Failure"})).unwrap();
+            let status =
+                serde_json::from_value(json!({"code": 403, "reason": "Forbidden", "status": "Failure"})).unwrap();
             watcher::Error::WatchError(status)
         };
         note(&denied, Some(refused()));

@@ -146,7 +146,10 @@ mod tests {
         metrics.set("u1", sample);
         let seen = text(&metrics);
         assert!(seen.contains("pgherd_cluster_ready{namespace=\"web\",cluster=\"shop\"} 1"), "{seen}");
-        assert!(seen.contains("pgherd_instance_lag_bytes{namespace=\"web\",cluster=\"shop\",pod=\"shop-1\"} 64"), "{seen}");
+        assert!(
+            seen.contains("pgherd_instance_lag_bytes{namespace=\"web\",cluster=\"shop\",pod=\"shop-1\"} 64"),
+            "{seen}"
+        );
         assert!(!seen.contains("last_backup_timestamp_seconds{"), "there was no backup: {seen}");
         metrics.retain(Some("other"), &[]);
         assert!(text(&metrics).contains("shop"), "another namespace's controller knows nothing of it");

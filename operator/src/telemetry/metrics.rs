@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
+use pgherd_core::register::FailoverKind;
+use pgherd_crds::v1alpha1::postgres_cluster::LastFailover;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use pgherd_core::register::FailoverKind;
-use pgherd_crds::v1alpha1::postgres_cluster::LastFailover;
 
 use super::clusters::ClusterMetrics;
 

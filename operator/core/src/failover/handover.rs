@@ -186,7 +186,8 @@ fn fitness(input: &HandoverInput<'_>, holder: &Holder, primary: &InstanceStatus,
         }
         phase => return never(format!("{pod} is no replica but {phase:?}")),
     }
-    let streams = status.receiver.as_ref().is_some_and(|receiver| receiver.streaming && receiver.upstream == holder.pod);
+    let streams =
+        status.receiver.as_ref().is_some_and(|receiver| receiver.streaming && receiver.upstream == holder.pod);
     let is_sent = sent_to(primary, status.member.as_ref());
     if status.term != input.register.term || !streams || !is_sent {
         return yet(format!("{pod} does not stream from {} in term {}", holder.pod, input.register.term));

@@ -72,7 +72,8 @@ pub fn register_claimed(register: &Register, pod: &str, pod_uid: &str, member: &
 pub fn register_regranted(register: &Register, pod: &str, pod_uid: &str) -> Register {
     let member = register.holder.as_ref().and_then(|holder| holder.member.clone());
     let term = register.seal_term.max(register.term).next();
-    let regranted = held(register, term, holder(pod, pod_uid, member), register.quorum.clone(), register.pending.clone());
+    let regranted =
+        held(register, term, holder(pod, pod_uid, member), register.quorum.clone(), register.pending.clone());
     // The note is about the term before.
     Register { failover: None, ..regranted }
 }

@@ -120,7 +120,8 @@ fn built(old: &PostgresClusterStatus, member: &MemberStatus) -> Option<String> {
 /// WAL of an earlier primary that was found since.
 fn diverged(old: &PostgresClusterStatus, member: &MemberStatus) -> Option<String> {
     let tail = member.divergent.as_ref()?;
-    let before = old.members.iter().find(|before| before.pod == member.pod).and_then(|before| before.divergent.as_ref());
+    let before =
+        old.members.iter().find(|before| before.pod == member.pod).and_then(|before| before.divergent.as_ref());
     if before == Some(tail) {
         return None;
     }

@@ -55,14 +55,13 @@ fn readable(mut secret: k8s_openapi::api::core::v1::Secret) -> k8s_openapi::api:
 fn the_claim_template_keeps_the_size_of_the_live_one() {
     let cluster = validated("{instances: 1, storage: {size: 20Gi}}");
     let live = Quantity("10Gi".into());
-    let input =
-        BuildInput {
-            cluster: &cluster,
-            replicas: 1,
-            protect_primary: false,
-            pgherd_image: "registry/pgherd:dev",
-            claim_size: Some(&live),
-        };
+    let input = BuildInput {
+        cluster: &cluster,
+        replicas: 1,
+        protect_primary: false,
+        pgherd_image: "registry/pgherd:dev",
+        claim_size: Some(&live),
+    };
     let set = build_resources(&input).unwrap().stateful_set;
     let templates = set.spec.unwrap().volume_claim_templates.unwrap();
     let requests = templates[0].spec.clone().unwrap().resources.unwrap().requests.unwrap();

@@ -122,7 +122,8 @@ pub fn plan_handover(scene: &Scene<'_>, memory: &mut Memory, plan: &mut Plan) {
 
 /// The register asks the holder to stop, and it has not yet.
 fn plan_open_handover(scene: &Scene<'_>, memory: &Memory, plan: &mut Plan) {
-    let (Some(handover), Some(register)) = (&scene.register.handover, register_handover_withdrawn(scene.register)) else {
+    let (Some(handover), Some(register)) = (&scene.register.handover, register_handover_withdrawn(scene.register))
+    else {
         return;
     };
     let since = memory.handover_since_ms.unwrap_or(scene.now.monotonic_ms);

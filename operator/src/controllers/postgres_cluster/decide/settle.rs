@@ -27,7 +27,8 @@ pub fn decide_settle(cluster: &ValidatedCluster, observed: &Observed, register: 
         return;
     }
     let committed = holder.applied_quorum.as_ref().and_then(|applied| commit_pending(register, applied));
-    if let Some(Quorums { quorum, pending }) = committed.or_else(|| planned(cluster, observed, register, holder, plan.acks))
+    if let Some(Quorums { quorum, pending }) =
+        committed.or_else(|| planned(cluster, observed, register, holder, plan.acks))
     {
         let register = Box::new(Register { quorum, pending, ..register.clone() });
         plan.action = Action::Change { register, kind: ChangeKind::Voters };
@@ -79,7 +80,8 @@ pub fn decide_wanted_acks(
         Some(holder) => streaming(observed, holder).into_iter().map(|voter| voter.member).collect(),
         // While the holder can't be asked the replicas' own word counts: what is measured is their absence.
         None => {
-            let receives = |status: &&InstanceStatus| status.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
+            let receives =
+                |status: &&InstanceStatus| status.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
             let statuses = observed.pods.iter().filter_map(|pod| pod.status());
             statuses.filter(receives).filter_map(|status| status.member.clone()).collect()
         }

@@ -502,13 +502,17 @@ const PREFERRED: &str = "{instances: 3, storage: {size: 10Gi}, synchronous: {mod
 fn preferred_gives_up_its_promise_after_three_seconds_without_replicas_and_takes_it_up_at_once() {
     let alone = |ms: u64| {
         let quorum = voters(&[1, 2], 1);
-        let pods = vec![pod(0, Some("primary"), Some(primary(0, &[], &quorum))), pod(1, None, None), pod(2, None, None)];
+        let pods =
+            vec![pod(0, Some("primary"), Some(primary(0, &[], &quorum))), pod(1, None, None), pod(2, None, None)];
         observed(at(ms), &held_by_0(quorum), &ms.to_string(), pods)
     };
     assert_eq!(plan_after(PREFERRED, 2_000, alone).action, Action::Nothing);
     let plan_alone = plan_after(PREFERRED, 3_000, alone);
     let (kind, register) = changed(&plan_alone).unwrap();
-    assert_eq!((kind, register.pending.as_ref().map(|set| set.acks), plan_alone.acks), (ChangeKind::Voters, Some(0), 0));
+    assert_eq!(
+        (kind, register.pending.as_ref().map(|set| set.acks), plan_alone.acks),
+        (ChangeKind::Voters, Some(0), 0)
+    );
     let back = plan(PREFERRED, &settled(at(1), "1", 0), &mut Memory::default());
     let (_, register) = changed(&back).unwrap();
     assert_eq!(register.pending, Some(voters(&[1, 2], 1)));

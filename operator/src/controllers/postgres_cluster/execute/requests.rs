@@ -50,8 +50,7 @@ impl Round<'_> {
                 continue;
             }
             let Some(why) = refused else { continue };
-            let reason =
-                if request.key == keys::FORCE_PROMOTE { "ForcePromotionRefused" } else { "SwitchoverRefused" };
+            let reason = if request.key == keys::FORCE_PROMOTE { "ForcePromotionRefused" } else { "SwitchoverRefused" };
             tracing::warn!(cluster = self.cluster.name, request = request.value, why, "a request is refused");
             self.tell(EventType::Warning, reason, format!("{}: {}: {why}", request.key, request.value));
         }

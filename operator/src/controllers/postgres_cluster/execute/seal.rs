@@ -58,8 +58,10 @@ impl Round<'_> {
         };
         let Some(written) = written else { return Ok(None) };
         let FailoverNote { from, reason, detect_ms, kind, .. } = note;
-        let text =
-            format!("{from} is given up as primary: {reason} (noticed for {detect_ms} ms); term {} begins", next.seal_term);
+        let text = format!(
+            "{from} is given up as primary: {reason} (noticed for {detect_ms} ms); term {} begins",
+            next.seal_term
+        );
         tracing::warn!(cluster = self.cluster.name, note = text, "failover started");
         if kind != FailoverKind::Switchover {
             self.tell(EventType::Warning, "FailoverStarted", text);

@@ -153,7 +153,10 @@ impl Api {
             }
             (&Method::PATCH, "postgresclusters") if self.patch_requests(&body) => {
                 let spec = json!({"instances": 3, "storage": {"size": "10Gi"}});
-                (200, json!({"apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {"name": "shop"}, "spec": spec}))
+                (
+                    200,
+                    json!({"apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {"name": "shop"}, "spec": spec}),
+                )
             }
             (&Method::PATCH, "postgresclusters") => refused(422, "Invalid"),
             (&Method::POST, _) => (201, body),

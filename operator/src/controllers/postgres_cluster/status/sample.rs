@@ -18,9 +18,7 @@ pub fn build_sample(input: StatusInput<'_>, status: &PostgresClusterStatus) -> C
     let replicas = observed.pods.iter().filter_map(|pod| pod.status()).filter(|status| !status.is_primary);
     let lag_bytes = primary.map(|primary| {
         let with_data = replicas.filter(|replica| replica.member.is_some());
-        with_data
-            .map(|replica| (replica.pod.clone(), primary.received_lsn.bytes_since(replica.replayed_lsn)))
-            .collect()
+        with_data.map(|replica| (replica.pod.clone(), primary.received_lsn.bytes_since(replica.replayed_lsn))).collect()
     });
     let completed_at = status.last_backup.as_ref().and_then(|backup| backup.completed_at.parse::<Timestamp>().ok());
     ClusterSample {
