@@ -83,11 +83,9 @@ pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) 
     let winner = if register.quorum.acks > 0 { ballot.with_quorum() } else { ballot.without_quorum(rules) };
     match winner {
         Ok(winner) => {
-            let loss = if register.quorum.acks > 0 || ballot.is_holder(winner) {
-                0
-            } else {
-                rules.last_lsn.bytes_since(reach(winner))
-            };
+            // A pending set with W = 0 is applied by the primary before it is committed: then commits waited for nobody.
+            let promised = register.quorum.acks > 0 && register.quorum_to_apply().acks > 0;
+            let loss = if promised || ballot.is_holder(winner) { 0 } else { rules.last_lsn.bytes_since(reach(winner)) };
             Election::Winner {
                 winner: winner.clone(),
                 candidates: ballot.verdicts(Some(winner)),
@@ -181,6 +179,11 @@ impl<'a> Ballot<'a> {
         self.register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member)
     }
 
+    fn is_target(&self, report: &SealReport) -> bool {
+        let target = self.register.handover.as_ref().and_then(|handover| handover.target.as_deref());
+        target == Some(report.pod.as_str())
+    }
+
     fn is_registered(&self, report: &SealReport) -> bool {
         self.voters().any(|voter| voter.member == report.member)
     }
@@ -259,6 +262,9 @@ impl<'a> Ballot<'a> {
             {
                 format!("the former primary, {} away: the voters do without it", render_bytes(bytes))
             }
+            Relation::Same if self.is_target(winner) => {
+                format!("level with {}, which the switchover asks for", winner.pod)
+            }
             Relation::Same => format!("level with {}, which comes first by its name", winner.pod),
             Relation::Behind { bytes: 0 } => format!("level with {}, but on an older timeline", winner.pod),
             Relation::Behind { bytes } => format!("{} behind {}", render_bytes(bytes), winner.pod),
@@ -274,12 +280,14 @@ impl<'a> Ballot<'a> {
 }
 
 /// The order of candidates on one history, the greatest wins: the timeline, how far it reaches; then anyone before the
-/// holder that is being replaced, then the lowest ordinal.
-type Rank<'a> = (TimelineId, Lsn, bool, Reverse<(u64, &'a str)>);
+/// holder that is being replaced, then whom a handover asks for, then the lowest ordinal.
+type Rank<'a> = (TimelineId, Lsn, bool, bool, Reverse<(u64, &'a str)>);
 
 fn rank<'a>(register: &Register, report: &'a SealReport) -> Rank<'a> {
     let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member);
-    (report.history.timeline, reach(report), !holder, Reverse(pod_order(&report.pod)))
+    let target = register.handover.as_ref().and_then(|handover| handover.target.as_deref());
+    let preferred = target == Some(report.pod.as_str());
+    (report.history.timeline, reach(report), !holder, preferred, Reverse(pod_order(&report.pod)))
 }
 
 /// Those that are on the cluster's history, as far as the others show it.

@@ -13,6 +13,7 @@ pub mod failsafe;
 pub mod instance;
 pub mod lsn;
 pub mod pg;
+pub mod preferred;
 pub mod quantity;
 pub mod quorum;
 pub mod register;

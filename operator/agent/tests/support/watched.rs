@@ -11,7 +11,6 @@ use std::{
 use pgherd_agent::{
     clock::Boottime,
     fencer::{Fencer, Heartbeat, parse_heartbeat},
-    postgres::sql::Session,
     run::wait_for_phase,
     tls::build_client_config,
 };
@@ -19,10 +18,7 @@ use pgherd_core::{
     instance::{InstanceStatus, Phase},
     register::{Holder, Register, Term, Voter, VoterSet},
 };
-use tokio::{
-    net::UnixDatagram,
-    time::{Instant, sleep},
-};
+use tokio::net::UnixDatagram;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{

@@ -22,6 +22,7 @@ use pgherd_core::{
 };
 use pgherd_crds::{
     PostgresCluster, PostgresClusterSpec, PostgresClusterStatus,
+    names::keys,
     v1alpha1::postgres_cluster::{HbaMethod, ReplicaSource, SynchronousMode},
 };
 
@@ -48,9 +49,9 @@ pub struct ValidatedCluster {
     pub image: String,
     /// How many instances are asked for.
     pub instances: u32,
-    /// `Off` or `Required`.
+    /// `Off`, `Preferred` or `Required`.
     pub synchronous_mode: SynchronousMode,
-    /// W: how many replicas a commit waits for; 0 in mode `Off`.
+    /// W: how many replicas a commit waits for; 0 in mode `Off`. In mode `Preferred` at most so many.
     pub acks: u32,
     /// `failover.delay` in milliseconds.
     pub failover_delay_ms: u64,
@@ -78,8 +79,29 @@ pub struct ValidatedCluster {
     pub scheduling: Scheduling,
     /// `spec.suspend`: nothing is applied and no failover decided.
     pub suspended: bool,
+    /// What somebody asks for once, by annotations.
+    pub requests: Requests,
     /// The status as it was published last.
     pub status: PostgresClusterStatus,
+}
+
+/// What somebody asks for once, by annotations on the PostgresCluster; as they were written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// `pgherd.dev/switchover`.
+    pub switchover: Option<String>,
+    /// `pgherd.dev/force-promote`.
+    pub force_promote: Option<String>,
+}
+
+impl Requests {
+    /// Reads the annotations.
+    #[must_use]
+    pub fn of(cluster: &PostgresCluster) -> Self {
+        let annotations = cluster.metadata.annotations.as_ref();
+        let value = |key: &str| annotations.and_then(|all| all.get(key)).map(|value| value.trim().to_owned());
+        Self { switchover: value(keys::SWITCHOVER), force_promote: value(keys::FORCE_PROMOTE) }
+    }
 }
 
 /// An object store, as the pods use it.
@@ -125,7 +147,13 @@ impl ValidatedCluster {
     /// The label selector of the instances, as text for the scale subresource.
     #[must_use]
     pub fn selector(&self) -> String {
-        format!("{}={}", pgherd_crds::names::keys::CLUSTER, self.name)
+        format!("{}={}", keys::CLUSTER, self.name)
+    }
+
+    /// The W that a new cluster begins with: in mode `Preferred` nobody is there yet who could be waited for.
+    #[must_use]
+    pub fn first_acks(&self) -> u32 {
+        if self.synchronous_mode == SynchronousMode::Preferred { 0 } else { self.acks }
     }
 }
 
@@ -228,6 +256,7 @@ pub fn validate_cluster(
         resources: spec.resources.clone(),
         scheduling: validated_scheduling(spec),
         suspended: spec.suspend.unwrap_or(false),
+        requests: Requests::of(cluster),
         status,
     })
 }
@@ -237,7 +266,7 @@ fn validate_synchronous(spec: &PostgresClusterSpec, problems: &mut Problems) -> 
     let replicas = synchronous.replicas.unwrap_or(1);
     match synchronous.mode {
         SynchronousMode::Off => (0, SynchronousMode::Off),
-        SynchronousMode::Required => {
+        mode @ (SynchronousMode::Preferred | SynchronousMode::Required) => {
             if replicas == 0 || replicas >= spec.instances {
                 let message = format!(
                     "is {replicas}, but must be at least 1 and less than instances ({}): the primary is not one of its own replicas",
@@ -245,7 +274,7 @@ fn validate_synchronous(spec: &PostgresClusterSpec, problems: &mut Problems) -> 
                 );
                 problems.add("spec.synchronous.replicas", message);
             }
-            (replicas, SynchronousMode::Required)
+            (replicas, mode)
         }
     }
 }

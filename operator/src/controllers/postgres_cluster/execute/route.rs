@@ -56,7 +56,11 @@ impl Round<'_> {
             .observed
             .admitting_holder()
             .is_some_and(|status| status.pod_uid == claimed.to_uid && status.term == term);
-        let polled = self.done.statuses.get(&claimed.to).is_some_and(|status| status.is_primary && status.phase == Phase::Primary && status.term == term);
+        let polled = self
+            .done
+            .statuses
+            .get(&claimed.to)
+            .is_some_and(|status| status.is_primary && status.phase == Phase::Primary && status.term == term);
         if serves || polled {
             claimed.promoted_at_ms.get_or_insert(now_ms);
         }
@@ -68,6 +72,7 @@ impl Round<'_> {
             return;
         }
         if let Some(record) = failover.completed(now_ms) {
+            self.context.metrics.failover_took(&record);
             memory.last_failover = Some(record);
             memory.failover = None;
         }

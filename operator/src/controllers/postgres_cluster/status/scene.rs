@@ -7,7 +7,10 @@ use pgherd_core::{
 };
 use pgherd_crds::{
     names::ROLE_PRIMARY,
-    v1alpha1::{conditions::PRIMARY_AVAILABLE, postgres_cluster::MemberStatus},
+    v1alpha1::{
+        conditions::PRIMARY_AVAILABLE,
+        postgres_cluster::{MemberStatus, SynchronousMode},
+    },
 };
 
 use super::StatusInput;
@@ -128,6 +131,14 @@ impl<'a> Scene<'a> {
     /// The agent has answered within the last seconds.
     pub(super) fn is_briefly_silent(&self, pod: &ObservedPod) -> bool {
         pod.ip.is_some() && self.memory.unreachable_ms(&pod.name).is_some_and(|ms| ms < TOLERATED_SILENCE_MS)
+    }
+
+    /// The W that the register should have.
+    pub(super) fn wanted_acks(&self) -> u32 {
+        match self.cluster.synchronous_mode {
+            SynchronousMode::Preferred => self.plan.acks,
+            SynchronousMode::Off | SynchronousMode::Required => self.cluster.acks,
+        }
     }
 
     fn lease_is_fresh(&self) -> bool {
