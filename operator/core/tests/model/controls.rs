@@ -1,0 +1,95 @@
+//! The runs. A rule that can be left out without harm would be found here by its missing counterexample.
+
+use super::{
+    protocol::{BLOCKED, FAILOVER, I1, I2, I4_FAILED, I4_SEEN, REJOIN, VOTERS},
+    rules::{Bounds, Rule},
+    runs::explore,
+    scripts,
+    state::Budget,
+};
+
+const CAP: usize = 40_000_000;
+const NOTHING: Budget = Budget { crashes: 0, recopies: 0, wishes: 0, pauses: 0 };
+
+/// Nothing is found with all rules, and everything was visited.
+fn holds(name: &str, bounds: Bounds) -> Vec<&'static str> {
+    let outcome = explore(name, bounds, None, CAP);
+    if let Some((property, path)) = &outcome.counterexample {
+        panic!("{property}\n{path}");
+    }
+    assert!(outcome.exhausted, "{name}: the bounds are too wide for the number of states");
+    outcome.reached
+}
+
+/// Without the rule one of these invariants breaks.
+fn needs(name: &str, bounds: Bounds, rule: Rule, invariants: &[&str]) {
+    let Some((property, path)) = explore(name, bounds, Some(rule), CAP).counterexample else {
+        panic!("{name}: no counterexample without {rule:?}: the model is too weak");
+    };
+    assert!(invariants.contains(&property.as_str()), "{name}: {property}\n{path}");
+}
+
+const ONE_FAILOVER: Bounds = Bounds::SMALL;
+const TWO_FAILOVERS: Bounds = Bounds { terms: 3, ..Bounds::SMALL };
+const JOINING: Bounds = Bounds { voters: 0b0010, ..Bounds::SMALL };
+const RECOPIED: Bounds = Bounds { budget: Budget { recopies: 1, ..NOTHING }, ..Bounds::SMALL };
+const RESTARTED: Bounds = Bounds { budget: Budget { crashes: 1, ..NOTHING }, ..Bounds::SMALL };
+const BOTH_ACKNOWLEDGE: Bounds = Bounds { acks: 2, terms: 3, ..Bounds::SMALL };
+
+#[test]
+fn one_failover() {
+    let reached = holds("one failover", ONE_FAILOVER);
+    assert!([FAILOVER, BLOCKED].iter().all(|property| reached.contains(property)), "{reached:?}");
+    needs("one failover", ONE_FAILOVER, Rule::Seal, &[I1, I2]);
+    needs("one failover", ONE_FAILOVER, Rule::ReceiverWait, &[I1, I2]);
+    needs("one failover", ONE_FAILOVER, Rule::Quorum, &[I1]);
+}
+
+#[test]
+fn two_failovers() {
+    holds("two failovers", TWO_FAILOVERS);
+    needs("two failovers", TWO_FAILOVERS, Rule::OldVoters, &[I1]);
+}
+
+#[test]
+fn joining() {
+    let reached = holds("joining", JOINING);
+    needs("joining", JOINING, Rule::PendingProven, &[I1]);
+    println!("{reached:?}");
+}
+
+#[test]
+fn recopied() {
+    let reached = holds("recopied", RECOPIED);
+    assert!([VOTERS, REJOIN].iter().all(|property| reached.contains(property)), "{reached:?}");
+    needs("recopied", RECOPIED, Rule::NewMember, &[I1]);
+    needs("recopied", RECOPIED, Rule::Barrier, &[I1]);
+}
+
+#[test]
+fn restarted() {
+    holds("restarted", RESTARTED);
+    needs("restarted", RESTARTED, Rule::Gate, &[I4_SEEN, I4_FAILED]);
+}
+
+#[test]
+fn both_acknowledge() {
+    holds("both acknowledge", BOTH_ACKNOWLEDGE);
+    needs("both acknowledge", BOTH_ACKNOWLEDGE, Rule::StrictSettings, &[I1]);
+}
+
+const COLLIDED: Bounds = Bounds {
+    pods: 4,
+    acks: 2,
+    terms: 4,
+    writes: 2,
+    lone_timelines: true,
+    script: scripts::TWO_TIMELINES_OF_ONE_NUMBER,
+    ..Bounds::SMALL
+};
+
+#[test]
+fn collided() {
+    holds("two timelines of one number", COLLIDED);
+    needs("two timelines of one number", COLLIDED, Rule::TermComparison, &[I1]);
+}
