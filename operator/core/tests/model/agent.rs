@@ -117,6 +117,10 @@ impl Protocol {
         member.promoted = member.term;
         let settings = if self.is_off(Rule::StrictSettings) { Set::default() } else { settings };
         member.run = self.primary(&member.wal, settings);
+        if !self.is_off(Rule::TermBeforeWal) {
+            let fed = |member: &&mut Member| member.upstream().map(usize::from) == Some(pod);
+            state.members.iter_mut().filter(fed).for_each(|member| member.run = Run::Standby { upstream: None });
+        }
         Some(())
     }
 
@@ -139,9 +143,9 @@ impl Protocol {
         let upstream = pod_of(register.holder);
         let (holder, member) = (state.members[upstream], state.members[pod]);
         holder.primary().filter(|_| upstream != pod && !register.is_sealing())?;
-        let diverged = member.wal.is_diverged(&holder.wal);
-        let attached = member.upstream().map(usize::from) == Some(upstream);
-        let idle = attached && !diverged && (member.term == register.term || !KEEPING_ENTERS_THE_TERM);
+        let left = (1..holder.promoted).contains(&member.term) && member.wal.timeline() == holder.wal.timeline();
+        let diverged = member.wal.is_diverged(&holder.wal) || (left && !self.is_off(Rule::TermBeforeFollowing));
+        let idle = member.upstream().map(usize::from) == Some(upstream) && !diverged;
         let may = matches!(member.run, Run::Down | Run::Standby { .. });
         if !may || idle || member.term > register.term || member.sealed > register.term {
             return None;
@@ -191,9 +195,6 @@ impl Protocol {
         (id / pods + 1 < COPIES).then_some(id + pods)
     }
 }
-
-/// Whether a replica whose upstream's pod got a new term follows anew, so that the term is on its disk.
-const KEEPING_ENTERS_THE_TERM: bool = false;
 
 /// The register names this member, and nothing forbids it to lead.
 fn holds(state: &State, pod: usize) -> bool {

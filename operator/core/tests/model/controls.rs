@@ -3,7 +3,7 @@
 use super::{
     protocol::{BLOCKED, FAILOVER, I1, I2, I4_FAILED, I4_SEEN, REJOIN, VOTERS},
     rules::{Bounds, Rule},
-    runs::explore,
+    runs::{describe, explore},
     scripts,
     state::Budget,
 };
@@ -15,7 +15,7 @@ const NOTHING: Budget = Budget { crashes: 0, recopies: 0, wishes: 0, pauses: 0 }
 fn holds(name: &str, bounds: Bounds) -> Vec<&'static str> {
     let outcome = explore(name, bounds, None, CAP);
     if let Some((property, path)) = &outcome.counterexample {
-        panic!("{property}\n{path}");
+        panic!("not {property}\n{}", describe(path));
     }
     assert!(outcome.exhausted, "{name}: the bounds are too wide for the number of states");
     outcome.reached
@@ -26,7 +26,7 @@ fn needs(name: &str, bounds: Bounds, rule: Rule, invariants: &[&str]) {
     let Some((property, path)) = explore(name, bounds, Some(rule), CAP).counterexample else {
         panic!("{name}: no counterexample without {rule:?}: the model is too weak");
     };
-    assert!(invariants.contains(&property.as_str()), "{name}: {property}\n{path}");
+    assert!(invariants.contains(&property), "{name}: not {property}\n{}", describe(&path));
 }
 
 const ONE_FAILOVER: Bounds = Bounds::SMALL;
@@ -75,11 +75,11 @@ fn restarted() {
 #[test]
 fn both_acknowledge() {
     holds("both acknowledge", BOTH_ACKNOWLEDGE);
-    needs("both acknowledge", BOTH_ACKNOWLEDGE, Rule::StrictSettings, &[I1]);
+    needs("both acknowledge", BOTH_ACKNOWLEDGE, Rule::StrictSettings, &[I1, I2]);
 }
 
 const COLLIDED: Bounds = Bounds {
-    pods: 4,
+    pods: 5,
     acks: 2,
     terms: 4,
     writes: 2,
@@ -92,4 +92,28 @@ const COLLIDED: Bounds = Bounds {
 fn collided() {
     holds("two timelines of one number", COLLIDED);
     needs("two timelines of one number", COLLIDED, Rule::TermComparison, &[I1]);
+}
+
+const FOLLOWED_THE_FAILED_ONE: Bounds = Bounds {
+    acks: 2,
+    terms: 4,
+    writes: 2,
+    lone_timelines: true,
+    script: scripts::A_FOLLOWER_OF_THE_FAILED_PROMOTION,
+    ..Bounds::SMALL
+};
+
+#[test]
+fn followed_the_failed_one() {
+    holds("a follower of the failed promotion", FOLLOWED_THE_FAILED_ONE);
+    needs("a follower of the failed promotion", FOLLOWED_THE_FAILED_ONE, Rule::TermBeforeFollowing, &[I1, I4_FAILED]);
+}
+
+const SAME_POD_AGAIN: Bounds =
+    Bounds { terms: 3, budget: Budget { crashes: 2, ..NOTHING }, script: scripts::THE_SAME_POD_AGAIN, ..Bounds::SMALL };
+
+#[test]
+fn same_pod_again() {
+    holds("the same pod again", SAME_POD_AGAIN);
+    needs("the same pod again", SAME_POD_AGAIN, Rule::TermBeforeWal, &[I1]);
 }

@@ -25,6 +25,11 @@ pub(crate) enum Rule {
     Gate,
     /// Of two branches with the same timeline number the one of the lower term is left.
     TermComparison,
+    /// The term is on a member's disk before WAL of that term is, also where its upstream's pod got the role again: a
+    /// promotion ends all streams from that pod, and whoever wants to go on has to follow anew.
+    TermBeforeWal,
+    /// Who followed a lower term is not on the timeline that the primary's term began, whatever its number.
+    TermBeforeFollowing,
     /// A register is replaced only by who decided on what it says.
     CompareAndSwap,
 }
@@ -60,6 +65,6 @@ impl Bounds {
         budget: Budget { crashes: 0, recopies: 0, wishes: 0, pauses: 0 },
         lone_timelines: false,
         script: &[],
-        voters: 0b1110,
+        voters: 0b11110,
     };
 }

@@ -1,6 +1,6 @@
 //! Runs the checker, prints what it cost, and shows a counterexample step by step.
 
-use std::{env, fmt::Write, time::Instant};
+use std::{collections::HashMap, env, fmt::Write, time::Instant};
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Path};
 
@@ -10,51 +10,70 @@ use super::{
     state::State,
 };
 
+/// States, each with the step that was taken from it.
+pub(crate) type Steps = Vec<(State, Option<Action>)>;
+
 /// What came of a run.
 pub(crate) struct Outcome {
     /// Every state within the bounds was visited.
     pub(crate) exhausted: bool,
-    /// The broken invariant and the steps that lead to it.
-    pub(crate) counterexample: Option<(String, String)>,
+    /// A broken invariant with the shortest way there.
+    pub(crate) counterexample: Option<(&'static str, Steps)>,
     /// What was reached of that which should be possible.
     pub(crate) reached: Vec<&'static str>,
 }
 
-/// Searches breadth first until an invariant breaks, everything was visited, or `states` were.
+/// Searches breadth first until an invariant breaks, everything was visited, or `states` steps were made.
 pub(crate) fn explore(name: &str, bounds: Bounds, without: Option<Rule>, states: usize) -> Outcome {
     let started = Instant::now();
+    let limit = env_number("PGHERD_MODEL_STATES").unwrap_or(states);
     let protocol = Protocol { bounds, without };
-    let checker = protocol
-        .checker()
-        .finish_when(HasDiscoveries::AnyFailures)
-        .target_state_count(env_number("PGHERD_MODEL_STATES").unwrap_or(states))
-        .threads(env_number("PGHERD_MODEL_THREADS").unwrap_or(1))
-        .spawn_bfs()
-        .join();
-    let discoveries = checker.discoveries();
-    let properties = protocol.properties();
-    let (mut counterexample, mut reached) = (None, Vec::new());
-    for property in &properties {
-        let Some(path) = discoveries.get(property.name) else { continue };
-        match property.expectation {
-            Expectation::Always => counterexample = Some((property.name.to_owned(), describe(path))),
-            _ => reached.push(property.name),
+    let builder = || {
+        let threads = env_number("PGHERD_MODEL_THREADS").unwrap_or(1);
+        protocol.checker().finish_when(HasDiscoveries::AnyFailures).target_state_count(limit).threads(threads)
+    };
+    let checker = builder().spawn_bfs().join();
+    let mut outcome = observe(&protocol, checker.discoveries());
+    outcome.exhausted = outcome.counterexample.is_none() && checker.state_count() < limit;
+    // The checker keeps the last of those that it came upon at once.
+    while let Some((_, path)) = &outcome.counterexample {
+        let shorter = builder().target_max_depth(path.len() - 1).spawn_bfs().join();
+        let again = observe(&protocol, shorter.discoveries());
+        if again.counterexample.is_none() {
+            break;
         }
+        outcome.counterexample = again.counterexample;
     }
-    let exhausted = counterexample.is_none() && checker.state_count() < env_number("PGHERD_MODEL_STATES").unwrap_or(states);
+    let result = match &outcome.counterexample {
+        Some((property, path)) => format!("after {} steps: not {property}", path.len() - 1),
+        None if outcome.exhausted => "all visited, nothing found".to_owned(),
+        None => "nothing found so far".to_owned(),
+    };
+    let rules = without.map_or_else(|| "all rules".to_owned(), |rule| format!("without {rule:?}"));
     println!(
-        "model {name}, without {without:?}: {} states ({} generated), depth {}, {:.1} s, {}",
+        "{name}, {rules}: {} states ({} steps), depth {}, {:.1} s: {result}",
         checker.unique_state_count(),
         checker.state_count(),
         checker.max_depth(),
         started.elapsed().as_secs_f64(),
-        match &counterexample {
-            Some((property, path)) => format!("counterexample to {property} in {} steps", path.lines().count() - 1),
-            None if exhausted => "all visited, no counterexample".to_owned(),
-            None => "no counterexample so far".to_owned(),
-        }
     );
-    Outcome { exhausted, counterexample, reached }
+    outcome
+}
+
+fn observe(protocol: &Protocol, mut discoveries: HashMap<&'static str, Path<State, Action>>) -> Outcome {
+    let mut outcome = Outcome { exhausted: false, counterexample: None, reached: Vec::new() };
+    for property in protocol.properties() {
+        let Some(path) = discoveries.remove(property.name) else { continue };
+        let steps = path.into_vec();
+        match property.expectation {
+            Expectation::Always if outcome.counterexample.as_ref().is_none_or(|(_, least)| least.len() > steps.len()) => {
+                outcome.counterexample = Some((property.name, steps));
+            }
+            Expectation::Always => {}
+            _ => outcome.reached.push(property.name),
+        }
+    }
+    outcome
 }
 
 /// A number from the environment.
@@ -63,10 +82,9 @@ pub(crate) fn env_number(name: &str) -> Option<usize> {
 }
 
 /// One line a step: what happened, then what has changed by it.
-fn describe(path: &Path<State, Action>) -> String {
+pub(crate) fn describe(steps: &Steps) -> String {
     let mut text = String::new();
-    let steps = path.clone().into_vec();
-    for (state, action) in &steps {
+    for (state, action) in steps {
         let _ = write!(text, "{}", line(state));
         if let Some(action) = action {
             let _ = write!(text, "\n  -> {action:?}\n");

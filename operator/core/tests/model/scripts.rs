@@ -8,34 +8,31 @@ use super::{
 
 const SUSPECT: Action = Operator(Suspect { alone: false });
 
-/// Four pods, W = 2. Term 2 (pod 1) writes `a` on timeline 2 and hears of nobody any more. Term 3 (pod 2) takes the same
-/// number and has `b` acknowledged by pod 3 and by pod 0, which came back; pod 1 is still a voter.
+/// Five pods, W = 2. Term 2 (pod 1) writes `a` on timeline 2 and hears of nobody any more. Term 3 (pod 2) takes the same
+/// number and has `b` acknowledged by the pods 3 and 4; pod 1 is still a voter.
 pub(crate) const TWO_TIMELINES_OF_ONE_NUMBER: &[Action] = &[
     SUSPECT,
     Member(1, Seal),
     Member(2, Seal),
-    Operator(Claim { pods: 0b0110 }),
+    Member(3, Seal),
+    Operator(Claim { pods: 0b0_1110 }),
     Member(1, Lead),
     Member(1, Promote),
     Transact(1),
     SUSPECT,
     Member(2, Seal),
     Member(3, Seal),
-    Operator(Claim { pods: 0b1100 }),
+    Member(4, Seal),
+    Operator(Claim { pods: 0b1_1100 }),
     Member(2, Lead),
     Member(2, Promote),
-    Member(0, Stop),
-    Member(0, Follow),
     Member(3, Follow),
-    Operator(Settle),
-    Operator(Settle),
-    Member(2, Apply),
-    Stream(0),
+    Member(4, Follow),
     Stream(3),
+    Stream(4),
     Transact(2),
-    Stream(0),
     Stream(3),
-    Operator(Settle),
+    Stream(4),
 ];
 
 /// Three pods, W = 2. Pod 0 came back and followed term 2 (pod 1) with its `a`; term 3 (pod 2) has taken the same number.

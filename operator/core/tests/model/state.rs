@@ -1,12 +1,14 @@
 //! What the checker remembers, small and comparable: the register, the members with their disks and processes, the answers
 //! to seal requests, a write of an operator that is still on its way, and what clients know.
 
+use std::fmt;
+
 use super::wal::Wal;
 
 /// Pods of the largest cluster.
-pub(crate) const PODS: usize = 4;
+pub(crate) const PODS: usize = 5;
 /// Data directories that a pod may have, one after the other.
-pub(crate) const COPIES: u8 = 4;
+pub(crate) const COPIES: u8 = 3;
 
 /// A data directory: the pod, plus `PODS` for each copy that was made anew.
 pub(crate) type Id = u8;
@@ -17,10 +19,17 @@ pub(crate) fn pod_of(id: Id) -> usize {
 }
 
 /// `VoterSet`: one bit for each member.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Set {
     pub(crate) voters: u16,
     pub(crate) acks: u8,
+}
+
+impl fmt::Debug for Set {
+    /// `W of {members}`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {:?}", self.acks, (0..16).filter(|id| self.has(*id)).collect::<Vec<Id>>())
+    }
 }
 
 impl Set {
