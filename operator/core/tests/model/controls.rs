@@ -117,3 +117,43 @@ fn same_pod_again() {
     holds("the same pod again", SAME_POD_AGAIN);
     needs("the same pod again", SAME_POD_AGAIN, Rule::TermBeforeWal, &[I1]);
 }
+
+const SLOW: Bounds = Bounds { terms: 3, budget: Budget { pauses: 1, ..NOTHING }, ..Bounds::SMALL };
+
+#[test]
+fn slow() {
+    holds("a slow operator", SLOW);
+    needs("a slow operator", SLOW, Rule::CompareAndSwap, &[I1, I2]);
+}
+
+const WISHES: Bounds = Bounds { writes: 2, budget: Budget { wishes: 2, ..NOTHING }, ..Bounds::SMALL };
+
+#[test]
+fn wishes() {
+    holds("the user changes W", WISHES);
+}
+
+const WIDE: Bounds = Bounds {
+    terms: 3, writes: 2, budget: Budget { crashes: 1, recopies: 1, pauses: 1, wishes: 0 }, ..Bounds::SMALL };
+
+#[test]
+#[ignore]
+fn wide() {
+    holds("wide", WIDE);
+}
+
+#[test]
+#[ignore]
+fn a() {
+    holds("a", Bounds { terms: 3, writes: 2, ..Bounds::SMALL });
+    holds("a crash", Bounds { terms: 3, writes: 1, budget: Budget { crashes: 1, ..NOTHING }, ..Bounds::SMALL });
+    holds("a recopy", Bounds { terms: 3, writes: 1, budget: Budget { recopies: 1, ..NOTHING }, ..Bounds::SMALL });
+    holds("w2 crash", Bounds { terms: 3, acks: 2, writes: 1, budget: Budget { crashes: 1, ..NOTHING }, ..Bounds::SMALL });
+    holds("w2 lone", Bounds { terms: 3, acks: 2, writes: 2, lone_timelines: true, ..Bounds::SMALL });
+    holds("four", Bounds { pods: 4, terms: 2, acks: 2, writes: 1, ..Bounds::SMALL });
+}
+#[test]
+#[ignore]
+fn b() {
+    holds("collided 5", Bounds { terms: 5, ..COLLIDED });
+}

@@ -1,7 +1,7 @@
 //! Beginnings that lie too deep to be searched for: lists of steps, each of which the model must allow.
 
 use super::{
-    agent::Deed::{Apply, Crash, Follow, Lead, Promote, Release, Seal, Start, Stop},
+    agent::Deed::{Crash, Follow, Lead, Promote, Release, Seal, Start, Stop},
     operator::Operation::{Claim, Settle, Suspect},
     protocol::Action::{self, Member, Operator, Stream, Transact},
 };
@@ -33,6 +33,7 @@ pub(crate) const TWO_TIMELINES_OF_ONE_NUMBER: &[Action] = &[
     Transact(2),
     Stream(3),
     Stream(4),
+    Operator(Settle),
 ];
 
 /// Three pods, W = 2. Pod 0 came back and followed term 2 (pod 1) with its `a`; term 3 (pod 2) has taken the same number.
