@@ -20,7 +20,7 @@ const SPAN: Duration = Duration::from_secs(40);
 pub(crate) async fn killed_in_a_loop(scene: &Scene) -> Result<()> {
     let (begun, mut kills) = (Instant::now(), 0_u32);
     scene.primary_container()?.set_frozen(true)?;
-    let outcome = async {
+    let outcome: Result<()> = async {
         while begun.elapsed() < SPAN {
             for operator in containers::observe(OPERATOR_NAMESPACE)? {
                 // Not all at once: a leader that has just begun is what is to be hit.
