@@ -136,6 +136,14 @@ e2e: chart-check crds-e2e ## Runs the tests on the cluster that is up; T=name ru
 	@$(STEP) "tests on Kubernetes" e2e/with-cluster.sh env PGHERD_E2E=1 \
 	  cargo test $(ALL) $(E2E_TESTS) -- --ignored --test-threads=1 --nocapture $(T)
 
+.PHONY: faults
+faults: ## Injects faults on the cluster that is up; T=name (or number) some, SHORT=1 a short selection, RUNS=n times each.
+	@$(STEP) "faults" e2e/with-cluster.sh $(BUILT)/faults $(if $(SHORT),--short) $(if $(RUNS),--runs $(RUNS)) $(T)
+
+.PHONY: bench-failover
+bench-failover: ## Measures failovers on the cluster that is up: RUNS=n (20) of each; T=name some.
+	@$(STEP) "failover benchmark" e2e/with-cluster.sh $(BUILT)/bench-failover $(if $(RUNS),--runs $(RUNS)) $(T)
+
 .PHONY: crds-e2e
 crds-e2e: ## Checks the custom resources' rules against the API server of the cluster that is up.
 	@$(STEP) "rules of the custom resources on Kubernetes" e2e/with-cluster.sh crds/tests/apply.sh
