@@ -64,9 +64,7 @@ impl AddressBook {
                 self.note(pod, *first);
                 found
             }
-            None => {
-                self.known.lock().unwrap_or_else(PoisonError::into_inner).get(pod).copied().into_iter().collect()
-            }
+            None => self.known.lock().unwrap_or_else(PoisonError::into_inner).get(pod).copied().into_iter().collect(),
         }
     }
 }
@@ -130,7 +128,11 @@ fn render_refusals(refusals: &[(String, String)]) -> String {
 ///
 /// # Errors
 /// [`FailsafeError`].
-pub async fn ask_peers(agent: &Agent, register: &Register, term: Term) -> Result<(Boottime, Vec<String>), FailsafeError> {
+pub async fn ask_peers(
+    agent: &Agent,
+    register: &Register,
+    term: Term,
+) -> Result<(Boottime, Vec<String>), FailsafeError> {
     let others = observe_others(agent, register).ok_or(FailsafeError::Unknown)?;
     let asked_at = Boottime::now();
     let for_ms = agent.config().timings.fence_ms.saturating_add(OUTLAST_MS);

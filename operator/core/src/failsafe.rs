@@ -85,7 +85,8 @@ pub fn may_go_on(input: &Failsafe<'_>) -> Result<(), Shortfall> {
     let given: Vec<&Promise> = input.promises.iter().filter(|promise| counts(input, promise)).collect();
     if waits_for_nobody(input.register) {
         let promised: BTreeSet<&str> = given.iter().map(|promise| promise.pod.as_str()).collect();
-        let missing: Vec<String> = input.others.iter().filter(|pod| !promised.contains(pod.as_str())).cloned().collect();
+        let missing: Vec<String> =
+            input.others.iter().filter(|pod| !promised.contains(pod.as_str())).cloned().collect();
         return if missing.is_empty() { Ok(()) } else { Err(Shortfall::NotAll { missing }) };
     }
     let members: BTreeSet<&MemberId> = given.iter().filter_map(|promise| promise.vouch.member.as_ref()).collect();

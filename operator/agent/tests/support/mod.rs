@@ -168,8 +168,7 @@ impl Cluster {
         let (config_sender, config) = watch::channel(Arc::new(self.config.clone()));
         let (certificates_sender, certificates) = watch::channel(0);
         let board = Board::new(&identity);
-        let agent =
-            Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), fencer, board));
+        let agent = Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), fencer, board));
         let task = tokio::spawn(run_agent(Arc::clone(&agent), certificates));
         Instance { agent, task, config: config_sender, _certificates: certificates_sender }
     }

@@ -56,7 +56,11 @@ impl Round<'_> {
             .observed
             .admitting_holder()
             .is_some_and(|status| status.pod_uid == claimed.to_uid && status.term == term);
-        let polled = self.done.statuses.get(&claimed.to).is_some_and(|status| status.is_primary && status.phase == Phase::Primary && status.term == term);
+        let polled = self
+            .done
+            .statuses
+            .get(&claimed.to)
+            .is_some_and(|status| status.is_primary && status.phase == Phase::Primary && status.term == term);
         if serves || polled {
             claimed.promoted_at_ms.get_or_insert(now_ms);
         }
