@@ -95,19 +95,19 @@ impl Gate {
         self.entry.borrow().as_ref().map(|entry| entry.waits_for.clone()).unwrap_or_default()
     }
 
-    /// The configuration that lets clients in is in force.
-    pub fn note_open(&self, generation: u64) {
-        self.advance(generation, Stage::Passed, Stage::Open);
+    /// The configuration that lets clients in is in force; true when the gate was not open before.
+    pub fn note_open(&self, generation: u64) -> bool {
+        self.advance(generation, Stage::Passed, Stage::Open)
     }
 
-    fn advance(&self, generation: u64, from: Stage, to: Stage) {
+    fn advance(&self, generation: u64, from: Stage, to: Stage) -> bool {
         self.entry.send_if_modified(|entry| match entry {
             Some(entry) if entry.generation == generation && entry.stage == from => {
                 entry.stage = to;
                 true
             }
             _ => false,
-        });
+        })
     }
 
     /// Clients are not let in through a gate that nobody remembers.

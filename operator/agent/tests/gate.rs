@@ -25,7 +25,10 @@ async fn a_restarted_primary_lets_nobody_in_until_its_voter_has_what_waited_for_
     let cluster = Cluster::new(MemoryRegister::new(new_register(1)), 2);
     let (first, second, _) = bring_up(&cluster).await;
     // Nobody is there to take over, so that a server that dies is started again in its term.
-    first.config.send_modify(|config| *config = Arc::new(InstanceConfig { instances: 1, ..(**config).clone() }));
+    let set_instances = |instances| {
+        first.config.send_modify(|config| *config = Arc::new(InstanceConfig { instances, ..(**config).clone() }));
+    };
+    set_instances(1);
     session(&first, "app").await.execute("CREATE TABLE public.t (id int); GRANT ALL ON public.t TO app").await.unwrap();
     assert!(connect_as_app(&first).await.is_ok());
 
@@ -55,6 +58,7 @@ async fn a_restarted_primary_lets_nobody_in_until_its_voter_has_what_waited_for_
     sleep(Duration::from_secs(1)).await;
     assert_eq!(first.agent.board.status().phase, Phase::Starting);
 
+    set_instances(2);
     let second = cluster.start("c-1", "uid-1");
     wait_for_phase(&first.agent, Phase::Primary, PATIENCE).await.unwrap();
     let seen = first.agent.board.status();

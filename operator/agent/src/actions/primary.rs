@@ -87,8 +87,9 @@ pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError>
     // Read once: a gate that passes right now is written at the next turn, which it has asked for.
     let admits = agent.gate.admits(generation);
     apply_settings(agent, register, admits).await?;
-    if admits {
-        agent.gate.note_open(generation);
+    if admits && agent.gate.note_open(generation) {
+        // The roles were made before it was closed: nobody waits for another look at them.
+        show_open(agent);
     }
     let Some(sample) = agent.sample().filter(|sample| !sample.in_recovery) else {
         return give_up_on_recovery(agent, register).await;
@@ -100,9 +101,13 @@ pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError>
         return Ok(());
     }
     ensure_roles(agent).await?;
+    show_open(agent);
+    Ok(())
+}
+
+fn show_open(agent: &Agent) {
     agent.board.update(|status| status.admits_clients = status.is_primary);
     agent.board.say(Phase::Primary, agent.going_on().unwrap_or_default());
-    Ok(())
 }
 
 /// It takes writes, but not from clients: not Primary yet.
