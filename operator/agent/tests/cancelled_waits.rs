@@ -8,7 +8,7 @@ use std::time::Duration;
 use pgherd_agent::{postgres::sql::Session, register_store::MemoryRegister};
 use support::{
     Cluster, ran_as_postgres,
-    scene::{bring_up, first_register, session, wait_for},
+    takeover::{bring_up, first_register, session, wait_for},
 };
 use tokio::time::{Instant, sleep};
 

@@ -17,7 +17,7 @@ use support::{
     Cluster, Instance,
     minio::{self, Minio},
     ran_as_postgres_with,
-    scene::{bring_up, claim, first_register, session, streams, wait_for, wake},
+    takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
 };
 use tokio::time::{Instant, sleep};
 

@@ -16,7 +16,7 @@ use pgherd_core::{
 };
 use support::{
     Cluster, ran_as_postgres,
-    scene::{PATIENCE, session},
+    takeover::{PATIENCE, session},
     watched::{bring_up, new_register},
 };
 use tokio::time::{Instant, sleep};

@@ -12,7 +12,7 @@ use pgherd_core::{
 };
 use support::{
     Cluster, ran_as_postgres,
-    scene::{PATIENCE, session, wait_for},
+    takeover::{PATIENCE, session, wait_for},
     watched::{bring_up, connect_as_app, new_register},
 };
 use tokio::time::{Instant, sleep};

@@ -12,7 +12,9 @@ use pgherd_core::{
 };
 use support::{
     Cluster, Instance, ran_as_postgres,
-    scene::{bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write, wake},
+    takeover::{
+        bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write, wake,
+    },
 };
 use tokio::time::Instant;
 

@@ -9,7 +9,7 @@ use pgherd_agent::register_store::MemoryRegister;
 use pgherd_core::backup::StoreConfig;
 use support::{
     Cluster, Instance, ran_as_postgres,
-    scene::{bring_up, first_register, session, streams, wait_for},
+    takeover::{bring_up, first_register, session, streams, wait_for},
 };
 
 /// A cluster whose slots keep next to nothing.

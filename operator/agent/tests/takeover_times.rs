@@ -6,7 +6,7 @@ mod support;
 use pgherd_agent::{postgres::stray, register_store::MemoryRegister};
 use support::{
     Cluster, Instance, ran_as_postgres,
-    scene::{bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write},
+    takeover::{bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write},
 };
 use tokio::time::Instant;
 

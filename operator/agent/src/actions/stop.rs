@@ -16,10 +16,9 @@ use crate::{
 
 /// A clean stop may take this long, then it is an immediate one; the pod's grace period must be longer.
 const CLEAN_STOP: Duration = Duration::from_secs(10);
-/// A checkpoint while clients are still served shortens the one that they wait for. So long at most when the role is
-/// handed over, and
+/// A checkpoint while clients are still served shortens the one that they wait for. The bound when the role is handed over.
 const HANDOVER_CHECKPOINT: Duration = Duration::from_secs(20);
-/// so long when the pod ends: then its Service does not lead to it any more.
+/// The bound when the pod ends: then its Service does not lead to it any more.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
 
 /// Stops the server as if the machine had lost power, and gives up the tenure.

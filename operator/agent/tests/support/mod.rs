@@ -2,7 +2,7 @@
 #![allow(unreachable_pub, dead_code, reason = "each test uses a part of it")]
 
 pub mod minio;
-pub mod scene;
+pub mod takeover;
 pub mod watched;
 
 use std::{

@@ -23,7 +23,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     Cluster, Instance,
-    scene::{PATIENCE, streams, wait_for},
+    takeover::{PATIENCE, streams, wait_for},
 };
 
 /// Term 1 of a new cluster that c-0 leads; a commit waits for `acks` voters.
