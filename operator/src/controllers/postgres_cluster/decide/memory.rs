@@ -13,7 +13,7 @@ use pgherd_crds::v1alpha1::postgres_cluster::LastFailover;
 use crate::{context::Now, controllers::postgres_cluster::observe::Observed};
 
 /// A failover that ended longer ago than this, in milliseconds, is not put on record any more: its times can't be told.
-const RECORDED_WITHIN_MS: u64 = 600_000;
+const RECORDED_WITHIN_MS: i64 = 600_000;
 
 /// Of one cluster.
 #[derive(Debug, Default)]
@@ -214,6 +214,7 @@ fn claimed(register: &Register, now: Now) -> Option<FailoverProgress> {
         at_ms,
         promoted_at_ms: None,
     };
-    let recent = u64::try_from(age_ms).is_ok_and(|age| age < RECORDED_WITHIN_MS);
-    recent.then(|| FailoverProgress { claimed: Some(claimed), ..resumed(register.term, note, now) })
+    // Another operator's clock may be ahead of this one's.
+    (age_ms < RECORDED_WITHIN_MS)
+        .then(|| FailoverProgress { claimed: Some(claimed), ..resumed(register.term, note, now) })
 }

@@ -256,10 +256,17 @@ async fn a_target_that_makes_no_sense_is_refused_at_once() {
 #[tokio::test]
 async fn when_the_target_dies_midway_another_one_takes_over_or_the_old_primary_goes_on() {
     let silent = Manners { answers: false, ..WELL };
+    let behind = Manners { lsn: 0x2ff_0000, ..WELL };
     // With two acknowledgements each of the two replicas has everything.
     let spec = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Required, replicas: 2}}";
-    for (net, spec, acks, winner) in [(17, spec, 2, "shop-1"), (18, REQUIRED, 1, "shop-0"), (19, OFF, 0, "shop-1")] {
-        let mut shop = Shop::new(net, spec, voters(&[1, 2], acks), [WELL, WELL, silent]).await;
+    let cases = [
+        (17, spec, 2, WELL, "shop-1"),
+        (18, REQUIRED, 1, behind, "shop-0"),
+        (19, OFF, 0, WELL, "shop-1"),
+        (46, REQUIRED, 1, WELL, "shop-1"),
+    ];
+    for (net, spec, acks, other, winner) in cases {
+        let mut shop = Shop::new(net, spec, voters(&[1, 2], acks), [WELL, other, silent]).await;
         shop.ask(keys::SWITCHOVER, "shop-2");
         shop.round(&mut Memory::default(), |_| {}).await;
         let register = shop.register();

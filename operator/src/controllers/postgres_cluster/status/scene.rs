@@ -14,15 +14,12 @@ use pgherd_crds::{
 };
 
 use super::StatusInput;
-use crate::{
-    context::Now,
-    controllers::postgres_cluster::{
-        apply::Applied,
-        decide::{Memory, Plan},
-        execute::Executed,
-        observe::{Observed, ObservedPod},
-        validate::ValidatedCluster,
-    },
+use crate::controllers::postgres_cluster::{
+    apply::Applied,
+    decide::{Memory, Plan},
+    execute::Executed,
+    observe::{Observed, ObservedPod},
+    validate::ValidatedCluster,
 };
 
 /// An agent that misses a few questions is not reported as gone: a status that flickers helps nobody.
@@ -36,7 +33,6 @@ pub struct Scene<'a> {
     pub(super) executed: Option<&'a Executed>,
     pub(super) applied: &'a Applied,
     pub(super) memory: &'a Memory,
-    pub(super) now: Now,
     /// The register as it is now.
     pub(super) register: Option<Register>,
     /// The pods as they are now.
@@ -45,7 +41,7 @@ pub struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     pub(super) fn of(input: StatusInput<'a>) -> Self {
-        let StatusInput { cluster, observed, plan, executed, applied, memory, now } = input;
+        let StatusInput { cluster, observed, plan, executed, applied, memory, now: _ } = input;
         let mut pods = observed.pods.clone();
         for pod in pods.iter_mut() {
             let Some(executed) = executed else { continue };
@@ -58,7 +54,7 @@ impl<'a> Scene<'a> {
         }
         let written = executed.and_then(|executed| executed.register.clone());
         let register = written.or_else(|| observed.register().cloned());
-        Self { cluster, observed, plan, executed, applied, memory, now, register, pods }
+        Self { cluster, observed, plan, executed, applied, memory, register, pods }
     }
 
     /// The pod that holds the role, if it is still the very pod.
