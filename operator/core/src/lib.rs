@@ -9,6 +9,7 @@ pub mod conditions;
 pub mod election;
 pub mod failover;
 pub mod instance;
+pub mod lineage;
 pub mod lsn;
 pub mod pg;
 pub mod quantity;

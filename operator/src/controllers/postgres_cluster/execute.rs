@@ -161,8 +161,8 @@ impl Round<'_> {
                     );
                     (lease, step) = (Some(seen), next);
                 }
-                Step::Claim { pod, pod_uid, member, candidates, possible_loss_bytes } => {
-                    let winner = claim::Winner { pod, pod_uid, member, candidates, possible_loss_bytes };
+                Step::Claim { pod, pod_uid, member, fork, candidates, possible_loss_bytes } => {
+                    let winner = claim::Winner { pod, pod_uid, member, fork, candidates, possible_loss_bytes };
                     return self.claim(&seen, winner, memory).await;
                 }
                 Step::Blocked { missing, why, candidates } => {

@@ -6,6 +6,7 @@ use pgherd_core::{
     election::CandidateVerdict,
     failover::register_claimed,
     instance::Phase,
+    lineage::{Fork, register_forked},
     register::{LeaseView, MemberId, Term},
 };
 use pgherd_crds::names::ROLE_PRIMARY;
@@ -24,6 +25,7 @@ pub(super) struct Winner {
     pub(super) pod: String,
     pub(super) pod_uid: String,
     pub(super) member: MemberId,
+    pub(super) fork: Fork,
     pub(super) candidates: Vec<CandidateVerdict>,
     pub(super) possible_loss_bytes: u64,
 }
@@ -36,7 +38,8 @@ impl Round<'_> {
         winner: Winner,
         memory: &mut Memory,
     ) -> Result<(), ExecuteError> {
-        let next = register_claimed(&seen.register, &winner.pod, &winner.pod_uid, &winner.member);
+        let claimed = register_claimed(&seen.register, &winner.pod, &winner.pod_uid, &winner.member);
+        let next = register_forked(claimed, winner.fork);
         if self.replace_if_same(&seen.register, &next).await?.is_none() {
             self.done.requeue_after_ms = AT_ONCE_MS;
             return Ok(());
