@@ -4,8 +4,8 @@ use futures::future::BoxFuture;
 use pgherd_e2e::Result;
 
 use crate::{
-    clients, control_plane, membership, network, node_faults, operator, pods, processes, register, scene::Scene, succession,
-    volumes,
+    clients, control_plane, membership, network, node_faults, operator, pods, processes, register, scene::Scene,
+    succession, volumes,
 };
 
 /// Does something to a cluster, undoes it, and claims what the fault alone can claim.

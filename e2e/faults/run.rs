@@ -116,7 +116,8 @@ async fn remove_cluster(cluster: &Cluster) -> Result<()> {
     heal_everything().await;
     kubectl(NAMESPACE, &["delete", "postgrescluster", &cluster.name, "--ignore-not-found", "--timeout=120s"]).await?;
     let selector = format!("pgherd.dev/cluster={}", cluster.name);
-    kubectl(NAMESPACE, &["delete", "pods", "-l", &selector, "--force", "--grace-period=0", "--ignore-not-found"]).await?;
+    kubectl(NAMESPACE, &["delete", "pods", "-l", &selector, "--force", "--grace-period=0", "--ignore-not-found"])
+        .await?;
     kubectl(NAMESPACE, &["delete", "pvc", "-l", &selector, "--ignore-not-found", "--timeout=60s"]).await?;
     Ok(())
 }
@@ -238,7 +239,8 @@ async fn check_promises(
     let rows = psql(NAMESPACE, &primary, "app", "SELECT pod || ' ' || row FROM probe").await?;
     let there: BTreeSet<&str> = rows.lines().collect();
     let missing = promised.iter().filter(|(pod, row)| !there.contains(format!("{pod} {row}").as_str())).count();
-    let gone = verified.lost + verified.vanished + verified.lists.lost + verified.lists.vanished + verified.lists.forked;
+    let gone =
+        verified.lost + verified.vanished + verified.lists.lost + verified.lists.vanished + verified.lists.forked;
     if mode == Mode::Off {
         let bytes = scene.cluster.status().await?.last_failover.map_or(0, |failover| failover.possible_loss_bytes);
         scene.note(format!("{gone} promises and {missing} probes gone, up to {bytes} bytes of WAL reported"));

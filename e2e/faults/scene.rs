@@ -51,7 +51,8 @@ impl Scene {
     ) -> Result<Self> {
         let instances = Mutex::new(before.instances);
         let notes = Mutex::default();
-        let mut scene = Self { cluster, writer, probes, program, before, restarts_before: Vec::new(), instances, notes };
+        let mut scene =
+            Self { cluster, writer, probes, program, before, restarts_before: Vec::new(), instances, notes };
         scene.restarts_before = scene.restarts().await?;
         Ok(scene)
     }

@@ -36,7 +36,12 @@ pub(crate) async fn provide() -> Result<()> {
         "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: faults-disk}\n\
          provisioner: kubernetes.io/no-provisioner\nvolumeBindingMode: WaitForFirstConsumer\n",
     );
-    let bound = run("kubectl", &["get", "pv", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.phase}{\"\\n\"}{end}"], None).await?;
+    let bound = run(
+        "kubectl",
+        &["get", "pv", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.phase}{\"\\n\"}{end}"],
+        None,
+    )
+    .await?;
     for node in NODES {
         if bound.lines().any(|line| line == format!("faults-{node} Bound")) {
             continue;
@@ -165,7 +170,13 @@ pub(crate) async fn slow_5s(scene: &Scene) -> Result<()> {
 
 /// The volumes go with the cluster.
 pub(crate) async fn forget() {
-    drop(kubectl("default", &["delete", "pv", "faults-kn1", "faults-kn2", "faults-kn3", "--ignore-not-found", "--wait=false"]).await);
+    drop(
+        kubectl(
+            "default",
+            &["delete", "pv", "faults-kn1", "faults-kn2", "faults-kn3", "--ignore-not-found", "--wait=false"],
+        )
+        .await,
+    );
     for node in NODES {
         drop(run("umount", &[&text(&folder(node))], None).await);
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     instance::SealReport,
+    lineage::same_promotion,
     lsn::Lsn,
     quantity::render_bytes,
     quorum::proves,
@@ -309,15 +310,19 @@ fn on_history<'a>(register: &Register, standing: &[&'a SealReport]) -> Vec<&'a S
     kept
 }
 
-/// True when each holds something that the other does not. A promotion that nobody followed can have taken the number of
-/// the current term's timeline; whoever is on that number and has never followed the current term is on the other one.
-/// Term 0 never followed anybody: it is a fresh copy.
+/// True when each holds something that the other does not, or may: switch points differ, or two promotions have taken one
+/// number, which positions don't show. Term 0 never followed anybody: it is a fresh copy.
 fn parted(register: &Register, report: &SealReport, newer: &SealReport) -> bool {
     let timeline = report.history.timeline;
-    let same_number = register.timeline == Some(timeline) && newer.history.timeline == timeline;
-    let other_branch = same_number && (Term(1)..register.term).contains(&report.term) && newer.term >= register.term;
+    let same_number = newer.history.timeline == timeline && report.term > Term(0);
+    let other_branch = || match same_promotion(register, timeline, report.term, newer.term) {
+        Some(same) => !same,
+        // Not remembered. At least, who is on the number of the current term's timeline and has never followed the
+        // current term is on another one.
+        None => register.timeline == Some(timeline) && report.term < register.term && newer.term >= register.term,
+    };
     let relation = report.history.compare(reach(report), &newer.history, reach(newer));
-    other_branch || matches!(relation, Relation::Diverged { .. })
+    matches!(relation, Relation::Diverged { .. }) || (same_number && other_branch())
 }
 
 /// Pods in the order of people: `shop-2` before `shop-10`.

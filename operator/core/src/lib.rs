@@ -11,6 +11,7 @@ pub mod election;
 pub mod failover;
 pub mod failsafe;
 pub mod instance;
+pub mod lineage;
 pub mod lsn;
 pub mod pg;
 pub mod preferred;

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{election::CandidateVerdict, lsn::Lsn, timeline::TimelineId};
+use crate::{election::CandidateVerdict, lineage::Fork, lsn::Lsn, timeline::TimelineId};
 
 /// Annotation of the Lease that holds the [`Register`] as JSON.
 pub const REGISTER_ANNOTATION: &str = "pgherd.dev/register";
@@ -109,6 +109,9 @@ pub struct Register {
     /// the new voters an election must satisfy both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<VoterSet>,
+    /// How the last terms began, oldest first: tells timelines of the same number apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forks: Vec<Fork>,
     /// The holder is asked to stop and release, because the role is to move on purpose. Gone with the next claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<Handover>,

@@ -3,6 +3,7 @@
 
 use crate::{
     instance::InstanceStatus,
+    lineage::{Fork, register_forked},
     quorum::{after_promotion, initial_quorum},
     register::{Handover, Holder, MemberId, Register, Term, VoterSet},
 };
@@ -53,7 +54,8 @@ pub fn register_sealed(register: &Register) -> Register {
     Register { seal_term, ..register.clone() }
 }
 
-/// The register in which the winner holds `sealTerm`. Its timeline is not known before it was promoted.
+/// The register in which the winner holds `sealTerm`. Its timeline is not known before it was promoted; what it was on is
+/// added by [`register_forked`].
 #[must_use]
 pub fn register_claimed(register: &Register, pod: &str, pod_uid: &str, member: &MemberId) -> Register {
     let former = register.holder.as_ref().and_then(|holder| holder.member.as_ref());
@@ -75,7 +77,11 @@ pub fn register_regranted(register: &Register, pod: &str, pod_uid: &str) -> Regi
     let regranted =
         held(register, term, holder(pod, pod_uid, member), register.quorum.clone(), register.pending.clone());
     // The note is about the term before.
-    Register { failover: None, ..regranted }
+    let next = Register { failover: None, ..regranted };
+    match register.timeline {
+        Some(parent_timeline) => register_forked(next, Fork { term, parent_term: register.term, parent_timeline }),
+        None => next,
+    }
 }
 
 /// The register in which somebody holds `sealTerm` by hand, without the proof that nothing acknowledged is missing. The
@@ -117,6 +123,7 @@ fn held(register: &Register, term: Term, holder: Holder, quorum: VoterSet, pendi
         system_id: register.system_id.clone(),
         quorum,
         pending,
+        forks: register.forks.clone(),
         handover: None,
         failover: register.failover.clone(),
     }

@@ -170,8 +170,7 @@ impl Protocol {
             return Some(());
         }
         let sealed = if led_another { 0 } else { member.sealed };
-        *member =
-            Member { id: self.renewed(member.id)?, wal: holder.wal, sealed, run: Run::Down, ..Member::default() };
+        *member = Member { id: self.renewed(member.id)?, wal: holder.wal, sealed, run: Run::Down, ..Member::default() };
         Some(())
     }
 

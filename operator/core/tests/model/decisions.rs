@@ -10,13 +10,14 @@ use pgherd_core::{
         register_regranted, register_sealed,
     },
     instance::{AppliedQuorum, InstanceStatus, SealReport, Timings},
+    lineage::{Fork, register_forked},
     lsn::Lsn,
     quorum::{Membership, Quorums, commit_pending, plan_voters},
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
     timeline::{TimelineHistory, TimelineId},
 };
 
-use super::state::{Answer, COPIES, Id, PODS, Reg, Set, pod_of};
+use super::state::{Answer, COPIES, Id, PODS, Reg, Set, TERMS, pod_of};
 
 /// One question, complete: equal questions have equal answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,8 +48,10 @@ fn ask(question: Question) -> Option<Reg> {
     let next = match question {
         Question::Suspected { register, answering } => suspected(&from(register), answering)?,
         Question::Sealed { elected_over, register, reports } => {
-            let (pod, pod_uid, winner) = elected(&from(elected_over), reports)?;
-            register_claimed(&from(register), &pod, &pod_uid, &winner)
+            let Step::Claim { pod, pod_uid, member, fork, .. } = elected(&from(elected_over), reports) else {
+                return None;
+            };
+            register_forked(register_claimed(&from(register), &pod, &pod_uid, &member), fork)
         }
         Question::Serving { register, timeline } => register_observed(&from(register), &serving(register, timeline))?,
         Question::Applied { register, applied, passed } => {
@@ -91,14 +94,11 @@ fn suspected(register: &Register, answering: [Option<Id>; PODS]) -> Option<Regis
     }
 }
 
-fn elected(register: &Register, reports: [Option<Answer>; PODS]) -> Option<(String, String, MemberId)> {
+fn elected(register: &Register, reports: [Option<Answer>; PODS]) -> Step {
     let view = |pod| (pod_name(pod), PodView { uid: uid(pod), probe: Probe::Unreachable });
     let pods = (0..PODS).map(view).collect();
     let reports: Vec<SealReport> = reports.iter().flatten().map(|answer| report(answer, register.seal_term)).collect();
-    match step(register, &pods, Some(&reports)) {
-        Step::Claim { pod, pod_uid, member, .. } => Some((pod, pod_uid, member)),
-        _ => None,
-    }
+    step(register, &pods, Some(&reports))
 }
 
 fn step(register: &Register, pods: &BTreeMap<String, PodView>, seals: Option<&[SealReport]>) -> Step {
@@ -184,8 +184,19 @@ fn from(reg: Reg) -> Register {
         system_id: Some("7".to_owned()),
         quorum: set(reg.quorum),
         pending: reg.pending.map(set),
+        forks: forks(reg.forks),
         ..Register::default()
     }
+}
+
+fn forks(known: [(u8, u8); TERMS]) -> Vec<Fork> {
+    let claimed = (0_u64..).zip(known).filter(|(_, fork)| *fork != (0, 0));
+    let fork = |(term, (parent_term, parent_timeline))| Fork {
+        term: Term(term),
+        parent_term: Term(u64::from(parent_term)),
+        parent_timeline: TimelineId(u32::from(parent_timeline)),
+    };
+    claimed.map(fork).collect()
 }
 
 fn into(register: &Register) -> Reg {
@@ -195,6 +206,10 @@ fn into(register: &Register) -> Reg {
         acks: small(u64::from(set.acks)),
     };
     let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref()).expect("a holder");
+    let mut forks = [(0, 0); TERMS];
+    for fork in &register.forks {
+        forks[usize::from(small(fork.term.0))] = (small(fork.parent_term.0), small(u64::from(fork.parent_timeline.0)));
+    }
     Reg {
         term: small(register.term.0),
         seal: small(register.seal_term.0),
@@ -203,5 +218,6 @@ fn into(register: &Register) -> Reg {
         timeline: register.timeline.map(|timeline| small(u64::from(timeline.0))),
         quorum: set(&register.quorum),
         pending: register.pending.as_ref().map(set),
+        forks,
     }
 }

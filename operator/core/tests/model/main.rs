@@ -8,6 +8,7 @@
 mod agent;
 mod controls;
 mod decisions;
+mod deep;
 mod operator;
 mod protocol;
 mod replication;

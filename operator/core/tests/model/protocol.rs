@@ -8,7 +8,7 @@ use super::{
     operator::{self, Operation},
     replication,
     rules::{Bounds, Rule},
-    state::{Member, PODS, Primary, Reg, Run, State, pod_of},
+    state::{Member, PODS, Primary, Reg, Run, State, TERMS, pod_of},
     wal::Wal,
 };
 
@@ -75,8 +75,9 @@ impl Model for Protocol {
 
     fn init_states(&self) -> Vec<State> {
         let quorum = operator::others(self.bounds.voters, self.bounds.pods, self.bounds.acks);
+        let forks = [(0, 0); TERMS];
         let register =
-            Reg { term: 1, seal: 1, holder: 0, released: false, timeline: Some(1), quorum, pending: None };
+            Reg { term: 1, seal: 1, holder: 0, released: false, timeline: Some(1), quorum, pending: None, forks };
         let mut members = [Member::default(); PODS];
         for (id, member) in (0_u8..self.bounds.pods).zip(&mut members) {
             let run = Run::Standby { upstream: Some(0) };
@@ -102,7 +103,7 @@ impl Model for Protocol {
             Some(next) => next,
             None => panic!("the model does not allow {action:?} of the script in {state:#?}"),
         };
-        vec![self.bounds.script.iter().fold(start, step)]
+        vec![self.bounds.script.iter().copied().flatten().fold(start, step)]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -145,7 +146,9 @@ impl Model for Protocol {
             Property::always(I1, |_, state: &State| missing(state, state.acked) == 0),
             Property::always(I2, |_, state: &State| !state.late),
             Property::always(I4_SEEN, |_, state: &State| missing(state, state.seen) == 0),
-            Property::always(I4_FAILED, |_, state: &State| missing(state, state.failed) == state.failed || is_gone(state)),
+            Property::always(I4_FAILED, |_, state: &State| {
+                missing(state, state.failed) == state.failed || is_gone(state)
+            }),
             Property::sometimes(FAILOVER, |_, state: &State| state.register.term > 1 && serves(state)),
             Property::sometimes(BLOCKED, |_, state: &State| is_blocked(state)),
             Property::sometimes(VOTERS, |_, state: &State| {
@@ -153,7 +156,10 @@ impl Model for Protocol {
             }),
             Property::sometimes(REJOIN, |_, state: &State| {
                 let pods = u8::try_from(PODS).unwrap_or(0);
-                state.members.iter().any(|member| member.id >= pods && member.wal.len() > 0 && member.upstream().is_some())
+                state
+                    .members
+                    .iter()
+                    .any(|member| member.id >= pods && member.wal.len() > 0 && member.upstream().is_some())
             }),
         ]
     }

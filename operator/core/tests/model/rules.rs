@@ -50,7 +50,7 @@ pub(crate) struct Bounds {
     /// No timeline history reaches the archive: promotions take numbers without knowing of each other.
     pub(crate) lone_timelines: bool,
     /// The steps that lead to where the search begins.
-    pub(crate) script: &'static [Action],
+    pub(crate) script: &'static [&'static [Action]],
     /// Pods whose replica is a registered voter at the start, one bit each. The others only stream.
     pub(crate) voters: u16,
 }

@@ -1,4 +1,8 @@
 //! Runs the checker, prints what it cost, and shows a counterexample step by step.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long a run took, and how far a person wants it to go; never for a decision"
+)]
 
 use std::{collections::HashMap, env, fmt::Write, time::Instant};
 
@@ -66,7 +70,9 @@ fn observe(protocol: &Protocol, mut discoveries: HashMap<&'static str, Path<Stat
         let Some(path) = discoveries.remove(property.name) else { continue };
         let steps = path.into_vec();
         match property.expectation {
-            Expectation::Always if outcome.counterexample.as_ref().is_none_or(|(_, least)| least.len() > steps.len()) => {
+            Expectation::Always
+                if outcome.counterexample.as_ref().is_none_or(|(_, least)| least.len() > steps.len()) =>
+            {
                 outcome.counterexample = Some((property.name, steps));
             }
             Expectation::Always => {}

@@ -33,8 +33,14 @@ pub(crate) const TWO_TIMELINES_OF_ONE_NUMBER: &[Action] = &[
     Transact(2),
     Stream(3),
     Stream(4),
-    Operator(Settle),
 ];
+
+/// The operator records the holder's timeline and commits the voters.
+pub(crate) const RECORDED: &[Action] = &[Operator(Settle), Operator(Settle)];
+
+/// Pod 3 is chosen for term 4, and never takes it up.
+pub(crate) const A_WINNER_THAT_DIES: &[Action] =
+    &[SUSPECT, Member(3, Seal), Member(4, Seal), Operator(Claim { pods: 0b1_1000 })];
 
 /// Three pods, W = 2. Pod 0 came back and followed term 2 (pod 1) with its `a`; term 3 (pod 2) has taken the same number.
 pub(crate) const A_FOLLOWER_OF_THE_FAILED_PROMOTION: &[Action] = &[

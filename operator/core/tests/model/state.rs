@@ -10,6 +10,9 @@ pub(crate) const PODS: usize = 5;
 /// Data directories that a pod may have, one after the other.
 pub(crate) const COPIES: u8 = 3;
 
+/// Terms are below this.
+pub(crate) const TERMS: usize = 7;
+
 /// A data directory: the pod, plus `PODS` for each copy that was made anew.
 pub(crate) type Id = u8;
 
@@ -48,6 +51,8 @@ pub(crate) struct Reg {
     pub(crate) timeline: Option<u8>,
     pub(crate) quorum: Set,
     pub(crate) pending: Option<Set>,
+    /// Of each term that began by a claim: the winner's term and timeline. Zeros stand for none.
+    pub(crate) forks: [(u8, u8); TERMS],
 }
 
 impl Reg {
@@ -55,7 +60,7 @@ impl Reg {
         self.seal > self.term
     }
 
-    pub(crate) fn to_apply(&self) -> Set {
+    pub(crate) fn to_apply(self) -> Set {
         self.pending.unwrap_or(self.quorum)
     }
 }

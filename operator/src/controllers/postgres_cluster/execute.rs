@@ -196,8 +196,9 @@ impl Round<'_> {
                     );
                     (lease, step, sealed) = (Some(seen), next, reports);
                 }
-                Step::Claim { pod, pod_uid, member, candidates, possible_loss_bytes } => {
-                    let winner = claim::Winner { pod, pod_uid, member, candidates, possible_loss_bytes, forced: None };
+                Step::Claim { pod, pod_uid, member, fork, candidates, possible_loss_bytes } => {
+                    let winner =
+                        claim::Winner { pod, pod_uid, member, fork, candidates, possible_loss_bytes, forced: None };
                     return self.claim(&seen, winner, memory).await;
                 }
                 Step::Blocked { missing, why, candidates } => {

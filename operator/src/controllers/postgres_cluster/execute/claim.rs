@@ -6,6 +6,7 @@ use pgherd_core::{
     election::CandidateVerdict,
     failover::{register_claimed, register_forced},
     instance::Phase,
+    lineage::{Fork, register_forked},
     register::{FailoverKind, FailoverNote, LeaseView, MemberId, Register, Term},
 };
 use pgherd_crds::names::ROLE_PRIMARY;
@@ -33,6 +34,7 @@ pub(super) struct Winner {
     pub(super) pod: String,
     pub(super) pod_uid: String,
     pub(super) member: MemberId,
+    pub(super) fork: Fork,
     pub(super) candidates: Vec<CandidateVerdict>,
     pub(super) possible_loss_bytes: u64,
     /// The request, if it did not win by an election.
@@ -143,5 +145,5 @@ fn claimed_register(register: &Register, note: Option<FailoverNote>, winner: &Wi
             ..note
         }
     });
-    Register { failover, ..claimed }
+    register_forked(Register { failover, ..claimed }, winner.fork)
 }

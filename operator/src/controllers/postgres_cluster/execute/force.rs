@@ -6,6 +6,7 @@ use pgherd_core::{
     election::{CandidateVerdict, reach},
     failover::{decide_force, parse_force},
     instance::SealReport,
+    lineage::Fork,
     register::LeaseView,
 };
 use pgherd_crds::names::keys;
@@ -42,7 +43,8 @@ impl Round<'_> {
         );
         tracing::warn!(cluster = self.cluster.name, note, "a promotion is forced");
         self.tell(EventType::Warning, "PromotionForced", note);
+        let fork = Fork::of(seen.register.seal_term, &report);
         let (pod, member, candidates) = (report.pod, report.member, candidates.to_vec());
-        Some(Winner { pod, pod_uid, member, candidates, possible_loss_bytes, forced: Some(request) })
+        Some(Winner { pod, pod_uid, member, fork, candidates, possible_loss_bytes, forced: Some(request) })
     }
 }
