@@ -19,7 +19,7 @@ use std::{
 
 use jiff::Timestamp;
 use pgherd_stream::{
-    backup::{BackupError, BackupOptions, BackupProgress, run_backup},
+    backup::{BackupError, BackupOptions, BackupOwner, BackupProgress, run_backup},
     replication::ConnectOptions,
     store::ObjectStore,
     tls::PostgresTls,
@@ -109,7 +109,8 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
         let cancel = cancel.clone();
         tokio::spawn(async move { reporter.report_progress(receiver, cancel).await })
     });
-    let options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
+    let mut options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
+    options.owner = Some(BackupOwner { id: config.backup_uid.clone(), attempt: config.attempt });
     let outcome = run_backup(options, sender, cancel.clone()).await;
     // The sender is gone, so the task ends by itself; the last status must come after its last patch.
     cancel.cancel();

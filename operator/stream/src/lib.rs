@@ -10,6 +10,7 @@ pub mod clone;
 pub mod frames;
 pub mod index;
 pub mod manifest;
+pub mod process;
 pub mod replication;
 pub mod restore;
 pub mod store;

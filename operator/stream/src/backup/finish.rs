@@ -1,4 +1,4 @@
-//! The end of a backup: prove it by the manifest, then write what makes it visible, `backup.json` last.
+//! The end of a backup: prove it by the manifest, then write what belongs to it. Nothing here makes it visible.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,10 +16,10 @@ use super::{
     upload::StoredArchive,
 };
 use crate::{
-    catalogue::{RECORD_FORMAT, RECORD_NAME},
+    catalogue::RECORD_FORMAT,
     index::{ArchiveIndex, BackupIndex, INDEX_FORMAT, IndexEntry},
     manifest::{Manifest, SeenFile, render_hex},
-    store::{ObjectStore, PutOutcome},
+    store::ObjectStore,
     tar::TarKind,
     wal::segment_names,
 };
@@ -142,18 +142,4 @@ pub(super) async fn write_companions(
     store.put(&format!("{prefix}{INDEX_NAME}"), Bytes::from(encoded)).await?;
     store.put(&format!("{prefix}{MANIFEST_NAME}"), Bytes::from(manifest)).await?;
     Ok(())
-}
-
-/// Writes `backup.json`, create-only: from here on the backup exists.
-pub(super) async fn write_record(store: &ObjectStore, prefix: &str, record: &BackupRecord) -> Result<(), BackupError> {
-    let key = format!("{prefix}{RECORD_NAME}");
-    let body = Bytes::from(serde_json::to_vec_pretty(record).map_err(BackupError::Record)?);
-    if store.put_if_absent(&key, body.clone()).await? == PutOutcome::Created {
-        return Ok(());
-    }
-    // A lost answer makes the second attempt find its own object.
-    match store.get(&key).await? {
-        Some(found) if found == body => Ok(()),
-        _ => Err(BackupError::IdTaken(record.id.clone())),
-    }
 }

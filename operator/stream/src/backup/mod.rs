@@ -13,10 +13,13 @@
 //! backpressure and the server waits.
 
 mod finish;
+mod marker;
 mod run;
 mod source;
 mod sweep;
 mod upload;
+
+use serde::{Deserialize, Serialize};
 
 use pgherd_core::{
     backup::{BackupRecord, ClusterLocation},
@@ -26,7 +29,7 @@ use pgherd_core::{
 
 pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path};
 pub use run::{observe_peak_rss, run_backup};
-pub use sweep::sweep_abandoned;
+pub use sweep::{SILENT_AGE, SweepScope, sweep_abandoned};
 
 use crate::{
     base_backup::BaseBackupError,
@@ -37,6 +40,17 @@ use crate::{
     store::StoreError,
     tar::TarError,
 };
+
+/// On whose behalf a backup runs. What an earlier attempt of the same owner left is removed at once: whoever starts attempts
+/// starts one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupOwner {
+    /// The UID of the Backup.
+    pub id: String,
+    /// From 1.
+    pub attempt: u32,
+}
 
 /// What to back up, where to, and with how much.
 #[derive(Clone, Debug)]
@@ -57,6 +71,8 @@ pub struct BackupOptions {
     pub max_rate: Option<u32>,
     /// An immediate checkpoint instead of a spread one.
     pub fast_checkpoint: bool,
+    /// On whose behalf; `None` for a backup by hand.
+    pub owner: Option<BackupOwner>,
 }
 
 impl BackupOptions {
@@ -72,6 +88,7 @@ impl BackupOptions {
             concurrency: 3,
             max_rate: None,
             fast_checkpoint: true,
+            owner: None,
         }
     }
 }
@@ -182,6 +199,9 @@ pub enum BackupError {
     /// Something with this id is in the store already.
     #[error("the object store holds something under the id {0} already")]
     IdTaken(String),
+    /// Another process took this backup for dead and removed what it had stored.
+    #[error("another process took this backup for abandoned and removed it")]
+    Abandoned,
     /// The stream stopped or was not in order.
     #[error("the stream was broken off")]
     Interrupted,

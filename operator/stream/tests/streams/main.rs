@@ -7,9 +7,11 @@
 mod backups;
 mod connections;
 mod failures;
+mod killed;
 mod measure;
 mod minio;
 mod postgres;
+mod process;
 mod stores;
 mod wal_archive;
 
