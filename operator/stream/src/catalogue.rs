@@ -3,7 +3,12 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use pgherd_core::backup::{BackupLocation, BackupRecord, ClusterLocation};
 
-use crate::store::{ObjectStore, StoreError};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    manifest::render_hex,
+    store::{ObjectStore, StoreError},
+};
 
 /// The format of `backup.json` that is read and written here.
 pub const RECORD_FORMAT: u32 = 1;
@@ -147,6 +152,10 @@ fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<Ba
         return Err(format!("it has format {format}, known is {RECORD_FORMAT}"));
     }
     let record: BackupRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let found = checksum_of(serde_json::from_slice(bytes).map_err(|error| error.to_string())?);
+    if record.checksum.as_ref().is_some_and(|stated| *stated != found) {
+        return Err("it does not fit its own checksum".to_owned());
+    }
     if record.id != id {
         return Err(format!("it says it is backup {}", record.id));
     }
@@ -154,6 +163,37 @@ fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<Ba
         return Err(format!("it belongs to the database system {}", record.system_id));
     }
     Ok(record)
+}
+
+/// What belongs into a record's `checksum`.
+///
+/// # Errors
+/// When the record cannot be written as JSON.
+pub fn render_checksum(record: &BackupRecord) -> Result<String, serde_json::Error> {
+    serde_json::to_value(record).map(checksum_of)
+}
+
+/// Of the JSON and not of the fields that are known here: a later version may add some.
+fn checksum_of(mut record: serde_json::Value) -> String {
+    if let Some(fields) = record.as_object_mut() {
+        fields.remove("checksum");
+    }
+    render_hex(&Sha256::digest(canonical(&record).as_bytes()))
+}
+
+/// Compact JSON with sorted keys, however the parser keeps them.
+fn canonical(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let sorted: std::collections::BTreeMap<_, _> = fields.iter().collect();
+            let field = |(key, value): (&String, &serde_json::Value)| {
+                format!("{}:{}", serde_json::Value::String(key.clone()), canonical(value))
+            };
+            format!("{{{}}}", sorted.into_iter().map(field).collect::<Vec<_>>().join(","))
+        }
+        serde_json::Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        plain => plain.to_string(),
+    }
 }
 
 /// Names of digits only: the database systems of a cluster.

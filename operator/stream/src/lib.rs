@@ -11,6 +11,7 @@ pub mod frames;
 pub mod index;
 pub mod manifest;
 pub mod process;
+pub mod prune;
 pub mod replication;
 pub mod restore;
 pub mod store;

@@ -114,6 +114,8 @@ pub(super) fn build_record(
         tar_bytes: 0,
         stored_bytes: 0,
         wal_segment_bytes: identity.wal_segment_bytes,
+        index_sha256: None,
+        checksum: None,
     };
     let mut index = BackupIndex { format: INDEX_FORMAT, archives: Vec::new() };
     for (ScannedArchive { name, path, entries, tar_bytes }, StoredArchive { segments, sizes }) in
@@ -131,15 +133,16 @@ pub(super) fn build_record(
     Ok((record, index, manifest))
 }
 
-/// Writes index and manifest.
+/// Writes index and manifest; returns the SHA-256 of the index.
 pub(super) async fn write_companions(
     store: &ObjectStore,
     prefix: &str,
     index: BackupIndex,
     manifest: Vec<u8>,
-) -> Result<(), BackupError> {
+) -> Result<String, BackupError> {
     let encoded = tokio::task::spawn_blocking(move || index.encode()).await.map_err(BackupError::Task)??;
+    let sha256 = render_hex(&Sha256::digest(&encoded));
     store.put(&format!("{prefix}{INDEX_NAME}"), Bytes::from(encoded)).await?;
     store.put(&format!("{prefix}{MANIFEST_NAME}"), Bytes::from(manifest)).await?;
-    Ok(())
+    Ok(sha256)
 }

@@ -3,12 +3,12 @@
 //! Memory is bounded, whatever the size of the database and the speed of the store:
 //!
 //! ```text
-//!   (workers + 1) x (4 MiB + compressed frame, at most 4 MiB + 16 KiB + 64 B)    frames, see crate::frames
+//!   (workers + 1) x (2 MiB + compressed frame, at most 2 MiB + 8 KiB + 64 B)    frames, see crate::frames
 //! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
 //! + (workers + 1) x context of zstd (about 1 MiB at level 1)
 //! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! ```
-//! With the defaults (2 workers, 3 parts of 8 MiB in flight) frames and parts take at most 24 + 32 MiB, and less for data that
+//! With the defaults (2 workers, 3 parts of 5 MiB in flight) frames and parts take at most 12 + 20 MiB, and less for data that
 //! compresses: an output buffer is touched only as far as its frame is long. All queues wait; a slow store becomes TCP
 //! backpressure and the server waits.
 
@@ -28,6 +28,8 @@ use pgherd_core::{
 };
 
 pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path};
+pub(crate) use marker::{MARKER_NAME, Marker};
+pub(crate) use sweep::remove_rest;
 pub use run::{observe_peak_rss, run_backup};
 pub use sweep::{SILENT_AGE, SweepScope, sweep_abandoned};
 
@@ -76,7 +78,7 @@ pub struct BackupOptions {
 }
 
 impl BackupOptions {
-    /// The defaults: level 1, 2 workers, 3 parts of 8 MiB, no limit, an immediate checkpoint.
+    /// The defaults: level 1, 2 workers, 3 parts of 5 MiB, no limit, an immediate checkpoint.
     #[must_use]
     pub fn new(connect: ConnectOptions, location: ClusterLocation) -> Self {
         Self {
@@ -84,7 +86,7 @@ impl BackupOptions {
             location,
             level: 1,
             workers: 2,
-            part_bytes: 8 << 20,
+            part_bytes: 5 << 20,
             concurrency: 3,
             max_rate: None,
             fast_checkpoint: true,

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     base_backup::{BaseBackup, BaseBackupEvent, BaseBackupOptions, Tablespace},
+    catalogue::render_checksum,
     frames,
     replication::{ReplicationClient, ReplicationError},
     store::ObjectStore,
@@ -284,8 +285,9 @@ impl Run<'_> {
             validate_backup(&identity, &scanned)?;
             build_record(identity, scanned, stored, Timestamp::now().to_string())
         };
-        let (record, index, manifest) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
-        write_companions(self.store, self.prefix, index, manifest).await?;
+        let (mut record, index, manifest) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
+        record.index_sha256 = Some(write_companions(self.store, self.prefix, index, manifest).await?);
+        record.checksum = Some(render_checksum(&record).map_err(BackupError::Record)?);
         Ok(record)
     }
 

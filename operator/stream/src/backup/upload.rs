@@ -13,7 +13,7 @@ use crate::{
     store::{MultipartUpload, ObjectStore, PartBuffer, PartBuffers},
 };
 
-/// An object is at most this long: 8 GiB, or 1000 parts where a part is small (some stores take no more).
+/// An object is at most 1000 parts (some stores take no more) and 8 GiB long: 4.9 GiB with the default part size.
 const MAX_OBJECT_BYTES: u64 = 8 << 30;
 const MAX_PARTS: u64 = 1000;
 

@@ -6,9 +6,11 @@
 
 mod backups;
 mod connections;
+mod fake_server;
 mod failures;
 mod killed;
 mod measure;
+mod memory;
 mod minio;
 mod postgres;
 mod process;

@@ -13,7 +13,7 @@ use pgherd_core::backup::{BackupLocation, ClusterLocation};
 use pgherd_stream::{
     backup::{BackupOptions, BackupOwner, BackupProgress, observe_peak_rss, run_backup},
     replication::ConnectOptions,
-    restore::{RestoreProgress, restore_backup},
+    restore::{RestoreProgress, restore_backup, verify_backup},
     store::ObjectStore,
 };
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,7 @@ const MARK: &str = "FINDINGS ";
 pub(crate) enum Errand {
     Backup { sockets: String, port: u16, location: ClusterLocation, owner: Option<BackupOwner>, slow: bool },
     Restore { location: BackupLocation, target: PathBuf },
+    Verify { location: BackupLocation },
 }
 
 impl Errand {
@@ -133,6 +134,12 @@ async fn perform(errand: Errand) -> Findings {
             let store = ObjectStore::connect(&location.cluster.store).await.unwrap();
             let (sender, _receiver) = watch::channel(RestoreProgress::default());
             let outcome = restore_backup(&store, &location, &target, sender, CancellationToken::new()).await;
+            outcome.map(|outcome| (outcome.record, outcome.seconds)).map_err(|error| format!("{error:?}"))
+        }
+        Errand::Verify { location } => {
+            let store = ObjectStore::connect(&location.cluster.store).await.unwrap();
+            let (sender, _receiver) = watch::channel(RestoreProgress::default());
+            let outcome = verify_backup(&store, &location, sender, CancellationToken::new()).await;
             outcome.map(|outcome| (outcome.record, outcome.seconds)).map_err(|error| format!("{error:?}"))
         }
     };
