@@ -154,7 +154,7 @@ async fn perform(errand: Errand) -> Findings {
     findings
 }
 
-fn connect(host: String, port: u16) -> ConnectOptions {
+pub(crate) fn connect(host: String, port: u16) -> ConnectOptions {
     ConnectOptions {
         host,
         port,
