@@ -143,13 +143,18 @@ pub async fn read_record(
 #[derive(serde::Deserialize)]
 struct FormatOnly {
     format: u32,
+    #[serde(default)]
+    encryption: Option<serde_json::Value>,
 }
 
 fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<BackupRecord, String> {
     // The format is read first, so that a record of a later version is named as such and not as malformed.
-    let FormatOnly { format } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let FormatOnly { format, encryption } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if format != RECORD_FORMAT {
         return Err(format!("it has format {format}, known is {RECORD_FORMAT}"));
+    }
+    if encryption.is_some() {
+        return Err("the backup is encrypted, which this version does not read".to_owned());
     }
     let record: BackupRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let found = checksum_of(serde_json::from_slice(bytes).map_err(|error| error.to_string())?);
@@ -222,6 +227,7 @@ mod tests {
         let parse = |text: &str| parse_record(text.as_bytes(), &location, "a").unwrap_err();
         assert!(parse(r#"{"format": 9, "chunks": []}"#).contains("format 9"));
         assert!(parse("{").contains("EOF"));
+        assert!(parse(r#"{"format": 1, "encryption": {"method": "age"}}"#).contains("encrypted"));
         let record = r#"{"format":1,"id":"a","cluster":"c","systemId":"8","serverVersion":150013,"timeline":1,"startLsn":"0/1",
             "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
             "walSegmentBytes":16777216}"#;
