@@ -123,7 +123,8 @@ mod tests {
         let flags: Vec<&str> = flags.into_iter().chain(["--credentials-dir=/c", "--level=-3"]).collect();
         let by_hand = parse(&flags).unwrap();
         assert!(matches!(by_hand, Command::Backup(args) if args.config.is_none() && args.level == -3));
-        let location = ["pgherd", "restore", "--location=/l.json", "--target=/d", "--target-latest", "--tablespaces-in-place"];
+        let location =
+            ["pgherd", "restore", "--location=/l.json", "--target=/d", "--target-latest", "--tablespaces-in-place"];
         assert!(matches!(parse(&location).unwrap(), Command::Restore(args) if args.target_latest));
         let both = ["pgherd", "restore", "--location=/l.json", "--target=/d", "--target-latest", "--target-lsn=0/1"];
         assert!(parse(&both).is_err(), "two targets");

@@ -233,10 +233,7 @@ impl Run<'_> {
     }
 
     /// Reads, compresses and uploads at the same time.
-    async fn stream(
-        &self,
-        backup: &mut BaseBackup,
-    ) -> Result<(ScannedBackup, Vec<StoredArchive>), BackupError> {
+    async fn stream(&self, backup: &mut BaseBackup) -> Result<(ScannedBackup, Vec<StoredArchive>), BackupError> {
         let (writer, reader) = frames::pipeline(self.options.level, self.options.workers)?;
         let stop_upload = CancellationToken::new();
         let uploader = Uploader {
@@ -293,12 +290,8 @@ impl Run<'_> {
 
     /// What earlier processes left. Its failure is no failure of this backup.
     async fn sweep(&self, location: &ClusterLocation, own_id: &str) {
-        let scope = SweepScope {
-            own_id,
-            owner: self.options.owner.as_ref(),
-            now: Timestamp::now(),
-            silent_age: SILENT_AGE,
-        };
+        let scope =
+            SweepScope { own_id, owner: self.options.owner.as_ref(), now: Timestamp::now(), silent_age: SILENT_AGE };
         let sweep = tokio::time::timeout(SWEEP_TIMEOUT, sweep_abandoned(self.store, location, &scope));
         let swept = tokio::select! {
             () = self.cancel.cancelled() => return,

@@ -52,9 +52,8 @@ fn decide_fate(marker: Option<&Marker>, silent_for: Option<Duration>, scope: &Sw
     let Some(marker) = marker else {
         return if older_than(ORPHAN_AGE.max(scope.silent_age)) { Fate::Remove } else { Fate::Leave };
     };
-    let superseded = |owner: &BackupOwner| {
-        scope.owner.is_some_and(|me| me.id == owner.id && me.attempt >= owner.attempt)
-    };
+    let superseded =
+        |owner: &BackupOwner| scope.owner.is_some_and(|me| me.id == owner.id && me.attempt >= owner.attempt);
     if marker.deleting || older_than(scope.silent_age) {
         Fate::Remove
     } else if marker.owner.as_ref().is_some_and(superseded) {
@@ -146,11 +145,7 @@ fn observe_archives(prefix: &str, present: &[StoredObject]) -> Vec<String> {
 }
 
 /// The keys that may have an open upload: of each archive the objects that are there, and the one after them.
-fn decide_keys<'a>(
-    prefix: &str,
-    archives: &[String],
-    present: impl Iterator<Item = &'a str> + Clone,
-) -> Vec<String> {
+fn decide_keys<'a>(prefix: &str, archives: &[String], present: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
     let mut keys = Vec::new();
     for archive in archives {
         let stem = format!("{prefix}{archive}.tar.zst.");
@@ -188,7 +183,8 @@ mod tests {
     fn an_earlier_attempt_of_the_same_owner_is_dead_and_another_owner_s_only_when_it_is_silent() {
         let me = BackupOwner { id: "a".to_owned(), attempt: 2 };
         let scope = SweepScope { own_id: "now", owner: Some(&me), now: Timestamp::UNIX_EPOCH, silent_age: SILENT_AGE };
-        let fate = |marker: Option<&Marker>, seconds: u64| decide_fate(marker, Some(Duration::from_secs(seconds)), &scope);
+        let fate =
+            |marker: Option<&Marker>, seconds: u64| decide_fate(marker, Some(Duration::from_secs(seconds)), &scope);
         assert_eq!(fate(Some(&marker(Some(("a", 1)))), 1), Fate::RemoveIfUncommitted);
         assert_eq!(fate(Some(&marker(Some(("a", 2)))), 1), Fate::RemoveIfUncommitted);
         assert_eq!(fate(Some(&marker(Some(("a", 3)))), 1), Fate::Leave, "a later attempt is not ours to end");

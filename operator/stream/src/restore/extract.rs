@@ -179,7 +179,8 @@ mod tests {
         let mut tar = archive(&files);
         let dir = tempfile::tempdir().unwrap();
         let extract = |tar: &[u8], name: &str| {
-            let extraction = Extraction::new(Some(Arc::new(Target::prepare(&dir.path().join(name)).unwrap())), entries(&files));
+            let extraction =
+                Extraction::new(Some(Arc::new(Target::prepare(&dir.path().join(name)).unwrap())), entries(&files));
             let body = Bytes::from(zstd::bulk::compress(tar, 1).unwrap());
             let frame = (u32::try_from(body.len()).unwrap(), u32::try_from(tar.len()).unwrap());
             let run = FrameRun { object: 0, offset: 0, stored: body.len() as u64, frames: vec![frame], tar_offset: 0 };

@@ -33,8 +33,8 @@ use crate::{
     tar::TarError,
 };
 use extract::Extraction;
-pub(crate) use lock::{LOCK_AGE, observe_locks};
 use lock::RestoreLock;
+pub(crate) use lock::{LOCK_AGE, observe_locks};
 use plan::{ArchivePlan, FrameRun, RestorePlan, build_plan};
 pub use target::INCOMPLETE_MARKER;
 pub(crate) use target::Target;

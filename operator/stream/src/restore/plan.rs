@@ -56,7 +56,8 @@ pub(super) fn build_plan(
     index: BackupIndex,
     manifest: &Manifest,
 ) -> Result<RestorePlan, RestoreError> {
-    if index.archives.len() != record.archives.len() || record.archives.iter().filter(|a| a.name == "base").count() != 1 {
+    if index.archives.len() != record.archives.len() || record.archives.iter().filter(|a| a.name == "base").count() != 1
+    {
         return Err(RestoreError::Inconsistent("record and index differ in their archives".to_owned()));
     }
     let mut plan = RestorePlan { directories: Vec::new(), archives: Vec::new(), bytes: 0 };

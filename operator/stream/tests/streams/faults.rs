@@ -37,7 +37,8 @@ struct Scene {
 impl Scene {
     async fn new(megabytes: usize) -> Self {
         let dir = workspace();
-        let (server, minio) = (FakeServer::start(dir.path(), Content::Noise, megabytes), Minio::start(dir.path()).await);
+        let (server, minio) =
+            (FakeServer::start(dir.path(), Content::Noise, megabytes), Minio::start(dir.path()).await);
         let proxy = Proxy::start(&minio.config.endpoint);
         let config = StoreConfig { endpoint: proxy.endpoint.clone(), ..minio.config.clone() };
         let through = ClusterLocation { store: config, system_id: SYSTEM_ID.to_owned(), ..minio.location() };

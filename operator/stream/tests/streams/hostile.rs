@@ -84,8 +84,7 @@ fn replay(folder: &Path, port: u16, greeting: Vec<u8>, answer: Vec<u8>) {
 async fn read_replayed(folder: &Path, port: u16) -> Result<(), String> {
     let options = connect(folder.to_str().unwrap().to_owned(), port);
     let client = ReplicationClient::connect(&options).await.map_err(|error| error.to_string())?;
-    let options =
-        BaseBackupOptions { label: "x".to_owned(), fast_checkpoint: true, max_rate: None, manifest: true };
+    let options = BaseBackupOptions { label: "x".to_owned(), fast_checkpoint: true, max_rate: None, manifest: true };
     let mut backup = BaseBackup::start(client, &options).await.map_err(|error| error.to_string())?;
     let (mut scanner, mut manifest) = (TarScanner::new(), Vec::new());
     loop {
@@ -204,7 +203,9 @@ async fn an_index_with_hostile_names_writes_nothing() {
     };
     let file = good.archives[0].entries.iter().position(|entry| entry.path == "PG_VERSION").unwrap();
     let escape = dir.path().join("escaped");
-    for (number, path) in ["../escaped", escape.to_str().unwrap(), "base/../../escaped", "", "a//b"].into_iter().enumerate() {
+    for (number, path) in
+        ["../escaped", escape.to_str().unwrap(), "base/../../escaped", "", "a//b"].into_iter().enumerate()
+    {
         let mut index = good.clone();
         index.archives[0].entries[file].path = path.to_owned();
         let (result, target) = restore(&format!("path{number}"), index).await;

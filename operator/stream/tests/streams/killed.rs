@@ -20,7 +20,13 @@ use crate::{
 };
 
 /// A slow backup in a process of its own, with open uploads of its first object and of its record.
-async fn start_slow(server: &Postgres, store: &ObjectStore, location: &ClusterLocation, owner: &str, attempt: u32) -> (Process, String) {
+async fn start_slow(
+    server: &Postgres,
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    owner: &str,
+    attempt: u32,
+) -> (Process, String) {
     let base = format!("{}/base/", location.root());
     let before = store.list_dirs(&base).await.unwrap();
     let Errand::Backup { sockets, port, location, .. } = Errand::backup(server, location.clone()) else { panic!() };

@@ -6,8 +6,8 @@
 
 mod backups;
 mod connections;
-mod fake_server;
 mod failures;
+mod fake_server;
 mod faults;
 mod hostile;
 mod killed;

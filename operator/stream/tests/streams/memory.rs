@@ -16,8 +16,7 @@ async fn measure(content: Content, megabytes: usize, restore: bool) {
     let (server, minio) = (FakeServer::start(dir.path(), content, megabytes), Minio::start(dir.path()).await);
     let location = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
     let sockets = server.sockets.to_str().unwrap().to_owned();
-    let errand =
-        Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false };
+    let errand = Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false };
     let backup = Process::start(&errand).finish().await;
     report("backup", content, &backup);
     assert!(backup.tar_bytes > (megabytes as u64) << 20);
