@@ -143,7 +143,7 @@ async fn observe_running(
 fn parse_id(id: &str) -> Option<(TimelineId, Lsn)> {
     let (_, rest) = id.split_once('-')?;
     let (timeline, lsn) = rest.split_once('-')?;
-    let timeline = u32::from_str_radix(timeline, 16).ok()?;
+    let timeline = u32::from_str_radix(timeline, 16).ok().filter(|_| timeline.len() == 8)?;
     Some((TimelineId(timeline), lsn.replacen('-', "/", 1).parse().ok()?))
 }
 

@@ -168,7 +168,8 @@ pub enum TablespacePlaces {
     /// A backup with tablespaces is refused.
     #[default]
     Refuse,
-    /// Into the data directory, below `pg_tblspc/<oid>`: PostgreSQL 15 and later take a directory there.
+    /// Into the data directory, below `pg_tblspc/<oid>`: PostgreSQL 15 and later take a directory there, with
+    /// `allow_in_place_tablespaces`, which is set in `postgresql.auto.conf`.
     InPlace,
     /// To these absolute paths by OID; an OID that is not named is refused.
     At(BTreeMap<String, PathBuf>),
@@ -293,7 +294,7 @@ async fn restore(
     let RestorePlan { directories, archives, bytes } = plan;
     progress.send_modify(|progress| progress.bytes_total = Some(record.tar_bytes));
     let root = root.to_owned();
-    let has_tablespaces = !places.is_empty();
+    let (has_tablespaces, in_place) = (!places.is_empty(), places.iter().any(|(_, place)| place.is_none()));
     let prepare = move || {
         let target = Target::prepare(&root)?;
         target.validate_space(bytes.saturating_add(SPARE_BYTES))?;
@@ -314,6 +315,10 @@ async fn restore(
         if has_tablespaces {
             // The links are made already; with this file PostgreSQL would make those of the source.
             target.remove_file("tablespace_map")?;
+        }
+        if in_place {
+            // Recovery stops at a directory in pg_tblspc unless it is told that it is meant.
+            target.append_line("postgresql.auto.conf", "allow_in_place_tablespaces = on")?;
         }
         target.write_file(MANIFEST_NAME, &manifest)?;
         target.finish()

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -87,6 +87,16 @@ impl Target {
         self.make_directory("pg_tblspc")?;
         let link = self.resolve(&format!("pg_tblspc/{oid}"))?;
         std::os::unix::fs::symlink(place, &link).map_err(|source| self.failed("linking", &link, source))
+    }
+
+    /// Appends a line to a file of settings.
+    pub(crate) fn append_line(&self, path: &str, line: &str) -> Result<(), RestoreError> {
+        let full = self.resolve(path)?;
+        let append = || {
+            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&full)?;
+            writeln!(file, "{line}")
+        };
+        append().map_err(|source| self.failed("writing", &full, source))
     }
 
     /// Takes a file away that the source needed and this directory must not have.
