@@ -1,7 +1,7 @@
 //! `locks/<id>.<nonce>.json`: says that somebody reads a backup, so that retention leaves it.
 //!
 //! The reader writes its lock and then looks for the mark of a deletion; who deletes writes the mark and then looks for locks:
-//! one of them sees the other. A reader without the right to write goes on without a lock.
+//! one of them sees the other. A reader that cannot write goes on without a lock.
 
 use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
@@ -19,6 +19,7 @@ use crate::{
 /// A lock that was not renewed for this long is of a dead reader; the mark of a deletion, of a dead deleter.
 pub(crate) const LOCK_AGE: Duration = Duration::from_secs(15 * 60);
 const RENEW_EVERY: Duration = Duration::from_secs(60);
+const TAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A lock that cannot be removed goes stale by itself.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,13 +37,18 @@ impl<'a> RestoreLock<'a> {
     pub(super) async fn take(store: &'a ObjectStore, location: &BackupLocation) -> Result<Self, RestoreError> {
         let nonce = Uuid::new_v4().simple();
         let key = format!("{}{}.{nonce}.json", render_folder(&location.cluster), location.backup_id);
-        let key = match store.put(&key, Bytes::from_static(b"{}")).await {
-            Ok(()) => Some(key),
-            Err(error @ StoreError::WrongCredentials { .. }) => {
-                tracing::info!(error = %error, "reading without a lock: retention may delete the backup meanwhile");
+        // A restore must not depend on a right to write, nor on room in the store.
+        let put = tokio::time::timeout(TAKE_TIMEOUT, store.put(&key, Bytes::from_static(b"{}"))).await;
+        let key = match put {
+            Ok(Ok(())) => Some(key),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error, "reading without a lock: retention may delete the backup meanwhile");
                 None
             }
-            Err(error) => return Err(error.into()),
+            Err(_) => {
+                tracing::warn!("reading without a lock, which took too long to write");
+                None
+            }
         };
         let lock = Self { store, key };
         if observe_deletion(store, location).await? {
