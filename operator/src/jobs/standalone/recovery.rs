@@ -26,7 +26,11 @@ const LOCATION_FILE: &str = "pgherd-location.json";
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(super) fn write_recovery(data: &Path, location: &BackupLocation, target: Option<&Target>) -> Result<(), Box<dyn Error>> {
+pub(super) fn write_recovery(
+    data: &Path,
+    location: &BackupLocation,
+    target: Option<&Target>,
+) -> Result<(), Box<dyn Error>> {
     let standby = data.join("standby.signal");
     if standby.exists() {
         fs::remove_file(standby)?;
