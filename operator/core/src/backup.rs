@@ -127,6 +127,12 @@ pub struct BackupRecord {
     pub stored_bytes: u64,
     /// WAL segment size in bytes.
     pub wal_segment_bytes: u64,
+    /// SHA-256 of `index.json.zst`, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_sha256: Option<String>,
+    /// SHA-256 of this record as compact JSON with sorted keys and without this field, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
 }
 
 /// One tar archive of a backup: the data directory (`base`) or a tablespace (its OID).

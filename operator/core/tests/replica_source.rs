@@ -28,6 +28,8 @@ fn backup(id: &str, timeline: u32, start: u64, stop: u64) -> BackupRecord {
         tar_bytes: 2048 * MIB,
         stored_bytes: 512 * MIB,
         wal_segment_bytes: 16 * MIB,
+        index_sha256: None,
+        checksum: None,
     }
 }
 
