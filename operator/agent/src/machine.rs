@@ -259,8 +259,10 @@ fn decide_follower(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
     if input.diverged || (local.was_primary && local.term < input.register.term) {
         return LocalAction::Rejoin { upstream };
     }
+    // The same pod may hold a new term: its WAL must not count before that term is on disk here.
+    let entered = local.term >= input.register.term;
     match input.postgres {
-        PostgresView::Standby { upstream: Some(followed), .. } if *followed == upstream => {
+        PostgresView::Standby { upstream: Some(followed), .. } if *followed == upstream && entered => {
             LocalAction::KeepReplica { upstream }
         }
         PostgresView::Standby { .. } => LocalAction::SetUpstream { upstream: Some(upstream) },

@@ -317,3 +317,9 @@ fn the_only_instance_does_not_hand_over() {
     };
     assert_eq!(decide_local(&alone), LocalAction::KeepPrimary);
 }
+
+#[test]
+fn a_new_term_of_the_same_pod_is_entered_before_its_wal_counts() {
+    let step = decide(&register(3, "c-0"), &ready(2, 0), &following("c-0"));
+    assert_eq!(step, LocalAction::SetUpstream { upstream: Some("c-0".to_owned()) });
+}

@@ -4,7 +4,12 @@
 
 use std::time::Duration;
 
-use pgherd_core::{instance::Phase, lsn::Lsn, register::Register, timeline::TimelineHistory};
+use pgherd_core::{
+    instance::Phase,
+    lsn::Lsn,
+    register::{Register, Term},
+    timeline::{TimelineHistory, TimelineId},
+};
 use tokio::time::Instant;
 
 use super::{ActionError, data_dir, rejoin, replay_end::await_replay_end, volume};
@@ -74,15 +79,22 @@ async fn observe_own(agent: &Agent) -> Result<(TimelineHistory, Lsn), ActionErro
 }
 
 /// The last check before following: false, and remembered, when the branches part.
-async fn may_follow(agent: &Agent, theirs: &UpstreamState) -> Result<bool, ActionError> {
+async fn may_follow(agent: &Agent, register: &Register, theirs: &UpstreamState) -> Result<bool, ActionError> {
     let (mine, lsn) = observe_own(agent).await?;
-    let diverged = wal_dir::is_diverged(&mine, lsn, &theirs.history);
+    let diverged = wal_dir::is_diverged(&mine, lsn, &theirs.history)
+        || may_be_namesake(read_local(agent)?.term, register.term, mine.timeline, theirs.history.timeline);
     if diverged {
         tracing::warn!(timeline = %mine.timeline, lsn = %lsn, theirs = %theirs.history.timeline, "this standby is not on the primary's history");
         agent.set_diverged(true);
         agent.wake.notify_one();
     }
     Ok(!diverged)
+}
+
+/// Each term opens a timeline of its own. Whoever has followed earlier terms only and is on a timeline of that number
+/// already may have it from a promotion that came to nothing: the rejoin compares the bytes.
+fn may_be_namesake(local: Term, current: Term, mine: TimelineId, theirs: TimelineId) -> bool {
+    (Term(1)..current).contains(&local) && mine == theirs
 }
 
 /// What this data directory knows of itself; it must be there.
@@ -113,7 +125,7 @@ pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -
     let upstream = locate(agent, pod);
     match meet_primary(agent, register, &upstream).await {
         Ok((session, theirs)) => {
-            if !may_follow(agent, &theirs).await? {
+            if !may_follow(agent, register, &theirs).await? {
                 return Ok(());
             }
             session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
@@ -192,7 +204,7 @@ pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&
         let replayed = await_replay_end(agent, Instant::now() + SETTLE).await;
         replayed.map_err(|missing| ActionError::NotYet(format!("before it follows {pod}: {missing}")))?;
     }
-    if !may_follow(agent, &theirs).await? {
+    if !may_follow(agent, register, &theirs).await? {
         return Ok(());
     }
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
@@ -287,7 +299,7 @@ async fn check_when_silent(
         return Ok(());
     }
     let (session, theirs) = meet_primary(agent, register, &locate(agent, pod)).await?;
-    if !may_follow(agent, &theirs).await? {
+    if !may_follow(agent, register, &theirs).await? {
         return Ok(());
     }
     let kept_from = session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
@@ -310,4 +322,18 @@ async fn check_when_silent(
         rejoin::move_aside(agent, why).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_followed_an_earlier_term_can_be_on_a_namesake_of_the_primarys_timeline() {
+        let ask = |local, mine| may_be_namesake(Term(local), Term(3), TimelineId(mine), TimelineId(2));
+        assert!(ask(2, 2));
+        assert!(!ask(3, 2), "it has entered the term");
+        assert!(!ask(2, 1), "it is on an older timeline");
+        assert!(!ask(0, 2), "a fresh copy has followed nobody");
+    }
 }

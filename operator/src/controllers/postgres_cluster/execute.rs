@@ -151,8 +151,14 @@ impl Round<'_> {
 
     /// A change that follows from the register's content alone.
     async fn change(&mut self, register: &Register, kind: ChangeKind) -> Result<(), ExecuteError> {
-        let Some(seen) = self.observed.register() else { return Ok(()) };
-        if self.replace_if_same(seen, register).await?.is_none() {
+        let Some(stored) = &self.observed.register else { return Ok(()) };
+        let written = match kind {
+            // Whether a barrier has passed was said of this very version: voters that left and came back meanwhile leave
+            // the same content behind.
+            ChangeKind::Voters => self.replace_exactly(stored, register).await?,
+            _ => self.replace_if_same(&stored.view.register, register).await?,
+        };
+        if written.is_none() {
             self.done.requeue_after_ms = AT_ONCE_MS;
             return Ok(());
         }
