@@ -65,7 +65,8 @@ pub(crate) async fn drained(scene: &Scene) -> Result<()> {
     let node = scene.cluster.node_of(&scene.primary()?).await?;
     let selector = format!("pgherd.dev/cluster={}", scene.cluster.name);
     run("kubectl", &["cordon", &node], None).await?;
-    let drain = ["drain", &node, "--pod-selector", &selector, "--ignore-daemonsets", "--timeout=60s", "--delete-emptydir-data"];
+    let drain =
+        ["drain", &node, "--pod-selector", &selector, "--ignore-daemonsets", "--timeout=60s", "--delete-emptydir-data"];
     let drained = run("kubectl", &drain, None).await;
     scene.note(drained.map_or_else(|error| format!("drain: {error}"), |_| "drained".into()));
     run("kubectl", &["uncordon", &node], None).await?;

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use pgherd_e2e::{
-    Result, containers, operators,
+    Result,
     cluster::PATIENCE,
+    containers, operators,
     partition::{self, API_ADDRESS, Direction},
     wait::{Look, until},
 };
@@ -60,7 +61,9 @@ async fn while_cut(
 pub(crate) async fn without_api(scene: &Scene) -> Result<()> {
     let from = From { api: true, peers: false, operator: false };
     scene
-        .nothing_moves(async || while_cut(scene, from, Direction::Both, async || scene.watch_no_failover(LONG).await).await)
+        .nothing_moves(async || {
+            while_cut(scene, from, Direction::Both, async || scene.watch_no_failover(LONG).await).await
+        })
         .await
 }
 
@@ -97,7 +100,9 @@ pub(crate) async fn without_peers(scene: &Scene) -> Result<()> {
 pub(crate) async fn without_operator(scene: &Scene) -> Result<()> {
     let from = From { api: false, peers: false, operator: true };
     scene
-        .nothing_moves(async || while_cut(scene, from, Direction::Both, async || scene.watch_no_failover(LONG).await).await)
+        .nothing_moves(async || {
+            while_cut(scene, from, Direction::Both, async || scene.watch_no_failover(LONG).await).await
+        })
         .await
 }
 

@@ -49,7 +49,9 @@ pub(crate) async fn two(scene: &Scene) -> Result<()> {
     second["spec"]["selector"] = serde_json::json!({"matchLabels": labels});
     second["spec"]["template"]["metadata"]["labels"] = labels;
     if let Some(arguments) = second["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut() {
-        for argument in arguments.iter_mut().filter(|argument| argument.as_str().is_some_and(|a| a.starts_with("--leader-lease"))) {
+        for argument in
+            arguments.iter_mut().filter(|argument| argument.as_str().is_some_and(|a| a.starts_with("--leader-lease")))
+        {
             *argument = "--leader-lease=pgherd-second".into();
         }
     }

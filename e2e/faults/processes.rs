@@ -26,7 +26,8 @@ pub(crate) async fn agent_killed(scene: &Scene) -> Result<()> {
 
 pub(crate) async fn backend_killed(scene: &Scene) -> Result<()> {
     let container = scene.primary_container()?;
-    let session = container.processes.iter().find(|process| process.title.contains("[local]") || process.title.contains(" app "));
+    let session =
+        container.processes.iter().find(|process| process.title.contains("[local]") || process.title.contains(" app "));
     let session = session.ok_or_else(|| format!("no session among {:?}", container.processes))?;
     pgherd_e2e::containers::send("KILL", &[session.pid]).await?;
     scene.writer.wait_progress(50).await.map(drop)

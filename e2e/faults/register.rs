@@ -82,7 +82,8 @@ pub(crate) async fn malformed(scene: &Scene) -> Result<()> {
 /// Somebody writes another pod into the register, with the same term: the holder must stop, and nobody else may write.
 pub(crate) async fn other_holder(scene: &Scene) -> Result<()> {
     let lease = read(scene).await?;
-    let text = lease["metadata"]["annotations"][pgherd_core::register::REGISTER_ANNOTATION].as_str().unwrap_or_default();
+    let text =
+        lease["metadata"]["annotations"][pgherd_core::register::REGISTER_ANNOTATION].as_str().unwrap_or_default();
     let mut register: serde_json::Value = serde_json::from_str(text)?;
     let other = scene.replicas().into_iter().next().ok_or("there is no replica")?;
     register["holder"]["pod"] = other.into();

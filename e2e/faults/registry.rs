@@ -4,8 +4,8 @@ use futures::future::BoxFuture;
 use pgherd_e2e::Result;
 
 use crate::{
-    clients, control_plane, membership, network, node_faults, operator, pods, processes, register, scene::Scene, succession,
-    volumes,
+    clients, control_plane, membership, network, node_faults, operator, pods, processes, register, scene::Scene,
+    succession, volumes,
 };
 
 /// Does something to a cluster, undoes it, and claims what the fault alone can claim.
@@ -29,7 +29,7 @@ impl Mode {
     pub(crate) fn cluster(self) -> &'static str {
         match self {
             Self::Required => "f",
-            Self::Off => "off",
+            Self::Off => "async",
             Self::OwnDisk => "disk",
         }
     }
@@ -71,6 +71,19 @@ impl Fault {
         }
         let named = |wanted: &String| self.number == wanted || self.name.starts_with(wanted.as_str());
         only.is_empty() || only.iter().any(named)
+    }
+
+    /// The longest time without a write that the list allows, in milliseconds; a longer one is noted, not judged, since a busy
+    /// machine is slow.
+    pub(crate) fn goal_ms(&self) -> Option<u64> {
+        match (self.number, self.name.ends_with("-off")) {
+            ("1" | "5", _) => Some(5_000),
+            ("41" | "10", false) => Some(10_000),
+            ("44", _) => Some(3_000),
+            ("2" | "3" | "4" | "6" | "7" | "8" | "10" | "34" | "35" | "41", _) => Some(20_000),
+            ("9" | "13" | "14", _) => Some(2_000),
+            _ => None,
+        }
     }
 
     /// The fault itself promotes a second instance.

@@ -56,6 +56,10 @@ pub(crate) async fn run_all(chosen: &[&Fault], runs: u32) -> Result<()> {
         results.push(result);
         report::keep(&results)?;
     }
+    if chosen.iter().any(|fault| matches!(fault.plan, Plan::Inject { .. })) {
+        namespace::remove(NAMESPACE).await?;
+        volumes::forget().await;
+    }
     println!("{}", report::render_table(&results));
     println!("results: target/faults.json");
     let failed: Vec<_> =
@@ -116,7 +120,8 @@ async fn remove_cluster(cluster: &Cluster) -> Result<()> {
     heal_everything().await;
     kubectl(NAMESPACE, &["delete", "postgrescluster", &cluster.name, "--ignore-not-found", "--timeout=120s"]).await?;
     let selector = format!("pgherd.dev/cluster={}", cluster.name);
-    kubectl(NAMESPACE, &["delete", "pods", "-l", &selector, "--force", "--grace-period=0", "--ignore-not-found"]).await?;
+    kubectl(NAMESPACE, &["delete", "pods", "-l", &selector, "--force", "--grace-period=0", "--ignore-not-found"])
+        .await?;
     kubectl(NAMESPACE, &["delete", "pvc", "-l", &selector, "--ignore-not-found", "--timeout=60s"]).await?;
     Ok(())
 }
@@ -189,6 +194,9 @@ async fn check(scene: &Scene, mode: Mode, fault: &Fault, result: &mut FaultResul
     let settled = settle(scene, instances).await;
     let ledger = scene.writer.ledger().await?;
     result.gap_ms.push(ledger.longest_gap_ms);
+    if let Some(goal) = fault.goal_ms().filter(|goal| ledger.longest_gap_ms > *goal) {
+        scene.note(format!("above the goal of {goal} ms"));
+    }
     result.unknown += ledger.unknown;
     let overlap = scene.probes.overlap_ms();
     result.overlap_ms += overlap;
@@ -238,7 +246,8 @@ async fn check_promises(
     let rows = psql(NAMESPACE, &primary, "app", "SELECT pod || ' ' || row FROM probe").await?;
     let there: BTreeSet<&str> = rows.lines().collect();
     let missing = promised.iter().filter(|(pod, row)| !there.contains(format!("{pod} {row}").as_str())).count();
-    let gone = verified.lost + verified.vanished + verified.lists.lost + verified.lists.vanished + verified.lists.forked;
+    let gone =
+        verified.lost + verified.vanished + verified.lists.lost + verified.lists.vanished + verified.lists.forked;
     if mode == Mode::Off {
         let bytes = scene.cluster.status().await?.last_failover.map_or(0, |failover| failover.possible_loss_bytes);
         scene.note(format!("{gone} promises and {missing} probes gone, up to {bytes} bytes of WAL reported"));

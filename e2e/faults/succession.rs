@@ -97,7 +97,9 @@ pub(crate) async fn promoted_by_hand(scene: &Scene) -> Result<()> {
     let (rogue, _) = two_replicas(scene)?;
     let since = unix_ms();
     psql(scene.namespace(), &rogue, "postgres", "SELECT pg_promote(true, 30)").await?;
-    let written = psql(scene.namespace(), &rogue, "app", "SET synchronous_commit = local; CREATE TABLE rogue AS SELECT 1 AS a").await;
+    let written =
+        psql(scene.namespace(), &rogue, "app", "SET synchronous_commit = local; CREATE TABLE rogue AS SELECT 1 AS a")
+            .await;
     scene.note(format!("a write on it: {}", written.map_or_else(|error| error.to_string(), |_| "taken".into())));
     until(&format!("{rogue} to follow again"), PATIENCE, async || {
         let recovering = psql(scene.namespace(), &rogue, "postgres", "SELECT pg_is_in_recovery()").await?;
@@ -145,9 +147,14 @@ pub(crate) async fn ahead_replica_returns(scene: &Scene) -> Result<()> {
 /// acknowledged and must not be counted.
 pub(crate) async fn wiped_replica(scene: &Scene) -> Result<()> {
     let (wiped, _) = two_replicas(scene)?;
-    let before = scene.before.members.iter().find(|member| member.pod == wiped).and_then(|member| member.member.clone());
+    let before =
+        scene.before.members.iter().find(|member| member.pod == wiped).and_then(|member| member.member.clone());
     let namespace = scene.namespace();
-    let claims = kubectl(namespace, &["get", "pod", &wiped, "-o", "jsonpath={.spec.volumes[*].persistentVolumeClaim.claimName}"]).await?;
+    let claims = kubectl(
+        namespace,
+        &["get", "pod", &wiped, "-o", "jsonpath={.spec.volumes[*].persistentVolumeClaim.claimName}"],
+    )
+    .await?;
     for claim in claims.split_whitespace() {
         kubectl(namespace, &["delete", "pvc", claim, "--wait=false"]).await?;
     }
@@ -165,7 +172,11 @@ pub(crate) async fn copy_killed(scene: &Scene) -> Result<()> {
     let namespace = scene.namespace();
     let fill = "CREATE TABLE IF NOT EXISTS fill AS SELECT g, repeat(md5(g::text), 8) FROM generate_series(1, 700000) g";
     psql(namespace, &scene.primary()?, "app", fill).await?;
-    let claims = kubectl(namespace, &["get", "pod", &replica, "-o", "jsonpath={.spec.volumes[*].persistentVolumeClaim.claimName}"]).await?;
+    let claims = kubectl(
+        namespace,
+        &["get", "pod", &replica, "-o", "jsonpath={.spec.volumes[*].persistentVolumeClaim.claimName}"],
+    )
+    .await?;
     for claim in claims.split_whitespace() {
         kubectl(namespace, &["delete", "pvc", claim, "--wait=false"]).await?;
     }

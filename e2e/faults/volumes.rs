@@ -5,10 +5,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use pgherd_e2e::{
-    Result,
-    kubectl::{kubectl, run},
-};
+use pgherd_e2e::{Result, kubectl::run};
 
 use crate::scene::{Scene, claim, unix_ms};
 
@@ -36,7 +33,12 @@ pub(crate) async fn provide() -> Result<()> {
         "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: faults-disk}\n\
          provisioner: kubernetes.io/no-provisioner\nvolumeBindingMode: WaitForFirstConsumer\n",
     );
-    let bound = run("kubectl", &["get", "pv", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.phase}{\"\\n\"}{end}"], None).await?;
+    let bound = run(
+        "kubectl",
+        &["get", "pv", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.phase}{\"\\n\"}{end}"],
+        None,
+    )
+    .await?;
     for node in NODES {
         if bound.lines().any(|line| line == format!("faults-{node} Bound")) {
             continue;
@@ -163,10 +165,15 @@ pub(crate) async fn slow_5s(scene: &Scene) -> Result<()> {
     slow(scene, Duration::from_secs(5)).await
 }
 
-/// The volumes go with the cluster.
+/// Takes the disks and volumes away; nothing uses them any more.
 pub(crate) async fn forget() {
-    drop(kubectl("default", &["delete", "pv", "faults-kn1", "faults-kn2", "faults-kn3", "--ignore-not-found", "--wait=false"]).await);
     for node in NODES {
-        drop(run("umount", &[&text(&folder(node))], None).await);
+        let volume = format!("faults-{node}");
+        drop(run("kubectl", &["delete", "pv", &volume, "--ignore-not-found", "--wait=false"], None).await);
+        if is_mounted(node).await {
+            drop(run("umount", &[&text(&folder(node))], None).await);
+        }
+        drop(std::fs::remove_file(folder(node).with_extension("ext4")));
+        drop(std::fs::remove_dir(folder(node)));
     }
 }

@@ -83,7 +83,8 @@ pub fn observe(namespace: &str) -> Result<Vec<Container>> {
 fn look(pid: u32) -> Option<Found> {
     let folder = PathBuf::from(format!("/proc/{pid}"));
     let cgroups = fs::read_to_string(folder.join("cgroup")).ok()?;
-    let cgroup = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).find(|path| path.contains("/kubepods/"))?;
+    let cgroup =
+        cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).find(|path| path.contains("/kubepods/"))?;
     let mut parts = cgroup.split('/').filter(|part| !part.is_empty());
     let node = parts.next()?.to_string();
     let uid = parts.find_map(|part| part.strip_prefix("pod"))?.to_string();
@@ -95,7 +96,8 @@ fn look(pid: u32) -> Option<Found> {
 }
 
 fn assemble(found: &[Found], namespace: &str) -> Option<Container> {
-    let main = found.iter().find(|process| process.first && process.title.contains("pgherd") && is_ours(&process.title))?;
+    let main =
+        found.iter().find(|process| process.first && process.title.contains("pgherd") && is_ours(&process.title))?;
     let environment = environment(main.pid)?;
     if environment.get("POD_NAMESPACE").map(String::as_str) != Some(namespace) {
         return None;
@@ -126,7 +128,9 @@ fn is_ours(title: &str) -> bool {
 fn environment(pid: u32) -> Option<BTreeMap<String, String>> {
     let text = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let text = String::from_utf8_lossy(&text).into_owned();
-    Some(text.split('\0').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_string(), v.to_string())).collect())
+    Some(
+        text.split('\0').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+    )
 }
 
 fn kind_of(title: &str, first: bool) -> Kind {
@@ -237,7 +241,10 @@ mod tests {
     fn processes_are_told_apart_by_what_they_show() {
         assert_eq!(kind_of("/run/pgherd/bin/pgherd agent", true), Kind::Supervisor);
         assert_eq!(kind_of("pgherd agent-main", false), Kind::Agent);
-        assert_eq!(kind_of("/usr/lib/postgresql/17/bin/postgres -D /var/lib/pgherd/data/pgdata", false), Kind::Postmaster);
+        assert_eq!(
+            kind_of("/usr/lib/postgresql/17/bin/postgres -D /var/lib/pgherd/data/pgdata", false),
+            Kind::Postmaster
+        );
         assert_eq!(kind_of("postgres: walwriter", false), Kind::Backend);
         assert_eq!(kind_of("sh -c true", false), Kind::Other);
         assert!(is_ours("/run/pgherd/bin/pgherd agent") && is_ours("/usr/bin/pgherd operator --image=x"));

@@ -106,8 +106,18 @@ pub async fn while_slow<T>(program: &str, delay: Duration, work: impl AsyncFnOnc
 
 fn start_proxy(program: &str, delay: Duration) -> Result<Child> {
     let delay = delay.as_millis().to_string();
-    let arguments =
-        ["netns", "exec", NETWORK, program, "slow-proxy", "--listen", "0.0.0.0:6444", "--to", "127.0.0.1:6443", "--delay-ms"];
+    let arguments = [
+        "netns",
+        "exec",
+        NETWORK,
+        program,
+        "slow-proxy",
+        "--listen",
+        "0.0.0.0:6444",
+        "--to",
+        "127.0.0.1:6443",
+        "--delay-ms",
+    ];
     let child = Command::new("ip").args(arguments).arg(delay).stdin(Stdio::null()).kill_on_drop(true).spawn();
     child.map_err(|error| format!("failed to start {program} slow-proxy: {error}").into())
 }

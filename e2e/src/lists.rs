@@ -127,9 +127,11 @@ async fn observe(session: &Session, from: i64) -> Result<BTreeMap<i64, Vec<i64>>
 
 async fn append_until_error(writer: &Writer) -> Result<()> {
     let session = writer.connect().await?;
-    let schema = "SET lock_timeout = '2s'; CREATE TABLE IF NOT EXISTS lists (key bigint PRIMARY KEY, items text NOT NULL)";
+    let schema =
+        "SET lock_timeout = '2s'; CREATE TABLE IF NOT EXISTS lists (key bigint PRIMARY KEY, items text NOT NULL)";
     session.client.batch_execute(schema).await?;
-    let append = "INSERT INTO lists VALUES ($1, ',' || $2) ON CONFLICT (key) DO UPDATE SET items = lists.items || ',' || $2";
+    let append =
+        "INSERT INTO lists VALUES ($1, ',' || $2) ON CONFLICT (key) DO UPDATE SET items = lists.items || ',' || $2";
     let statement = session.client.prepare(append).await?;
     loop {
         if !writer.is_paused() {

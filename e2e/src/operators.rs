@@ -13,7 +13,8 @@ use crate::{
 /// Nobody leads, or the API server did not answer.
 pub async fn leader() -> Result<String> {
     let identity =
-        kubectl(OPERATOR_NAMESPACE, &["get", "lease", "pgherd-operator", "-o", "jsonpath={.spec.holderIdentity}"]).await?;
+        kubectl(OPERATOR_NAMESPACE, &["get", "lease", "pgherd-operator", "-o", "jsonpath={.spec.holderIdentity}"])
+            .await?;
     let pod = identity.split(['/', '_']).next().unwrap_or_default().trim().to_string();
     if pod.is_empty() { Err("no operator leads".into()) } else { Ok(pod) }
 }
@@ -24,7 +25,8 @@ pub async fn leader() -> Result<String> {
 /// The API server did not answer.
 pub async fn pods() -> Result<Vec<(String, String, String)>> {
     let path = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} {.status.podIP}{\"\\n\"}{end}";
-    let list = ["get", "pods", "-l", "app.kubernetes.io/name=pgherd", "--field-selector=status.phase=Running", "-o", path];
+    let list =
+        ["get", "pods", "-l", "app.kubernetes.io/name=pgherd", "--field-selector=status.phase=Running", "-o", path];
     let lines = kubectl(OPERATOR_NAMESPACE, &list).await?;
     let mut pods = Vec::new();
     for line in lines.lines() {

@@ -74,7 +74,8 @@ impl Probes {
     #[must_use]
     pub fn promised(&self) -> BTreeSet<(String, i64)> {
         let heard = self.heard();
-        let rows = heard.iter().flat_map(|(name, looks)| looks.iter().filter_map(|look| Some((name.clone(), look.row?))));
+        let rows =
+            heard.iter().flat_map(|(name, looks)| looks.iter().filter_map(|look| Some((name.clone(), look.row?))));
         rows.collect()
     }
 }

@@ -13,10 +13,7 @@ use std::{
 
 use pgherd_e2e::{Result, appends::Outcome};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
-use tokio_postgres::{
-    AsyncMessage, Client, Config, Connection, Statement,
-    types::ToSql,
-};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Statement, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// A commit that takes longer than this is given up as unknown: the connection may be dead without a word.

@@ -128,5 +128,7 @@ impl WriterPod {
 /// # Errors
 /// kubectl failed.
 pub async fn remove(namespace: &str) -> Result<()> {
-    kubectl(namespace, &["delete", "pod", "writer", "--ignore-not-found", "--force", "--grace-period=0"]).await.map(drop)
+    kubectl(namespace, &["delete", "pod", "writer", "--ignore-not-found", "--force", "--grace-period=0"])
+        .await
+        .map(drop)
 }

@@ -160,7 +160,10 @@ mod tests {
     #[test]
     fn percentiles_are_values_that_were_measured() {
         let values: Vec<u64> = (1..=20).rev().collect();
-        assert_eq!((percentile(&values, 50), percentile(&values, 95), percentile(&values, 100)), (Some(10), Some(19), Some(20)));
+        assert_eq!(
+            (percentile(&values, 50), percentile(&values, 95), percentile(&values, 100)),
+            (Some(10), Some(19), Some(20))
+        );
         assert_eq!((percentile(&[7], 95), percentile(&[], 50)), (Some(7), None));
     }
 }

@@ -46,7 +46,9 @@ async fn main() -> Result<()> {
     apply(NAMESPACE, CLUSTER).await?;
     let cluster = Cluster::new(&client, NAMESPACE, "b");
     let mut all = Vec::new();
-    for way in Way::ALL.iter().filter(|way| cli.only.is_empty() || cli.only.iter().any(|name| way.name().starts_with(name))) {
+    for way in
+        Way::ALL.iter().filter(|way| cli.only.is_empty() || cli.only.iter().any(|name| way.name().starts_with(name)))
+    {
         let mut figures = Figures::new(*way);
         for number in 1..=cli.runs {
             match run_once(&cluster, *way).await {
