@@ -108,6 +108,11 @@ lint: ## Runs clippy and shellcheck; a warning fails.
 unit: ## Runs unit, property and snapshot tests.
 	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) $(UNIT_TESTS)
 
+.PHONY: model
+model: ## Checks the failover protocol in every order of steps within bounds; T=deep goes further (docs/adr/0002).
+	@$(STEP) "model of the failover" cargo test --locked -p pgherd-core --test model -- --nocapture \
+	  $(if $(filter deep%,$(T)),--ignored) $(T)
+
 .PHONY: drift
 drift: build ## Checks that generated files are current.
 	@$(STEP) "generated files" e2e/drift.sh $(BUILT)/crdgen

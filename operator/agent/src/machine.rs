@@ -75,6 +75,8 @@ pub enum LocalAction {
     Bootstrap,
     /// Write `released` into the register: this holder can't serve in this term.
     Release(String),
+    /// Checkpoint while serving, stop cleanly so that every replica has everything, then release.
+    HandOver(String),
     /// Start as the primary of the term that this data directory was already promoted in.
     StartPrimary,
     /// Start as a standby that follows `upstream`, or waits.
@@ -220,6 +222,15 @@ fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
             PostgresView::Standby { ready: true, .. } => LocalAction::Promote,
             PostgresView::Standby { ready: false, .. } => LocalAction::Wait("starting, to be promoted".to_owned()),
             PostgresView::Stopped | PostgresView::Died => LocalAction::StartStandby { upstream: None },
+        };
+    }
+    // Alone there is nobody to hand over to.
+    if let Some(handover) = register.handover.as_ref().filter(|_| input.instances > 1) {
+        return match input.postgres {
+            PostgresView::Primary => LocalAction::HandOver(handover.reason.clone()),
+            // It was stopped for this, or died meanwhile: it does not come back in this term.
+            PostgresView::Stopped | PostgresView::Died => LocalAction::Release(handover.reason.clone()),
+            PostgresView::Standby { .. } => LocalAction::StopNow(handover.reason.clone()),
         };
     }
     match input.postgres {

@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use pgherd_core::{instance::Phase, lsn::Lsn, register::Register, timeline::TimelineHistory};
+use tokio::time::Instant;
 
-use super::{ActionError, data_dir, rejoin};
+use super::{ActionError, data_dir, rejoin, replay_end::await_replay_end, volume};
 use crate::{
     agent::Agent,
-    clock::Boottime,
     layout::slot_name,
     local_state::{LocalState, LocalStateError},
     postgres::{
@@ -26,6 +26,10 @@ use crate::{
 
 /// A standby that does not stream for this long is compared with the holder again.
 const CHECK_AFTER: Duration = Duration::from_secs(10);
+/// The holder's promotion is waited for in one step for so long; a seal request waits longer for a step to end.
+const PROMOTION: Duration = Duration::from_secs(1);
+/// What was received must be replayed within this time before somebody else is followed.
+const SETTLE: Duration = Duration::from_secs(3);
 /// A standby whose WAL the holder no longer has, and that got none elsewhere for this long, is built anew.
 const REBUILD_AFTER: Duration = Duration::from_secs(60);
 
@@ -46,6 +50,7 @@ pub async fn meet_primary(
     upstream: &Upstream,
 ) -> Result<(UpstreamSession, UpstreamState), ActionError> {
     let session = UpstreamSession::connect(upstream, &agent.layout.tls()).await?;
+    session.await_writes(PROMOTION).await?;
     let state = session.observe().await?;
     if register.system_id.as_ref().is_some_and(|expected| *expected != state.system_id) {
         return Err(ActionError::NotYet(format!("{} runs another database system: {}", upstream.pod, state.system_id)));
@@ -56,12 +61,13 @@ pub async fn meet_primary(
     Ok((session, state))
 }
 
-/// What this data directory holds: from the running server if it answers, else from pg_control.
+/// What this data directory holds: from the running server if it answers, else from pg_control. What was received and
+/// can't be replayed is the beginning of a record, which the next primary overwrites.
 async fn observe_own(agent: &Agent) -> Result<(TimelineHistory, Lsn), ActionError> {
     if let Some(sample) = agent.sample().filter(|sample| sample.in_recovery)
         && let Some(history) = status::observe_history(agent, &sample)
     {
-        return Ok((history, sample.received));
+        return Ok((history, sample.replayed));
     }
     let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
     Ok((wal_dir::observe_history(&agent.layout.pgdata, control.timeline), control.lsn))
@@ -79,7 +85,11 @@ async fn may_follow(agent: &Agent, theirs: &UpstreamState) -> Result<bool, Actio
     Ok(!diverged)
 }
 
-fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
+/// What this data directory knows of itself; it must be there.
+///
+/// # Errors
+/// [`ActionError::LocalState`].
+pub fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
     let missing = || LocalStateError::Io {
         action: "read",
         path: agent.layout.pgdata.join(crate::local_state::FILE_NAME),
@@ -126,6 +136,7 @@ pub async fn start_detached(agent: &Agent) -> Result<(), ActionError> {
 }
 
 async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), ActionError> {
+    volume::validate_room(&agent.layout)?;
     let role = standby_role(upstream, &read_local(agent)?);
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     agent.server.start(&Binaries::observe()?, &[]).await?;
@@ -175,12 +186,41 @@ pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&
     }
     let upstream = locate(agent, pod);
     let (session, theirs) = meet_primary(agent, register, &upstream).await?;
+    let settled =
+        |sample: &Sample| sample.receiver.is_none() && sample.replay_waits && sample.replayed >= sample.received;
+    if !agent.sample().is_some_and(|sample| settled(&sample)) {
+        let replayed = await_replay_end(agent, Instant::now() + SETTLE).await;
+        replayed.map_err(|missing| ActionError::NotYet(format!("before it follows {pod}: {missing}")))?;
+    }
     if !may_follow(agent, &theirs).await? {
         return Ok(());
     }
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
     let local = enter_term(agent, register)?;
     change_role(agent, standby_role(Some(upstream), &local)).await
+}
+
+/// Follows `upstream` as it is: all of this data directory's WAL was found to be on its history, so it stays the member
+/// that it was, and what it was as a primary is over.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn resume(
+    agent: &Agent,
+    register: &Register,
+    session: &UpstreamSession,
+    upstream: Upstream,
+) -> Result<(), ActionError> {
+    session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+    let local = LocalState { term: register.term, was_primary: false, ..read_local(agent)? };
+    local.write(&agent.layout.pgdata)?;
+    agent.set_diverged(false);
+    tracing::info!(upstream = %upstream.pod, "its WAL is on the primary's history: it follows as it is");
+    if agent.server.state().await == ProcessState::Running {
+        return change_role(agent, standby_role(Some(upstream), &local)).await;
+    }
+    agent.server.acknowledge_death().await;
+    start_as(agent, Some(upstream)).await
 }
 
 /// Persists the term that is about to be followed. It must be on disk before WAL of that term is received: where branches
@@ -206,9 +246,15 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
         agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
         return check_when_silent(agent, register, pod, None).await;
     };
-    if !sample.receiver.as_ref().is_some_and(|receiver| receiver.streaming) {
+    let Some(receiver) = sample.receiver.as_ref().filter(|receiver| receiver.streaming) else {
         agent.note_not_streaming();
         agent.board.say(Phase::Replica, format!("waiting for WAL from {pod}"));
+        return check_when_silent(agent, register, pod, Some(&sample)).await;
+    };
+    if !agent.note_receiver(receiver.pid) {
+        if agent.not_streaming_for().is_zero() {
+            agent.board.say(Phase::Replica, "");
+        }
         return check_when_silent(agent, register, pod, Some(&sample)).await;
     }
     agent.note_streaming();
@@ -246,7 +292,7 @@ async fn check_when_silent(
     }
     let kept_from = session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
     let position = match sample {
-        Some(sample) => sample.received,
+        Some(sample) => sample.replayed,
         None => observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.lsn,
     };
     // With an archive the gap may close by itself; without progress for long enough it will not.
@@ -256,9 +302,12 @@ async fn check_when_silent(
         && !advanced
         && agent.server.state().await == ProcessState::Running
     {
-        let why = format!("{pod} keeps WAL from {kept_from} only, this standby is at {position}");
-        tracing::warn!(why, at = Boottime::now().0, "this standby can't catch up; building it anew");
-        rejoin::move_aside(agent).await?;
+        let why = format!(
+            "it got no WAL for {} s: {pod} keeps WAL from {kept_from} only, this standby was at {position}",
+            silent.as_secs()
+        );
+        tracing::warn!(why, "this standby can't catch up; building it anew");
+        rejoin::move_aside(agent, why).await?;
     }
     Ok(())
 }
