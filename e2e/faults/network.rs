@@ -69,9 +69,11 @@ pub(crate) async fn without_api(scene: &Scene) -> Result<()> {
 
 /// Clients still reach it, and one in its own network has a session open all the time.
 pub(crate) async fn isolated(scene: &Scene) -> Result<()> {
-    let (container, since) = (scene.primary_container()?, unix_ms());
+    let container = scene.primary_container()?;
     let from = From { api: true, peers: true, operator: true };
+    let mut since = 0;
     while_cut(scene, from, Direction::Both, async || {
+        since = unix_ms();
         scene.wait_failover().await?;
         scene.writer.wait_progress(50).await?;
         scene.wait_silent(&container, PATIENCE).await
@@ -84,14 +86,17 @@ pub(crate) async fn isolated(scene: &Scene) -> Result<()> {
 /// Commits wait, none is acknowledged that no replica has.
 pub(crate) async fn without_peers(scene: &Scene) -> Result<()> {
     let from = From { api: false, peers: true, operator: false };
-    let (container, since) = (scene.primary_container()?, unix_ms());
+    let container = scene.primary_container()?;
+    let mut since = 0;
     while_cut(scene, from, Direction::Both, async || {
+        since = unix_ms();
         // The time that the fault is defined by.
         tokio::time::sleep(SHORT).await;
         Ok(())
     })
     .await?;
-    scene.note_last_ack_of(&container, since);
+    let last = scene.note_last_ack_of(&container, since);
+    claim(last < 2_000, || format!("commits were acknowledged for {last} ms without a replica"))?;
     let status = scene.cluster.status().await?;
     scene.note(format!("term {:?} before, {:?} after", scene.before.term, status.term));
     scene.writer.wait_progress(50).await.map(drop)

@@ -39,8 +39,10 @@ pub(crate) async fn node_dead_with_leader(scene: &Scene) -> Result<()> {
 }
 
 async fn cut(scene: &Scene, node: &str) -> Result<()> {
-    let (primary, container, since) = (scene.primary()?, scene.primary_container()?, unix_ms());
+    let (primary, container) = (scene.primary()?, scene.primary_container()?);
+    let mut since = 0;
     nodes::while_cut(node, async || {
+        since = unix_ms();
         let failover = scene.wait_failover().await?;
         claim(failover.from == primary, || format!("the record says that {} was given up", failover.from))?;
         scene.writer.wait_progress(50).await?;

@@ -17,7 +17,8 @@ async fn read(scene: &Scene) -> Result<serde_json::Value> {
 
 async fn note_outcome(scene: &Scene) -> Result<()> {
     let status = scene.cluster.status().await?;
-    let conditions = status.conditions.iter().map(|c| format!("{}={} {}", c.type_, c.status, c.reason));
+    let told = status.conditions.iter().filter(|c| c.type_ == "Ready" || c.type_ == "PrimaryAvailable");
+    let conditions = told.map(|c| format!("{}={} {}", c.type_, c.status, c.reason));
     scene.note(format!(
         "after {} s: term {:?} (before {:?}), {}",
         WATCHED.as_secs(),

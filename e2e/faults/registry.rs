@@ -29,7 +29,7 @@ impl Mode {
     pub(crate) fn cluster(self) -> &'static str {
         match self {
             Self::Required => "f",
-            Self::Off => "off",
+            Self::Off => "async",
             Self::OwnDisk => "disk",
         }
     }
@@ -73,6 +73,19 @@ impl Fault {
         only.is_empty() || only.iter().any(named)
     }
 
+    /// The longest time without a write that the list allows, in milliseconds; a longer one is noted, not judged, since a busy
+    /// machine is slow.
+    pub(crate) fn goal_ms(&self) -> Option<u64> {
+        match (self.number, self.name.ends_with("-off")) {
+            ("1" | "5", _) => Some(5_000),
+            ("41" | "10", false) => Some(10_000),
+            ("44", _) => Some(3_000),
+            ("2" | "3" | "4" | "6" | "7" | "8" | "10" | "34" | "35" | "41", _) => Some(20_000),
+            ("9" | "13" | "14", _) => Some(2_000),
+            _ => None,
+        }
+    }
+
     /// The fault itself promotes a second instance.
     pub(crate) fn may_overlap(&self) -> bool {
         self.name == "replica-promoted-by-hand"
@@ -99,8 +112,13 @@ macro_rules! faults {
 }
 
 /// All of them.
-#[rustfmt::skip]
 pub(crate) fn all() -> Vec<Fault> {
+    [faults_of_primaries(), faults_of_decisions(), faults_of_surroundings()].into_iter().flatten().collect()
+}
+
+/// Numbers 1 to 13: what happens to the primary, and between it and others.
+#[rustfmt::skip]
+fn faults_of_primaries() -> Vec<Fault> {
     faults! {
         "1" "postmaster-killed" "kill -9 of the primary's postmaster" short (processes::postmaster_killed);
         "1" "postmaster-killed-off" "the same in mode Off" off (processes::postmaster_killed);
@@ -123,6 +141,13 @@ pub(crate) fn all() -> Vec<Fault> {
         "12" "one-way-api-in" "packets from the API server to the primary vanish" required (network::api_in);
         "12" "one-way-api-out" "packets from the primary to the API server vanish" required (network::api_out);
         "13" "primary-without-operator" "the operators are cut from the primary for 40 s" required (network::without_operator);
+    }
+}
+
+/// Numbers 14 to 30: the API server, the register, and one fault after another.
+#[rustfmt::skip]
+fn faults_of_decisions() -> Vec<Fault> {
+    faults! {
         "14" "api-stopped-2s" "the API server hangs for 2 s" required (control_plane::stopped_2);
         "14" "api-stopped-10s" "the API server hangs for 10 s" short (control_plane::stopped_10);
         "14" "api-stopped-60s" "the API server hangs for 60 s" required (control_plane::stopped_60);
@@ -151,6 +176,13 @@ pub(crate) fn all() -> Vec<Fault> {
         "28" "ahead-replica-returns" "a replica that is ahead of the promoted one returns" off (succession::ahead_replica_returns);
         "29" "replica-wiped" "a replica loses its volume, then the primary dies" required (succession::wiped_replica);
         "30" "copy-killed" "a new copy of a replica is killed midway" required (succession::copy_killed);
+    }
+}
+
+/// Numbers 31 to 46, and 56: disks, processors, clocks, networks, clients, changes.
+#[rustfmt::skip]
+fn faults_of_surroundings() -> Vec<Fault> {
+    faults! {
         "31" "disk-full" "the primary's disk is full for 60 s" disk (volumes::full);
         "31" "disk-full-on-replica" "a replica's disk is full for 40 s" disk (volumes::full_on_replica);
         "32" "disk-errors" "reads and fsyncs fail with EIO" not ("the kernel of this machine has no device mapper (dm-flakey, dm-error)");
@@ -181,5 +213,29 @@ pub(crate) fn all() -> Vec<Fault> {
         "45" "operator-killed-in-a-loop" "all operators are killed every few seconds while the primary hangs" required (operator::killed_in_a_loop);
         "46" "two-operators" "a second operator that knows nothing of the first" required (operator::two);
         "56" "cluster-deleted" "the cluster is deleted during a failover" required (membership::deleted_in_failover);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_number_of_the_list_is_there_and_every_name_is_used_once() {
+        let all = all();
+        let numbers: BTreeSet<u32> = all.iter().filter_map(|fault| fault.number.parse().ok()).collect();
+        assert_eq!(numbers, (1..=46).chain([56]).collect());
+        let names: BTreeSet<&str> = all.iter().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), all.len());
+    }
+
+    #[test]
+    fn names_of_clusters_survive_yaml() {
+        for mode in Mode::ALL {
+            let object: serde_json::Value = yaml_serde::from_str(&mode.manifest()).expect("YAML");
+            assert_eq!(object["metadata"]["name"], mode.cluster());
+        }
     }
 }

@@ -56,6 +56,10 @@ pub(crate) async fn run_all(chosen: &[&Fault], runs: u32) -> Result<()> {
         results.push(result);
         report::keep(&results)?;
     }
+    if chosen.iter().any(|fault| matches!(fault.plan, Plan::Inject { .. })) {
+        namespace::remove(NAMESPACE).await?;
+        volumes::forget().await;
+    }
     println!("{}", report::render_table(&results));
     println!("results: target/faults.json");
     let failed: Vec<_> =
@@ -190,6 +194,9 @@ async fn check(scene: &Scene, mode: Mode, fault: &Fault, result: &mut FaultResul
     let settled = settle(scene, instances).await;
     let ledger = scene.writer.ledger().await?;
     result.gap_ms.push(ledger.longest_gap_ms);
+    if let Some(goal) = fault.goal_ms().filter(|goal| ledger.longest_gap_ms > *goal) {
+        scene.note(format!("above the goal of {goal} ms"));
+    }
     result.unknown += ledger.unknown;
     let overlap = scene.probes.overlap_ms();
     result.overlap_ms += overlap;

@@ -130,17 +130,18 @@ impl Scene {
         Ok(failover)
     }
 
-    /// Waits until the primary was given up for another, or came back by itself in its term.
+    /// Waits until the primary was given up for another, or its container was restarted and clients write again.
     pub(crate) async fn wait_failover_or_restart(&self, primary: &str) -> Result<()> {
-        let before = self.restarts_before.clone();
+        let count = |all: &[(String, i32)]| all.iter().find(|(pod, _)| pod == primary).map_or(0, |(_, count)| *count);
+        let before = count(&self.restarts_before);
         let moved = until(&format!("{primary} to be replaced or restarted"), PATIENCE, async || {
             let status = self.cluster.status().await?;
             if status.term > self.before.term && status.primary.is_some() {
                 return Ok(Look::Done(true));
             }
-            let restarted = self.restarts().await? != before;
-            let available = status.conditions.iter().any(|c| c.type_ == "PrimaryAvailable" && c.status == "True");
-            Ok(if restarted && available { Look::Done(false) } else { Look::NotYet(describe(&status)) })
+            let restarted = count(&self.restarts().await?) > before;
+            let writing = self.writer.ledger().await?.since_last_ack_ms < 500;
+            Ok(if restarted && writing { Look::Done(false) } else { Look::NotYet(describe(&status)) })
         })
         .await?;
         if moved {

@@ -100,7 +100,7 @@ pub(crate) async fn promoted_by_hand(scene: &Scene) -> Result<()> {
     let written =
         psql(scene.namespace(), &rogue, "app", "SET synchronous_commit = local; CREATE TABLE rogue AS SELECT 1 AS a")
             .await;
-    scene.note(format!("a write on it: {}", written.map_or_else(|error| error.to_string(), |_| "taken".into())));
+    scene.note(format!("a write on it by a superuser: {}", if written.is_ok() { "taken" } else { "refused" }));
     until(&format!("{rogue} to follow again"), PATIENCE, async || {
         let recovering = psql(scene.namespace(), &rogue, "postgres", "SELECT pg_is_in_recovery()").await?;
         Ok(if recovering == "t" { Look::Done(()) } else { Look::NotYet(format!("in recovery: {recovering}")) })

@@ -5,10 +5,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use pgherd_e2e::{
-    Result,
-    kubectl::{kubectl, run},
-};
+use pgherd_crds::PostgresClusterStatus;
+use pgherd_e2e::{Result, kubectl::run};
 
 use crate::scene::{Scene, claim, unix_ms};
 
@@ -93,6 +91,12 @@ async fn df(node: &str) -> Result<(u64, u64)> {
     Ok((numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()))
 }
 
+/// What the condition `Ready` says.
+fn readiness(status: &PostgresClusterStatus) -> String {
+    let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+    ready.map_or_else(String::new, |ready| format!("{}: {}", ready.reason, ready.message))
+}
+
 /// The primary's disk is full: writes stop or move, the status says why, and it heals once there is room.
 pub(crate) async fn full(scene: &Scene) -> Result<()> {
     let node = scene.cluster.node_of(&scene.primary()?).await?;
@@ -100,7 +104,11 @@ pub(crate) async fn full(scene: &Scene) -> Result<()> {
     // The time that the fault is defined by.
     tokio::time::sleep(Duration::from_secs(60)).await;
     let status = scene.cluster.status().await?;
-    let said = pgherd_e2e::cluster::describe(&status);
+    let said = readiness(&status);
+    let failover = status.last_failover.as_ref().filter(|failover| Some(failover.term) > scene.before.term);
+    if let Some(failover) = failover {
+        scene.note(format!("{} -> {} because {} at {}", failover.from, failover.to, failover.reason, failover.at));
+    }
     let terms = status.term.unwrap_or_default().saturating_sub(scene.before.term.unwrap_or_default());
     scene.note(format!("{terms} failovers; status: {said}"));
     std::fs::remove_file(folder(&node).join("ballast"))?;
@@ -114,7 +122,7 @@ pub(crate) async fn full_on_replica(scene: &Scene) -> Result<()> {
     let node = scene.cluster.node_of(&replica).await?;
     fill(&node).await?;
     scene.watch_no_failover(Duration::from_secs(40)).await?;
-    scene.note(format!("status: {}", pgherd_e2e::cluster::describe(&scene.cluster.status().await?)));
+    scene.note(format!("status: {}", readiness(&scene.cluster.status().await?)));
     std::fs::remove_file(folder(&node).join("ballast"))?;
     Ok(())
 }
@@ -168,16 +176,15 @@ pub(crate) async fn slow_5s(scene: &Scene) -> Result<()> {
     slow(scene, Duration::from_secs(5)).await
 }
 
-/// The volumes go with the cluster.
+/// Takes the disks and volumes away; nothing uses them any more.
 pub(crate) async fn forget() {
-    drop(
-        kubectl(
-            "default",
-            &["delete", "pv", "faults-kn1", "faults-kn2", "faults-kn3", "--ignore-not-found", "--wait=false"],
-        )
-        .await,
-    );
     for node in NODES {
-        drop(run("umount", &[&text(&folder(node))], None).await);
+        let volume = format!("faults-{node}");
+        drop(run("kubectl", &["delete", "pv", &volume, "--ignore-not-found", "--wait=false"], None).await);
+        if is_mounted(node).await {
+            drop(run("umount", &[&text(&folder(node))], None).await);
+        }
+        drop(std::fs::remove_file(folder(node).with_extension("ext4")));
+        drop(std::fs::remove_dir(folder(node)));
     }
 }

@@ -106,9 +106,9 @@ mod tests {
 
     #[test]
     fn a_failed_row_that_is_there_and_a_seen_row_that_is_not_are_found() {
-        let set = BTreeSet::from;
-        let ledger = Ledger { acknowledged: set([1]), failed: set([2, 3]), unknown: set([4]), seen: set([1, 4]) };
-        let report = ledger.check(&set([1, 2]), 4);
+        let set = |ids: &[i64]| ids.iter().copied().collect::<BTreeSet<i64>>();
+        let ledger = Ledger { acknowledged: set(&[1]), failed: set(&[2, 3]), unknown: set(&[4]), seen: set(&[1, 4]) };
+        let report = ledger.check(&set(&[1, 2]), 4);
         assert_eq!((report.lost, report.failed_present, report.vanished, report.phantom), (0, 1, 1, 0));
     }
 

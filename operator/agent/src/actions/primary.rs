@@ -102,7 +102,19 @@ pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError>
     }
     ensure_roles(agent).await?;
     show_open(agent);
+    end_excuse(agent);
     Ok(())
+}
+
+/// It serves: from now on silence means that it hangs, however short ago it was started.
+fn end_excuse(agent: &Agent) {
+    agent.tenure.send_if_modified(|tenure| {
+        if let Some(tenure) = tenure {
+            tenure.excused_until = Boottime(0);
+        }
+        // Whoever renews reads it each time; it is no reason to renew at once.
+        false
+    });
 }
 
 fn show_open(agent: &Agent) {
