@@ -106,8 +106,12 @@ pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError>
     Ok(())
 }
 
-/// It serves: from now on silence means that it hangs, however short ago it was started.
+/// It serves: from now on silence means that it hangs, however short ago it was started. Where nobody could take over, it
+/// stays excused: to kill it would help nobody.
 fn end_excuse(agent: &Agent) {
+    if agent.config().instances < 2 {
+        return;
+    }
     agent.tenure.send_if_modified(|tenure| {
         if let Some(tenure) = tenure {
             tenure.excused_until = Boottime(0);
