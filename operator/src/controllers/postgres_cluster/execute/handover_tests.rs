@@ -234,9 +234,11 @@ async fn a_target_that_is_behind_is_waited_for_and_refused_after_a_minute() {
     };
     let mut memory = Memory::default();
     for _ in 0..60 {
+        shop.api.lock().unwrap().renew();
         shop.round(&mut memory, behind).await;
     }
     assert!(shop.log().is_empty(), "{:?}", shop.log());
+    shop.api.lock().unwrap().renew();
     shop.round(&mut memory, behind).await;
     assert_eq!(shop.log(), ["removed pgherd.dev/switchover"]);
     assert_eq!(shop.register(), held_by_0(voters(&[1, 2], 1)));

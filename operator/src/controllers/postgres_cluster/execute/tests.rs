@@ -98,6 +98,14 @@ impl Api {
         self.log.push("released".to_owned());
     }
 
+    /// What the holder's agent does every two seconds.
+    pub(super) fn renew(&mut self) {
+        self.version += 1;
+        if let Some(lease) = &mut self.lease {
+            lease["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        }
+    }
+
     fn patch_requests(&mut self, body: &Value) -> bool {
         for step in body.as_array().unwrap() {
             let path = step["path"].as_str().unwrap();
