@@ -39,7 +39,6 @@ pub struct Nodes {
 
 impl Nodes {
     /// The store, and the watch that fills it for as long as it is polled.
-    #[must_use]
     pub fn start(client: &Client) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (reader, writer) = store::<Node>();
         let denied = Arc::new(AtomicBool::new(false));

@@ -59,7 +59,7 @@ fn says(register: &Register, ordinal: u32) -> InstanceStatus {
     let quorum = register.quorum_to_apply();
     let others: Vec<u32> = (0..3).filter(|other| *other != ordinal).collect();
     let mut status = if holder != format!("shop-{ordinal}") {
-        let receiver = (!register.released).then(|| Receiver { streaming: true, silent_ms: 1, upstream: holder });
+        let receiver = (!register.released).then_some(Receiver { streaming: true, silent_ms: 1, upstream: holder });
         InstanceStatus { receiver, ..replica(ordinal) }
     } else if register.released {
         InstanceStatus { phase: Phase::Stopped, postgres_up: false, receiver: None, ..replica(ordinal) }
