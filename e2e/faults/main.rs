@@ -1,8 +1,8 @@
 //! `make faults`: does to a cluster under load what happens to clusters, one fault at a time, and checks afterwards that
 //! nothing that was promised is gone and that no two instances took writes at once.
 //!
-//! The list is `reference/reliability.md`, section 3: every number of it that is not about backups is here by name; what can't
-//! be injected is listed with the reason. Results: `target/faults.json`. It needs the embedded Kubernetes, whose nodes
+//! The list has the numbers 1 to 46 and 56; those between are about backups and belong to other tests. Each is here by
+//! name, and what can't be injected is listed with the reason. Results: `target/faults.json`. It needs the embedded Kubernetes, whose nodes
 //! and containers are processes of this machine.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! Every fault by number, name and what it does. The numbers are those of `reference/reliability.md`, section 3.
+//! Every fault by number, name and what it does. Numbers are never given again, so that results of
+//! different times can be compared.
 
 use futures::future::BoxFuture;
 use pgherd_e2e::Result;
