@@ -36,8 +36,8 @@ fn render(missing: &[(String, Option<Lsn>)]) -> String {
 /// voter was ever registered, so that nobody else can be elected.
 #[must_use]
 pub fn admits_at_once(register: &Register) -> bool {
-    let voters = register.quorum.voters.len() + register.pending.as_ref().map_or(0, |set| set.voters.len());
-    register.quorum_to_apply().acks == 0 || register.system_id.is_none() || voters == 0
+    let no_voter = register.sets().all(|set| set.voters.is_empty());
+    register.quorum_to_apply().acks == 0 || register.system_id.is_none() || no_voter
 }
 
 /// Whether clients may be let in: `at` is what the primary had flushed at the end of its recovery, `standbys` what it

@@ -194,7 +194,7 @@ impl<'a> Ballot<'a> {
     }
 
     fn voters(&self) -> impl Iterator<Item = &'a Voter> {
-        self.register.quorum.voters.iter().chain(self.register.pending.iter().flat_map(|pending| &pending.voters))
+        self.register.sets().flat_map(|set| &set.voters)
     }
 
     /// Registered voters that did not seal, each once, in order.

@@ -72,8 +72,7 @@ pub fn build_others(
     holder_pod: &str,
 ) -> BTreeSet<String> {
     let ordinals = (0..instances).map(|ordinal| format!("{cluster}-{ordinal}"));
-    let sets = [Some(&register.quorum), register.pending.as_ref()];
-    let voters = sets.into_iter().flatten().flat_map(|set| &set.voters).map(|voter| voter.pod.clone());
+    let voters = register.sets().flat_map(|set| &set.voters).map(|voter| voter.pod.clone());
     ordinals.chain(voters).chain(known.iter().cloned()).filter(|pod| pod != holder_pod).collect()
 }
 
@@ -90,7 +89,7 @@ pub fn may_go_on(input: &Failsafe<'_>) -> Result<(), Shortfall> {
         return if missing.is_empty() { Ok(()) } else { Err(Shortfall::NotAll { missing }) };
     }
     let members: BTreeSet<&MemberId> = given.iter().filter_map(|promise| promise.vouch.member.as_ref()).collect();
-    sets(input.register).try_for_each(|set| check_set(input.register, set, &members))
+    input.register.sets().try_for_each(|set| check_set(input.register, set, &members))
 }
 
 /// Whether the promises in force, seen by an observer, make suspecting the holder pointless: nobody could be elected
@@ -107,7 +106,7 @@ pub fn is_vouched_for(register: &Register, vouches: &[Vouch]) -> bool {
         let held = held_of(register, set, &members);
         !proves(set.voters.len(), set.acks, set.voters.len() - held)
     };
-    !members.is_empty() && sets(register).any(unprovable)
+    !members.is_empty() && register.sets().any(unprovable)
 }
 
 fn counts(input: &Failsafe<'_>, promise: &Promise) -> bool {
@@ -120,11 +119,7 @@ fn counts(input: &Failsafe<'_>, promise: &Promise) -> bool {
 
 /// In one of the sets in force a commit is acknowledged by the holder alone.
 fn waits_for_nobody(register: &Register) -> bool {
-    sets(register).any(|set| set.acks == 0)
-}
-
-fn sets(register: &Register) -> impl Iterator<Item = &VoterSet> {
-    [Some(&register.quorum), register.pending.as_ref()].into_iter().flatten()
+    register.sets().any(|set| set.acks == 0)
 }
 
 /// How many of the set can't seal: those that promised, and the holder, where it is still a voter of the set that

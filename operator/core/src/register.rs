@@ -184,6 +184,17 @@ impl Register {
         self.pending.as_ref().unwrap_or(&self.quorum)
     }
 
+    /// The sets in force: the committed one, and the pending one while there is one.
+    pub fn sets(&self) -> impl Iterator<Item = &VoterSet> {
+        [Some(&self.quorum), self.pending.as_ref()].into_iter().flatten()
+    }
+
+    /// W of the stricter of the sets in force.
+    #[must_use]
+    pub fn strictest_acks(&self) -> u32 {
+        self.sets().map(|set| set.acks).max().unwrap_or(0)
+    }
+
     /// True while a failover has sealed the voters but nobody has claimed the next term.
     #[must_use]
     pub fn is_sealing(&self) -> bool {

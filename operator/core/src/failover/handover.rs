@@ -205,7 +205,7 @@ fn fitness(input: &HandoverInput<'_>, holder: &Holder, primary: &InstanceStatus,
 
 /// The sets that promise something: what an election has to prove.
 fn sets(register: &Register) -> impl Iterator<Item = &VoterSet> {
-    [Some(&register.quorum), register.pending.as_ref()].into_iter().flatten().filter(|set| set.acks > 0)
+    register.sets().filter(|set| set.acks > 0)
 }
 
 fn is_voter(set: &VoterSet, member: Option<&MemberId>) -> bool {

@@ -89,7 +89,7 @@ pub fn register_regranted(register: &Register, pod: &str, pod_uid: &str) -> Regi
 /// commits wait for voters that join anew.
 #[must_use]
 pub fn register_forced(register: &Register, pod: &str, pod_uid: &str, member: &MemberId) -> Register {
-    let acks = register.quorum.acks.max(register.pending.as_ref().map_or(0, |pending| pending.acks));
+    let acks = register.strictest_acks();
     let holder = holder(pod, pod_uid, Some(member.clone()));
     held(register, register.seal_term, holder, initial_quorum(acks), None)
 }

@@ -168,8 +168,7 @@ impl Scene<'_> {
             });
             voters.count()
         };
-        let sets = [Some(&self.register.quorum), self.register.pending.as_ref()];
-        sets.into_iter().flatten().all(|set| proves(set.voters.len(), set.acks, answering(set)))
+        self.register.sets().all(|set| proves(set.voters.len(), set.acks, answering(set)))
     }
 
     /// No instance that answers has heard from its upstream lately. Replicas that are no voters speak for the holder
