@@ -107,7 +107,11 @@ pub(crate) async fn promoted_by_hand(scene: &Scene) -> Result<()> {
     })
     .await?;
     scene.note(format!("it follows again after {} ms", unix_ms() - since));
-    let there = psql(scene.namespace(), &rogue, "app", "SELECT to_regclass('rogue') IS NOT NULL").await?;
+    // It may be started once more on its way back.
+    let there = until(&format!("an answer of {rogue}"), PATIENCE, async || {
+        psql(scene.namespace(), &rogue, "app", "SELECT to_regclass('rogue') IS NOT NULL").await.map(Look::Done)
+    })
+    .await?;
     claim(there == "f", || "what was written on it is still there".to_string())
 }
 

@@ -25,13 +25,15 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::telemetry::error_chain;
 
 /// A Lease that did not change for this long may be taken.
-const LEASE: Duration = Duration::from_secs(10);
+const LEASE: Duration = Duration::from_secs(6);
 /// Between renewals.
-const RENEW: Duration = Duration::from_secs(2);
+const RENEW: Duration = Duration::from_millis(1_500);
+/// Whoever does not lead looks this often.
+const LOOK: Duration = Duration::from_millis(500);
 /// Without a renewal for this long, counted from before the last good request, this process does not lead any more.
-const DEADLINE: Duration = Duration::from_secs(7);
+const DEADLINE: Duration = Duration::from_secs(4);
 /// A request that takes longer is given up.
-const REQUEST: Duration = Duration::from_secs(3);
+const REQUEST: Duration = Duration::from_secs(2);
 
 /// What was seen of the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,18 +132,27 @@ pub struct Elector {
     identity: String,
     leadership: Leadership,
     seen: Option<Seen>,
+    /// As this process wrote it last, so that a renewal is one request.
+    written: Option<Lease>,
 }
 
 impl Elector {
     /// An elector for the Lease of this name. `identity` must differ between processes, also between two of one pod.
     #[must_use]
     pub fn new(client: Client, namespace: &str, name: &str, identity: String, leadership: Leadership) -> Self {
-        Self { api: Api::namespaced(client, namespace), name: name.to_owned(), identity, leadership, seen: None }
+        Self {
+            api: Api::namespaced(client, namespace),
+            name: name.to_owned(),
+            identity,
+            leadership,
+            seen: None,
+            written: None,
+        }
     }
 
     /// Waits until this process leads.
     pub async fn acquire(&mut self) {
-        let mut ticks = interval(RENEW);
+        let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -188,8 +199,16 @@ impl Elector {
 
     /// True if the Lease is ours after this.
     async fn exchange(&mut self, now: Duration) -> Result<bool, LeaseError> {
+        if let Some(lease) = self.written.take() {
+            let renewed = self.api.replace(&self.name, &PostParams::default(), &renew(lease)).await;
+            if self.write(renewed)? {
+                return Ok(true);
+            }
+            // Somebody wrote to it meanwhile, or an answer to this process was lost: what is there says who holds it.
+        }
         let Some(mut lease) = self.api.get_opt(&self.name).await.map_err(LeaseError::Read)? else {
-            return self.write(self.api.create(&PostParams::default(), &self.new_lease()).await);
+            let created = self.api.create(&PostParams::default(), &self.new_lease()).await;
+            return self.write(created);
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         let seen = Seen::update(self.seen.as_ref(), holder_of(&lease), &version, now);
@@ -198,21 +217,22 @@ impl Elector {
         if claim == Claim::Wait {
             return Ok(false);
         }
-        let spec = lease.spec.get_or_insert_default();
-        let time = MicroTime(Timestamp::now());
         if claim == Claim::Take {
+            let spec = lease.spec.get_or_insert_default();
             spec.holder_identity = Some(self.identity.clone());
             spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(1));
-            spec.acquire_time = Some(time.clone());
+            spec.acquire_time = Some(MicroTime(Timestamp::now()));
         }
-        spec.lease_duration_seconds = i32::try_from(LEASE.as_secs()).ok();
-        spec.renew_time = Some(time);
-        self.write(self.api.replace(&self.name, &PostParams::default(), &lease).await)
+        let replaced = self.api.replace(&self.name, &PostParams::default(), &renew(lease)).await;
+        self.write(replaced)
     }
 
-    fn write(&self, result: Result<Lease, kube::Error>) -> Result<bool, LeaseError> {
+    fn write(&mut self, result: Result<Lease, kube::Error>) -> Result<bool, LeaseError> {
         match result {
-            Ok(_) => Ok(true),
+            Ok(lease) => {
+                self.written = Some(lease);
+                Ok(true)
+            }
             // Somebody was faster. The next attempt sees who holds it; until then nothing is extended.
             Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
             Err(error) => Err(LeaseError::Write(error)),
@@ -233,6 +253,13 @@ impl Elector {
             }),
         }
     }
+}
+
+fn renew(mut lease: Lease) -> Lease {
+    let spec = lease.spec.get_or_insert_default();
+    spec.lease_duration_seconds = i32::try_from(LEASE.as_secs()).ok();
+    spec.renew_time = Some(MicroTime(Timestamp::now()));
+    lease
 }
 
 fn holder_of(lease: &Lease) -> &str {
@@ -257,8 +284,8 @@ mod tests {
 
     #[test]
     fn anothers_lease_is_waited_for_until_it_did_not_change_for_its_duration() {
-        assert_eq!(evaluate(&seen("other"), "me", 14 * SECOND), Claim::Wait);
-        assert_eq!(evaluate(&seen("other"), "me", 15 * SECOND), Claim::Take);
+        assert_eq!(evaluate(&seen("other"), "me", 5 * SECOND + LEASE - SECOND), Claim::Wait);
+        assert_eq!(evaluate(&seen("other"), "me", 5 * SECOND + LEASE), Claim::Take);
     }
 
     #[test]
@@ -267,7 +294,7 @@ mod tests {
         let same = Seen::update(Some(&first), "other", "1", 9 * SECOND);
         assert_eq!(same.since, 5 * SECOND);
         let renewed = Seen::update(Some(&same), "other", "2", 9 * SECOND);
-        assert_eq!(evaluate(&renewed, "me", 16 * SECOND), Claim::Wait);
+        assert_eq!(evaluate(&renewed, "me", 9 * SECOND + LEASE - SECOND), Claim::Wait);
     }
 
     #[test]

@@ -509,9 +509,10 @@ pub struct LastFailover {
     pub promote_ms: i64,
     /// Until `<cluster>-rw` led to it.
     pub route_ms: i64,
-    /// While commits wait for nobody: WAL that the old primary had reported and the new one lacks. What it wrote after its
-    /// last report, in its last seconds, comes on top; `divergentBytes` tells that once it is back. 0 where a quorum proved
-    /// that nothing is missing. An estimate when the promotion was forced.
+    /// While commits wait for nobody: up to so much WAL of the old primary is not on the new one. Counts to where the old one could
+    /// come after its last report, at twice its fastest pace of the last minute, before it was fenced; `divergentBytes` tells
+    /// the true figure once it is back. 0 where a quorum proved that nothing is missing. An estimate when the promotion was
+    /// forced.
     pub possible_loss_bytes: i64,
     /// True: somebody forced the promotion although too few voters had answered; what those hold may be lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]

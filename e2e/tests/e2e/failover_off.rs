@@ -22,8 +22,6 @@ use crate::{
 
 /// A row of the ledger takes at least this much WAL: its tuple, its index entry and the commit.
 const LEAST_WAL_PER_ROW: u64 = 100;
-/// The writer's pace is a row every 10 ms.
-const ROWS_PER_SECOND: u64 = 100;
 /// Asks PostgreSQL in its container.
 const ASK: [&str; 7] = ["psql", "-XAtq", "-U", "postgres", "-c", "SELECT pg_is_in_recovery()", "postgres"];
 /// Rows that no replica gets before the cut: more than two renewals of the Lease take.
@@ -118,9 +116,7 @@ async fn check_loss(writer: &WriterPod, failover: &LastFailover) -> Result<()> {
             verified.lost
         )
     })?;
-    // What was written after the last renewal of the Lease was never reported; two renewals may have been on their way.
-    let unreported = 2 * Timings::default().renew_ms * ROWS_PER_SECOND / 1000;
-    let bound = reported / LEAST_WAL_PER_ROW + unreported;
+    let bound = reported / LEAST_WAL_PER_ROW;
     claim(verified.lost <= bound, || {
         format!("{} rows lost, but {reported} reported bytes are {bound} rows at most", verified.lost)
     })

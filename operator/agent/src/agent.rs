@@ -11,9 +11,10 @@ use std::{
 
 use pgherd_core::{
     backup::ClusterLocation,
-    instance::InstanceConfig,
+    instance::{InstanceConfig, UpstreamSilence},
     lsn::Lsn,
-    register::{MemberId, Term},
+    register::{MemberId, Position, Term},
+    wal_rate::WalRate,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -69,6 +70,13 @@ struct Streaming {
     receiver: Option<(i32, Boottime)>,
 }
 
+/// When something last came from the pod that is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Heard {
+    upstream: String,
+    at: Boottime,
+}
+
 /// What the agent's parts share.
 pub struct Agent {
     /// Who this is.
@@ -103,7 +111,9 @@ pub struct Agent {
     pub acting: tokio::sync::Mutex<()>,
     config: watch::Receiver<Arc<InstanceConfig>>,
     samples: watch::Sender<Option<Sample>>,
+    wal_rate: Mutex<WalRate>,
     role: Mutex<Option<Role>>,
+    heard: Mutex<Option<Heard>>,
     quorum: Mutex<QuorumProgress>,
     recovery_source: Mutex<Option<ClusterLocation>>,
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
@@ -148,7 +158,9 @@ impl Agent {
             acting: tokio::sync::Mutex::new(()),
             config,
             samples: watch::Sender::new(None),
+            wal_rate: Mutex::default(),
             role: Mutex::new(None),
+            heard: Mutex::new(None),
             quorum: Mutex::new(QuorumProgress::default()),
             recovery_source: Mutex::new(None),
             applied_roles: Mutex::new(None),
@@ -182,10 +194,12 @@ impl Agent {
         current.then_some(sample)
     }
 
-    /// The flushed position to write beside the register.
+    /// The position to write beside the register.
     #[must_use]
-    pub fn flushed_lsn(&self) -> Option<Lsn> {
-        self.sample().filter(|sample| !sample.in_recovery).map(|sample| sample.received)
+    pub fn position(&self) -> Option<Position> {
+        let sample = self.sample().filter(|sample| !sample.in_recovery)?;
+        let max_age_ms = u64::try_from(SAMPLE_MAX_AGE.as_millis()).unwrap_or(u64::MAX);
+        Some(lock(&self.wal_rate).position(sample.received, self.config().timings.fence_ms + max_age_ms))
     }
 
     /// What the server was last configured to be.
@@ -196,7 +210,24 @@ impl Agent {
 
     /// Remembers what the server was configured to be.
     pub fn set_role(&self, role: Option<Role>) {
+        let upstream = match &role {
+            Some(Role::Standby { upstream: Some(upstream), .. }) => Some(&upstream.pod),
+            _ => None,
+        };
+        let mut heard = lock(&self.heard);
+        if heard.as_ref().map(|heard| &heard.upstream) != upstream {
+            *heard = upstream.map(|upstream| Heard { upstream: upstream.clone(), at: Boottime::now() });
+        }
+        drop(heard);
         *lock(&self.role) = role;
+    }
+
+    /// For how long nothing has come from the pod that is followed; None where nobody is.
+    #[must_use]
+    pub fn silence(&self) -> Option<UpstreamSilence> {
+        let heard = lock(&self.heard).clone()?;
+        let ms = u64::try_from(Boottime::now().since(heard.at).as_millis()).unwrap_or(u64::MAX);
+        Some(UpstreamSilence { upstream: heard.upstream, ms })
     }
 
     /// The synchronous settings.
@@ -323,6 +354,16 @@ impl Agent {
     }
 
     pub(crate) fn publish_sample(&self, sample: Sample) {
+        if let (Some(heard), Some(receiver)) = (lock(&self.heard).as_mut(), &sample.receiver)
+            && receiver.streaming
+        {
+            heard.at = heard.at.max(Boottime(sample.at.0.saturating_sub(receiver.silent_ms * 1_000_000)));
+        }
+        if sample.in_recovery {
+            *lock(&self.wal_rate) = WalRate::default();
+        } else {
+            lock(&self.wal_rate).note(sample.at.0 / 1_000_000, sample.received);
+        }
         self.samples.send_replace(Some(sample));
     }
 
@@ -337,7 +378,7 @@ impl Agent {
 
     /// For how long the machine gave no sign of life.
     #[must_use]
-    pub fn silence(&self) -> Duration {
+    pub fn inactivity(&self) -> Duration {
         Boottime::now().since(Boottime(self.beat.load(Ordering::SeqCst)))
     }
 

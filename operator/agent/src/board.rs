@@ -45,6 +45,7 @@ impl Board {
             vouch: None,
             admits_clients: false,
             cancelled_waits: 0,
+            silence: None,
             divergent: None,
         };
         Self { status: Arc::new(Mutex::new(status)) }

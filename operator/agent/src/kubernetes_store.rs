@@ -16,7 +16,9 @@ use kube::{
 };
 use pgherd_core::{
     lsn::Lsn,
-    register::{LSN_ANNOTATION, LeaseView, REGISTER_ANNOTATION, Register, holder_identity},
+    register::{
+        LSN_ANNOTATION, LSN_LIMIT_ANNOTATION, LeaseView, Position, REGISTER_ANNOTATION, Register, holder_identity,
+    },
 };
 use tokio::{sync::Notify, time::timeout};
 
@@ -70,7 +72,12 @@ impl KubernetesRegister {
         Ok(view)
     }
 
-    async fn put(&self, version: String, register: Register, lsn: Option<Lsn>) -> Result<LeaseView, RegisterError> {
+    async fn put(
+        &self,
+        version: String,
+        register: Register,
+        position: Option<Position>,
+    ) -> Result<LeaseView, RegisterError> {
         let kept =
             lock(&self.last).clone().filter(|lease| lease.metadata.resource_version.as_deref() == Some(&version));
         let lease = match kept {
@@ -80,7 +87,7 @@ impl KubernetesRegister {
         if lease.metadata.resource_version.as_deref() != Some(&version) {
             return Err(RegisterError::Conflict);
         }
-        let changed = build_lease(lease, &register, lsn)?;
+        let changed = build_lease(lease, &register, position)?;
         let written = bounded(self.api.replace(&self.name, &PostParams::default(), &changed)).await?;
         let view = parse_lease(&written)?;
         *lock(&self.last) = Some(written);
@@ -97,9 +104,9 @@ impl RegisterStore for std::sync::Arc<KubernetesRegister> {
         &self,
         version: String,
         register: Register,
-        lsn: Option<Lsn>,
+        position: Option<Position>,
     ) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
-        Box::pin(self.put(version, register, lsn))
+        Box::pin(self.put(version, register, position))
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
@@ -128,19 +135,22 @@ pub fn parse_lease(lease: &Lease) -> Result<LeaseView, RegisterError> {
     let annotations = lease.metadata.annotations.as_ref().ok_or_else(|| malformed("the Lease has no annotations"))?;
     let text = annotations.get(REGISTER_ANNOTATION).ok_or_else(|| malformed("the Lease has no register"))?;
     let register = serde_json::from_str(text).map_err(|error| RegisterError::Malformed(error.to_string()))?;
-    let lsn = annotations.get(LSN_ANNOTATION).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
+    let lsn = |key: &str| annotations.get(key).and_then(|lsn| lsn.parse::<Lsn>().ok()).unwrap_or_default();
+    let flushed = lsn(LSN_ANNOTATION);
+    let position = Position { flushed, limit: lsn(LSN_LIMIT_ANNOTATION).max(flushed) };
     let version =
         lease.metadata.resource_version.clone().ok_or_else(|| malformed("the Lease has no resourceVersion"))?;
-    Ok(LeaseView { register, version, lsn })
+    Ok(LeaseView { register, version, position })
 }
 
 /// The Lease with this register in it, renewed now.
-fn build_lease(mut lease: Lease, register: &Register, lsn: Option<Lsn>) -> Result<Lease, RegisterError> {
+fn build_lease(mut lease: Lease, register: &Register, position: Option<Position>) -> Result<Lease, RegisterError> {
     let text = serde_json::to_string(register).map_err(|error| RegisterError::Malformed(error.to_string()))?;
     let annotations = lease.metadata.annotations.get_or_insert_with(BTreeMap::new);
     annotations.insert(REGISTER_ANNOTATION.to_owned(), text);
-    if let Some(lsn) = lsn {
-        annotations.insert(LSN_ANNOTATION.to_owned(), lsn.to_string());
+    if let Some(position) = position {
+        annotations.insert(LSN_ANNOTATION.to_owned(), position.flushed.to_string());
+        annotations.insert(LSN_LIMIT_ANNOTATION.to_owned(), position.limit.to_string());
     }
     let spec = lease.spec.get_or_insert_default();
     spec.holder_identity = register.holder.as_ref().map(holder_identity);
@@ -159,10 +169,14 @@ mod tests {
     fn a_register_survives_the_way_through_a_lease() {
         let holder = Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: "n".into(), member: None };
         let register = Register { term: Term(3), holder: Some(holder), ..Register::default() };
-        let mut lease = build_lease(Lease::default(), &register, Some(Lsn(16))).unwrap();
+        let mut lease =
+            build_lease(Lease::default(), &register, Some(Position { flushed: Lsn(16), limit: Lsn(20) })).unwrap();
         lease.metadata.resource_version = Some("5".into());
         let view = parse_lease(&lease).unwrap();
-        assert_eq!((view.register, view.lsn, view.version.as_str()), (register, Lsn(16), "5"));
+        assert_eq!(
+            (view.register, view.position, view.version.as_str()),
+            (register, Position { flushed: Lsn(16), limit: Lsn(20) }, "5")
+        );
         assert_eq!(lease.spec.unwrap().holder_identity.as_deref(), Some("c-0/u/n"));
     }
 

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use pgherd_core::{
     lsn::Lsn,
-    register::{LeaseView, Register, Term},
+    register::{LeaseView, Position, Register, Term},
 };
 use tokio::time::{sleep, timeout};
 
@@ -131,7 +131,7 @@ pub async fn renew(agent: &Agent, term: Term) -> Result<(), LeaseError> {
             holder.boot_nonce.clone_from(&agent.identity.boot_nonce);
         }
         let asked_at = Boottime::now();
-        match agent.store.replace(seen.lease.version.clone(), register, agent.flushed_lsn()).await {
+        match agent.store.replace(seen.lease.version.clone(), register, agent.position()).await {
             Ok(lease) => {
                 publish(agent, &Seen { lease, asked_at });
                 return arm(agent, asked_at);
@@ -296,7 +296,7 @@ pub async fn release_at(agent: &Agent, term: Term, end: Option<Lsn>) -> Result<(
         }
         let register = Register { released: true, ..seen.lease.register };
         let asked_at = Boottime::now();
-        match agent.store.replace(seen.lease.version, register, end).await {
+        match agent.store.replace(seen.lease.version, register, end.map(Position::end)).await {
             Ok(lease) => {
                 publish(agent, &Seen { lease, asked_at });
                 return Ok(());

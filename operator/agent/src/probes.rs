@@ -37,7 +37,7 @@ pub fn build_router(agent: Arc<Agent>) -> Router {
 }
 
 async fn live(State(agent): State<Arc<Agent>>) -> (StatusCode, &'static str) {
-    answer(agent.silence() < MAX_SILENCE)
+    answer(agent.inactivity() < MAX_SILENCE)
 }
 
 async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, &'static str) {

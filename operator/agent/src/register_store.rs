@@ -7,10 +7,7 @@ use std::sync::{
 };
 
 use futures::future::BoxFuture;
-use pgherd_core::{
-    lsn::Lsn,
-    register::{LeaseView, Register},
-};
+use pgherd_core::register::{LeaseView, Position, Register};
 use tokio::sync::{Notify, watch};
 
 /// Why the register could not be read or written.
@@ -37,13 +34,13 @@ pub enum RegisterError {
 pub trait RegisterStore: Send + Sync + 'static {
     /// Reads with a quorum read.
     fn read(&self) -> BoxFuture<'_, Result<LeaseView, RegisterError>>;
-    /// Replaces the register that was read as `version`, renews, and writes the primary's flushed position when given.
+    /// Replaces the register that was read as `version`, renews, and writes the primary's position when given.
     /// Answers with what is then there.
     fn replace(
         &self,
         version: String,
         register: Register,
-        lsn: Option<Lsn>,
+        position: Option<Position>,
     ) -> BoxFuture<'_, Result<LeaseView, RegisterError>>;
     /// Returns when the register may have changed; only a hint, reading decides.
     fn changed(&self) -> BoxFuture<'_, ()>;
@@ -52,7 +49,7 @@ pub trait RegisterStore: Send + Sync + 'static {
 /// A register in memory.
 #[derive(Debug, Default)]
 pub struct MemoryRegister {
-    state: Mutex<(Register, u64, Lsn)>,
+    state: Mutex<(Register, u64, Position)>,
     cut_off: AtomicBool,
     hanging: watch::Sender<bool>,
     notify: Notify,
@@ -66,7 +63,7 @@ impl MemoryRegister {
     /// Starts with this register.
     #[must_use]
     pub fn new(register: Register) -> Self {
-        Self { state: Mutex::new((register, 1, Lsn::ZERO)), ..Self::default() }
+        Self { state: Mutex::new((register, 1, Position::default())), ..Self::default() }
     }
 
     /// Changes the register as the operator would, whatever its version is.
@@ -82,7 +79,7 @@ impl MemoryRegister {
     #[must_use]
     pub fn view(&self) -> LeaseView {
         let state = lock(&self.state);
-        LeaseView { register: state.0.clone(), version: state.1.to_string(), lsn: state.2 }
+        LeaseView { register: state.0.clone(), version: state.1.to_string(), position: state.2 }
     }
 
     /// Lets every access fail, or no longer.
@@ -103,13 +100,13 @@ impl MemoryRegister {
         if self.cut_off.load(Ordering::SeqCst) { Err(RegisterError::Unreachable("cut off".to_owned())) } else { Ok(()) }
     }
 
-    fn swap(&self, version: &str, register: Register, lsn: Option<Lsn>) -> Result<LeaseView, RegisterError> {
+    fn swap(&self, version: &str, register: Register, position: Option<Position>) -> Result<LeaseView, RegisterError> {
         self.check_reachable()?;
         let mut state = lock(&self.state);
         if state.1.to_string() != version {
             return Err(RegisterError::Conflict);
         }
-        *state = (register, state.1 + 1, lsn.unwrap_or(state.2));
+        *state = (register, state.1 + 1, position.unwrap_or(state.2));
         drop(state);
         self.notify.notify_waiters();
         Ok(self.view())
@@ -128,11 +125,11 @@ impl RegisterStore for std::sync::Arc<MemoryRegister> {
         &self,
         version: String,
         register: Register,
-        lsn: Option<Lsn>,
+        position: Option<Position>,
     ) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
         Box::pin(async move {
             self.wait_while_hanging().await;
-            self.swap(&version, register, lsn)
+            self.swap(&version, register, position)
         })
     }
 
@@ -145,7 +142,7 @@ impl RegisterStore for std::sync::Arc<MemoryRegister> {
 mod tests {
     use std::sync::Arc;
 
-    use pgherd_core::register::Term;
+    use pgherd_core::{lsn::Lsn, register::Term};
 
     use super::*;
 
@@ -155,8 +152,8 @@ mod tests {
         let read = store.read().await.unwrap();
         let mut first = read.register.clone();
         first.term = Term(1);
-        let written = store.replace(read.version.clone(), first, Some(Lsn(9))).await.unwrap();
-        assert_eq!((written.register.term, written.lsn), (Term(1), Lsn(9)));
+        let written = store.replace(read.version.clone(), first, Some(Position::end(Lsn(9)))).await.unwrap();
+        assert_eq!((written.register.term, written.position.flushed), (Term(1), Lsn(9)));
         assert!(matches!(store.replace(read.version, Register::default(), None).await, Err(RegisterError::Conflict)));
     }
 }

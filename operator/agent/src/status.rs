@@ -49,6 +49,7 @@ pub fn show_sample(agent: &Agent, sample: &Sample) {
         status.replayed_lsn = sample.replayed;
         status.history = history;
         status.receiver = receiver;
+        status.silence = agent.silence();
         status.standbys.clone_from(&sample.standbys);
         status.applied_quorum = applied;
         status.cancelled_waits = if sample.in_recovery { 0 } else { agent.server.log().cancelled_waits() };
@@ -62,6 +63,7 @@ pub fn show_silence(agent: &Agent) {
         status.is_primary = false;
         status.admits_clients = false;
         status.receiver = None;
+        status.silence = None;
         status.standbys.clear();
         status.applied_quorum = None;
     });

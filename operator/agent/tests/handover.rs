@@ -44,7 +44,7 @@ async fn a_primary_that_hands_over_follows_its_successor_as_it_is() {
     wait_released(&cluster).await;
     let released = began.elapsed();
     // Everything is on the replica by then: nothing that the old primary wrote is missing.
-    let written = cluster.register.view().lsn;
+    let written = cluster.register.view().position.flushed;
     assert!(written.0 > 0 && second.agent.sample_now().await.unwrap().received >= written);
     seal_all(&cluster, &[second], 2).await;
     let sealed = began.elapsed();

@@ -14,16 +14,16 @@ use crate::{
     lsn::Lsn,
     quantity::render_bytes,
     quorum::proves,
-    register::{MemberId, Register, Term, Voter, VoterSet},
+    register::{MemberId, Position, Register, Term, Voter, VoterSet},
     timeline::{Relation, TimelineId},
 };
 
 /// What an election without a quorum (W = 0) goes by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ElectionRules {
-    /// The last LSN that the primary wrote beside the register.
-    pub last_lsn: Lsn,
-    /// `failover.maxLag` in bytes: nobody further behind `last_lsn` is promoted without a quorum. None for no bound.
+    /// The last position that the primary wrote beside the register.
+    pub last: Position,
+    /// `failover.maxLag` in bytes: nobody further behind `last.flushed` is promoted without a quorum. None for no bound.
     pub max_lag: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ pub enum Election {
         winner: SealReport,
         /// Everyone that was looked at, the winner first.
         candidates: Vec<CandidateVerdict>,
-        /// 0 with a quorum; without one, bytes between the last LSN known of the primary and the winner's.
+        /// 0 with a quorum; without one, bytes between the winner's LSN and how far the primary may have come.
         possible_loss_bytes: u64,
     },
     /// Nobody may be promoted now.
@@ -86,7 +86,8 @@ pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) 
         Ok(winner) => {
             // A pending set with W = 0 is applied by the primary before it is committed: then commits waited for nobody.
             let promised = register.quorum.acks > 0 && register.quorum_to_apply().acks > 0;
-            let loss = if promised || ballot.is_holder(winner) { 0 } else { rules.last_lsn.bytes_since(reach(winner)) };
+            let loss =
+                if promised || ballot.is_holder(winner) { 0 } else { rules.last.limit.bytes_since(reach(winner)) };
             Election::Winner {
                 winner: winner.clone(),
                 candidates: ballot.verdicts(Some(winner)),
@@ -142,7 +143,7 @@ impl<'a> Ballot<'a> {
     /// The winner without a quorum, or why there is none.
     fn without_quorum(&self, rules: ElectionRules) -> Result<&'a SealReport, String> {
         let best = self.furthest(&self.sealed).ok_or_else(|| "no member has answered".to_owned())?;
-        let lag = rules.last_lsn.bytes_since(reach(best));
+        let lag = rules.last.flushed.bytes_since(reach(best));
         match rules.max_lag {
             Some(bound) if lag > bound && !self.is_holder(best) => Err(format!(
                 "the furthest member, {}, is {} behind the last position of the primary, more than failover.maxLag ({}) allows",

@@ -194,6 +194,16 @@ pub struct Receiver {
     pub upstream: String,
 }
 
+/// For how long a replica has heard nothing from whom it follows, also across receivers that came and went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamSilence {
+    /// The pod that it follows.
+    pub upstream: String,
+    /// Milliseconds on the replica's clock; counted from when it began to follow where it heard nothing since.
+    pub ms: u64,
+}
+
 /// A standby as the primary sees it in `pg_stat_replication`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -311,6 +321,9 @@ pub struct InstanceStatus {
     /// The WAL receiver, on a replica that has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiver: Option<Receiver>,
+    /// On a replica that follows somebody: for how long it has heard nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence: Option<UpstreamSilence>,
     /// The standbys, on the primary.
     #[serde(default)]
     pub standbys: Vec<Standby>,

@@ -22,3 +22,4 @@ pub mod replica_source;
 pub mod retention;
 pub mod schedule;
 pub mod timeline;
+pub mod wal_rate;

@@ -58,6 +58,13 @@ pub fn synchronous_standby_names(set: &VoterSet) -> String {
     format!("ANY {} ({})", set.acks, names.join(", "))
 }
 
+/// `synchronous_standby_names` of a server that was not chosen: nobody satisfies it, so that no commit is acknowledged should
+/// somebody promote it by hand.
+#[must_use]
+pub fn names_of_nobody() -> String {
+    synchronous_standby_names(&VoterSet { voters: Vec::new(), acks: 1 })
+}
+
 /// The set that a new cluster starts with: no voter yet. With `acks` above 0 its commits wait for the first replicas.
 #[must_use]
 pub fn initial_quorum(acks: u32) -> VoterSet {

@@ -15,6 +15,27 @@ pub const REGISTER_ANNOTATION: &str = "pgherd.dev/register";
 /// Annotation of the Lease with the primary's last flushed LSN, written with each renewal.
 pub const LSN_ANNOTATION: &str = "pgherd.dev/lsn";
 
+/// Annotation of the Lease with the LSN that the primary is not expected to pass before it is fenced, should it not be heard
+/// again; written with each renewal.
+pub const LSN_LIMIT_ANNOTATION: &str = "pgherd.dev/lsn-limit";
+
+/// How far a primary is, as it writes it beside the register.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// What it has flushed.
+    pub flushed: Lsn,
+    /// How far it may come without another renewal, by [`crate::wal_rate`].
+    pub limit: Lsn,
+}
+
+impl Position {
+    /// The end of the WAL of a server that is down.
+    #[must_use]
+    pub fn end(lsn: Lsn) -> Self {
+        Self { flushed: lsn, limit: lsn }
+    }
+}
+
 /// A promotion counter: one more at each promotion, never reused. 0 stands for "none yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -215,6 +236,6 @@ pub struct LeaseView {
     pub register: Register,
     /// The Lease's resourceVersion: any renewal changes it. Compared for equality only.
     pub version: String,
-    /// The primary's last flushed LSN that it wrote.
-    pub lsn: Lsn,
+    /// The primary's last position that it wrote.
+    pub position: Position,
 }

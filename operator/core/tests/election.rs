@@ -6,7 +6,7 @@ use pgherd_core::{
     instance::SealReport,
     lineage::{Fork, register_forked},
     lsn::Lsn,
-    register::{Holder, MemberId, Register, Term, Voter, VoterSet},
+    register::{Holder, MemberId, Position, Register, Term, Voter, VoterSet},
     timeline::{HistoryEntry, TimelineHistory, TimelineId},
 };
 
@@ -226,10 +226,10 @@ fn replayed_counts_where_a_restarted_replica_forgot_what_it_received() {
 #[test]
 fn without_a_promise_the_furthest_member_wins_within_the_lag_bound() {
     let off = register(set(&[], 0));
-    let rules = ElectionRules { last_lsn: Lsn(2000), max_lag: Some(500) };
+    let rules = ElectionRules { last: Position { flushed: Lsn(2000), limit: Lsn(2300) }, max_lag: Some(500) };
     match elect(&off, &[report(1, 1600), report(2, 1400)], rules) {
         Election::Winner { winner, possible_loss_bytes, .. } => {
-            assert_eq!((winner.pod.as_str(), possible_loss_bytes), ("shop-1", 400))
+            assert_eq!((winner.pod.as_str(), possible_loss_bytes), ("shop-1", 700))
         }
         Election::Blocked { why, .. } => panic!("{why}"),
     }

@@ -9,7 +9,7 @@ use pgherd_core::{
         FailoverInput, Observation, PodView, Probe, Step, Suspicion, SuspicionReason, decide_step, decide_suspicion,
         register_bootstrapped, register_claimed, register_observed, register_regranted, register_sealed,
     },
-    instance::{InstanceStatus, Phase, Receiver, SealReport, Timings, Vouch},
+    instance::{InstanceStatus, Phase, Receiver, SealReport, Timings, UpstreamSilence, Vouch},
     lsn::Lsn,
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
     timeline::{TimelineHistory, TimelineId},
@@ -73,6 +73,18 @@ impl Scene {
         for view in self.pods.values_mut() {
             if let Probe::Reachable(status) = &mut view.probe {
                 status.receiver.iter_mut().for_each(|receiver| receiver.silent_ms = silent_ms);
+            }
+        }
+    }
+
+    /// The replicas' receivers have ended, and nothing was heard for so long.
+    fn deafen(&mut self, ms: u64) {
+        for (pod, view) in &mut self.pods {
+            if let Probe::Reachable(status) = &mut view.probe
+                && pod != "c-0"
+            {
+                status.receiver = None;
+                status.silence = Some(UpstreamSilence { upstream: "c-0".into(), ms });
             }
         }
     }
@@ -210,6 +222,22 @@ fn a_silent_primary_is_suspected_early_only_with_a_quorum() {
     assert_eq!(scene.suspicion(), Suspicion::Suspect { reason: SuspicionReason::Silent, detect_ms: 4_000 });
     scene.register.quorum.acks = 0;
     assert!(matches!(scene.suspicion(), Suspicion::Watching { .. }));
+}
+
+#[test]
+fn voters_that_have_heard_nothing_for_long_speak_for_an_observer_that_has_only_just_begun() {
+    let mut scene = Scene::new(1);
+    scene.lose(0);
+    scene.deafen(4_000);
+    scene.unreachable_ms = 999;
+    assert!(matches!(scene.suspicion(), Suspicion::Watching { recheck_after_ms: Some(1), .. }));
+    scene.unreachable_ms = 1_000;
+    assert_eq!(scene.suspicion(), Suspicion::Suspect { reason: SuspicionReason::Silent, detect_ms: 1_000 });
+    scene.deafen(3_999);
+    assert!(matches!(scene.suspicion(), Suspicion::Watching { recheck_after_ms: Some(3_000), .. }));
+    scene.deafen(4_000);
+    scene.register.holder.iter_mut().for_each(|holder| holder.pod = "c-7".into());
+    assert!(!matches!(scene.suspicion(), Suspicion::Suspect { reason: SuspicionReason::Silent, .. }), "of another pod");
 }
 
 #[test]

@@ -15,7 +15,9 @@ use kube::{
 use pgherd_core::{
     instance::Timings,
     lsn::Lsn,
-    register::{LSN_ANNOTATION, LeaseView, REGISTER_ANNOTATION, Register, holder_identity},
+    register::{
+        LSN_ANNOTATION, LSN_LIMIT_ANNOTATION, LeaseView, Position, REGISTER_ANNOTATION, Register, holder_identity,
+    },
 };
 
 /// The register could not be read or written.
@@ -163,10 +165,12 @@ pub fn parse_lease(lease: Lease) -> Result<StoredRegister, RegisterError> {
     if register.seal_term < register.term {
         return Err(malformed(format!("sealTerm {} is below term {}", register.seal_term, register.term)));
     }
-    let lsn = match annotations.and_then(|map| map.get(LSN_ANNOTATION)) {
-        None => Lsn::ZERO,
-        Some(text) => text.parse().map_err(|error: pgherd_core::lsn::ParseLsnError| malformed(error.to_string()))?,
+    let lsn = |key: &str| match annotations.and_then(|map| map.get(key)) {
+        None => Ok(Lsn::ZERO),
+        Some(text) => text.parse().map_err(|error: pgherd_core::lsn::ParseLsnError| malformed(error.to_string())),
     };
+    let flushed = lsn(LSN_ANNOTATION)?;
+    let position = Position { flushed, limit: lsn(LSN_LIMIT_ANNOTATION)?.max(flushed) };
     let version = lease
         .metadata
         .resource_version
@@ -175,7 +179,7 @@ pub fn parse_lease(lease: Lease) -> Result<StoredRegister, RegisterError> {
         .ok_or_else(|| malformed("it has no resourceVersion".to_owned()))?;
     let renewed_at = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref()).map(|time| time.0);
     let created_at = lease.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    Ok(StoredRegister { view: LeaseView { register, version, lsn }, renewed_at, created_at, lease })
+    Ok(StoredRegister { view: LeaseView { register, version, position }, renewed_at, created_at, lease })
 }
 
 fn build_lease(
@@ -241,7 +245,7 @@ fn render_register(
 /// A register as if it had been read, for tests of what is decided on it.
 #[cfg(test)]
 pub(crate) fn stored_for_test(register: &Register, version: &str, lsn: Lsn, created_at: Timestamp) -> StoredRegister {
-    let view = LeaseView { register: register.clone(), version: version.to_owned(), lsn };
+    let view = LeaseView { register: register.clone(), version: version.to_owned(), position: Position::end(lsn) };
     StoredRegister { view, renewed_at: None, created_at: Some(created_at), lease: Lease::default() }
 }
 
@@ -271,7 +275,7 @@ mod tests {
     fn a_register_is_read_as_it_was_written() {
         let read = stored(&held(1, "shop-0"), Some("0/3000060"));
         assert_eq!(read.view.register, held(1, "shop-0"));
-        assert_eq!((read.view.version.as_str(), read.view.lsn), ("7", Lsn(0x300_0060)));
+        assert_eq!((read.view.version.as_str(), read.view.position), ("7", Position::end(Lsn(0x300_0060))));
     }
 
     #[test]

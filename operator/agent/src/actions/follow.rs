@@ -111,7 +111,7 @@ pub fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
 }
 
 fn standby_role(upstream: Option<Upstream>, local: &LocalState) -> Role {
-    Role::Standby { upstream, member: local.member.0.clone(), synchronous_standby_names: String::new() }
+    Role::Standby { upstream, member: local.member.0.clone(), promotion: None }
 }
 
 /// Starts the server as a standby. While the holder can't be reached it starts all the same, following nobody: it must be

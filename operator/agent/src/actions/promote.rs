@@ -25,7 +25,6 @@ const PROMOTE_SECONDS: u64 = 60;
 /// # Errors
 /// [`ActionError`]; a second try goes on where this one stopped.
 pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionError> {
-    agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
     lease::renew(agent, register.term).await?;
     agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: Boottime(0) }));
     let mut local = read_local(agent)?;
@@ -34,6 +33,8 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
     local.write(&agent.layout.pgdata)?;
     crate::status::show_local(agent, Some(&local), agent.board.status().system_id.as_deref());
     make_strict(agent, register, &local).await?;
+    // From here on it refuses clients: the Service may lead to it.
+    agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
     let generation = agent.server.generation();
     agent.gate.begin(generation, register);
     run_promotion(agent).await?;
@@ -68,8 +69,7 @@ fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
 /// Cuts the replication off and puts the synchronous standbys into effect while the server is still a standby.
 async fn make_strict(agent: &Agent, register: &Register, local: &LocalState) -> Result<(), ActionError> {
     let names = synchronous_standby_names(register.quorum_to_apply());
-    let role =
-        Role::Standby { upstream: None, member: local.member.0.clone(), synchronous_standby_names: names.clone() };
+    let role = Role::Standby { upstream: None, member: local.member.0.clone(), promotion: Some(names.clone()) };
     if apply_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)? {
         agent.server.reload().await;
     }

@@ -12,6 +12,7 @@ use pgherd_core::{
         conf::{ConfInput, StandbyConf, render_conf},
         hba::{SUPERUSER, render_closed_hba, render_hba, render_ident},
     },
+    quorum::names_of_nobody,
 };
 
 use super::upstream::{Upstream, render_upstream_conninfo};
@@ -30,15 +31,15 @@ pub enum Role {
         /// Clients are let in.
         admits_clients: bool,
     },
-    /// It follows `upstream`, or waits when there is none; promoted, it starts with `synchronous_standby_names`.
+    /// It follows `upstream`, or waits when there is none.
     Standby {
         /// Whom it follows.
         upstream: Option<Upstream>,
         /// `application_name` of its receiver.
         member: String,
-        /// `synchronous_standby_names`; has no effect in recovery. Where it is set, the standby is about to be promoted
-        /// and lets no more clients in.
-        synchronous_standby_names: String,
+        /// The `synchronous_standby_names` that it is about to be promoted with; then it lets no more clients in. Without
+        /// it: commits would wait for nobody that exists, whoever promotes it.
+        promotion: Option<String>,
     },
     /// It recovers a restored backup to a target and promotes itself.
     Recovery {
@@ -74,17 +75,17 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
     let restore = |wanted: bool| if wanted { restore_command(layout) } else { String::new() };
     let (standby, names) = match role {
         Role::Primary { synchronous_standby_names, .. } => (None, synchronous_standby_names.clone()),
-        Role::Standby { upstream: None, synchronous_standby_names, .. } => {
-            (Some(StandbyConf::default()), synchronous_standby_names.clone())
+        Role::Standby { upstream: None, promotion, .. } => {
+            (Some(StandbyConf::default()), render_names(promotion.as_ref()))
         }
-        Role::Standby { upstream: Some(upstream), member, synchronous_standby_names } => {
+        Role::Standby { upstream: Some(upstream), member, promotion } => {
             let conf = StandbyConf {
                 primary_conninfo: render_upstream_conninfo(upstream, &layout.tls(), member, None),
                 primary_slot_name: slot_name(pod),
                 restore_command: restore(archiving),
                 recovery_target: None,
             };
-            (Some(conf), synchronous_standby_names.clone())
+            (Some(conf), render_names(promotion.as_ref()))
         }
         Role::Recovery { target } => {
             let conf = StandbyConf {
@@ -116,6 +117,10 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
     }
 }
 
+fn render_names(promotion: Option<&String>) -> String {
+    promotion.cloned().unwrap_or_else(names_of_nobody)
+}
+
 /// Writes the files that a running server reads again at a reload; true when one changed.
 ///
 /// # Errors
@@ -136,7 +141,7 @@ pub fn apply_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
 fn admits_clients(role: &Role) -> bool {
     match role {
         Role::Primary { admits_clients, .. } => *admits_clients,
-        Role::Standby { synchronous_standby_names, .. } => synchronous_standby_names.is_empty(),
+        Role::Standby { promotion, .. } => promotion.is_none(),
         Role::Recovery { .. } => true,
     }
 }

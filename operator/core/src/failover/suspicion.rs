@@ -13,6 +13,9 @@ use crate::{
     register::{Holder, Register, VoterSet},
 };
 
+/// The holder's agent must not answer for this long (milliseconds), however long the voters have heard nothing.
+const CONFIRM_MS: u64 = 1_000;
+
 /// Why the holder is suspected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SuspicionReason {
@@ -120,7 +123,7 @@ impl Scene<'_> {
         if self.holder_pod().is_none() && lease_ms >= self.delay_ms {
             return Some((SuspicionReason::HolderPodGone, lease_ms));
         }
-        let silent = silent_ms >= self.timings.silence_ms.saturating_add(self.delay_ms) && self.nobody_receives();
+        let silent = silent_ms >= self.silence_needed_ms() && self.nobody_receives();
         silent.then_some((SuspicionReason::Silent, silent_ms))
     }
 
@@ -161,14 +164,28 @@ impl Scene<'_> {
 
     /// Every set in force has W > 0, and of each enough voters answer to prove an election without the holder.
     fn voters_can_prove(&self) -> bool {
-        let answering = |set: &VoterSet| {
-            let voters = set.voters.iter().filter(|voter| {
-                let status = self.pods.get(&voter.pod).and_then(PodView::status);
-                voter.pod != self.holder.pod && status.and_then(|s| s.member.as_ref()) == Some(&voter.member)
-            });
-            voters.count()
+        self.register.sets().all(|set| proves(set.voters.len(), set.acks, self.answering(set).count()))
+    }
+
+    /// Voters of the set that answer, the holder left out.
+    fn answering<'s>(&'s self, set: &'s VoterSet) -> impl Iterator<Item = &'s InstanceStatus> {
+        let others = set.voters.iter().filter(|voter| voter.pod != self.holder.pod);
+        others.filter_map(|voter| {
+            let status = self.pods.get(&voter.pod)?.status()?;
+            (status.member.as_ref() == Some(&voter.member)).then_some(status)
+        })
+    }
+
+    /// For how long the holder's agent must not have answered. The silence may have begun before this observer did: the
+    /// voters have watched the holder for longer, each on its own clock.
+    fn silence_needed_ms(&self) -> u64 {
+        let silence_ms = self.timings.silence_ms.saturating_add(self.delay_ms);
+        let is_deaf = |status: &&InstanceStatus| {
+            status.silence.as_ref().is_some_and(|heard| heard.upstream == self.holder.pod && heard.ms >= silence_ms)
         };
-        self.register.sets().all(|set| proves(set.voters.len(), set.acks, answering(set)))
+        let deaf = |set: &VoterSet| self.answering(set).filter(is_deaf).count();
+        let enough = self.register.sets().all(|set| proves(set.voters.len(), set.acks, deaf(set)));
+        if enough { CONFIRM_MS.min(silence_ms) } else { silence_ms }
     }
 
     /// No instance that answers has heard from its upstream lately. Replicas that are no voters speak for the holder
@@ -228,7 +245,7 @@ impl Scene<'_> {
         let (why, left) = match unreachable_ms {
             _ if self.holder_pod().is_none() => (format!("{pod}, the primary's pod, does not exist any more"), left),
             Some(ms) => {
-                let quick = self.timings.silence_ms.saturating_add(self.delay_ms).saturating_sub(ms);
+                let quick = self.silence_needed_ms().saturating_sub(ms);
                 let left = if quick > 0 { left.min(quick) } else { left };
                 (format!("{pod} has not answered for {ms} ms"), left)
             }

@@ -173,7 +173,7 @@ pub fn decide_failover_step(
         seals,
         timings: &cluster.timings,
         delay_ms: cluster.failover_delay_ms,
-        rules: ElectionRules { last_lsn: lease.lsn, max_lag: cluster.failover_max_lag },
+        rules: ElectionRules { last: lease.position, max_lag: cluster.failover_max_lag },
     })
 }
 

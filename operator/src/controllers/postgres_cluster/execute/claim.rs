@@ -1,4 +1,4 @@
-//! The winner gets the role, is waited for, and is routed to.
+//! The winner gets the role, is routed to as soon as it lets nobody in that it could not serve, and is waited for.
 
 use std::time::Duration;
 
@@ -77,10 +77,10 @@ impl Round<'_> {
         if let Some(request) = &winner.forced {
             self.drop_request(request).await;
         }
-        if self.await_promotion(&winner.pod, &winner.pod_uid, next.term).await {
+        let change = RoleChange { pod: winner.pod.clone(), uid: winner.pod_uid, role: Some(ROLE_PRIMARY) };
+        if self.await_promotion(&change, next.term).await? {
             self.note_completed(memory);
-            let change = RoleChange { pod: winner.pod.clone(), uid: winner.pod_uid, role: Some(ROLE_PRIMARY) };
-            self.change_role(&change).await?;
+            self.route(&change).await?;
             self.note_completed(memory);
             self.done.note = None;
             self.done.requeue_after_ms = AT_ONCE_MS;
@@ -92,9 +92,18 @@ impl Round<'_> {
         Ok(())
     }
 
+    async fn route(&mut self, change: &RoleChange) -> Result<(), ExecuteError> {
+        let routed = self.done.roles.get(&change.pod).is_some_and(|role| role.as_deref() == change.role);
+        if routed { Ok(()) } else { self.change_role(change).await }
+    }
+
     /// True once the winner takes writes in this term. False when it failed, fell silent, or took too long.
-    async fn await_promotion(&mut self, pod: &str, uid: &str, term: Term) -> bool {
-        let Some(address) = self.observed.pod(pod).and_then(|pod| pod.address(self.cluster)) else { return false };
+    ///
+    /// It is routed to while it is being promoted: then it refuses clients, and the nodes learn where the Service leads
+    /// meanwhile.
+    async fn await_promotion(&mut self, winner: &RoleChange, term: Term) -> Result<bool, ExecuteError> {
+        let (pod, uid) = (winner.pod.as_str(), winner.uid.as_str());
+        let Some(address) = self.observed.pod(pod).and_then(|pod| pod.address(self.cluster)) else { return Ok(false) };
         let started = Instant::now();
         let (mut answered, mut promoted_at) = (started, None::<Instant>);
         while started.elapsed() < Duration::from_millis(PROMOTION_MS) {
@@ -103,25 +112,29 @@ impl Round<'_> {
                     answered = Instant::now();
                     let promoted = status.is_primary && status.term == term;
                     let (serves, failed) = (promoted && status.phase == Phase::Primary, status.phase == Phase::Failed);
+                    let closed = status.term == term && status.phase == Phase::Promoting;
                     self.done.statuses.insert(pod.to_owned(), status);
                     if serves || failed {
-                        return serves;
+                        return Ok(serves);
+                    }
+                    if closed {
+                        self.route(winner).await?;
                     }
                     // It lets nobody in before its voters have what it had. They may need the next rounds for that: a
                     // replica that is to become a voter, for example.
                     if promoted && promoted_at.get_or_insert_with(Instant::now).elapsed() >= GATE {
-                        return false;
+                        return Ok(false);
                     }
                 }
                 Err(error) if answered.elapsed() >= SILENT => {
                     tracing::warn!(cluster = self.cluster.name, error = error.to_string(), "the winner fell silent");
-                    return false;
+                    return Ok(false);
                 }
                 _ => {}
             }
             sleep(POLL).await;
         }
-        false
+        Ok(false)
     }
 }
 

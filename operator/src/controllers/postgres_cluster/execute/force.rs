@@ -36,7 +36,7 @@ impl Round<'_> {
         if !self.request_stands(&request).await {
             return None;
         }
-        let possible_loss_bytes = seen.lsn.bytes_since(reach(&report));
+        let possible_loss_bytes = seen.position.limit.bytes_since(reach(&report));
         let note = format!(
             "{} is promoted by force after term {}: acknowledged commits that only the missing voters have are lost",
             report.pod, seen.register.term

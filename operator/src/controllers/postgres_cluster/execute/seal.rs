@@ -151,7 +151,7 @@ impl Round<'_> {
 /// After a planned stop the Lease tells where the old primary's WAL ended: who reaches that far has all of it.
 fn has_everything(seen: &LeaseView, reports: &[SealReport], winner: &str) -> bool {
     let planned = seen.register.handover.is_some() && seen.register.released;
-    planned && reports.iter().any(|report| report.pod == winner && reach(report) >= seen.lsn)
+    planned && reports.iter().any(|report| report.pod == winner && reach(report) >= seen.position.flushed)
 }
 
 fn kind(reason: SuspicionReason) -> FailoverKind {

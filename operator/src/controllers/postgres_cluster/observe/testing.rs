@@ -77,6 +77,7 @@ pub(crate) fn empty_agent(ordinal: u32) -> InstanceStatus {
         vouch: None,
         admits_clients: false,
         cancelled_waits: 0,
+        silence: None,
         divergent: None,
     }
 }

@@ -1,0 +1,91 @@
+//! How fast a primary writes WAL, so that it can say beforehand how far it may come without being heard. An estimate from what
+//! was seen: it promises nothing, and decides nothing.
+
+use crate::{lsn::Lsn, register::Position};
+
+/// What was seen fades: after this many milliseconds a burst counts half.
+const HALF_LIFE_MS: u64 = 30_000;
+/// The next seconds may be this many times as busy as the busiest of the recent ones.
+const HEADROOM: u64 = 2;
+/// Two looks closer together than this (milliseconds) say little about a rate.
+const SHORTEST_MS: u64 = 200;
+
+/// The highest rate seen lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WalRate {
+    seen: Option<(u64, Lsn)>,
+    bytes_per_second: u64,
+}
+
+impl WalRate {
+    /// The primary had flushed `lsn` at `now_ms` of a clock that never goes back.
+    pub fn note(&mut self, now_ms: u64, lsn: Lsn) {
+        let Some((then_ms, from)) = self.seen else {
+            self.seen = Some((now_ms, lsn));
+            return;
+        };
+        let took_ms = now_ms.saturating_sub(then_ms);
+        if took_ms < SHORTEST_MS {
+            return;
+        }
+        self.seen = Some((now_ms, lsn));
+        // Halved for each half-life that has passed whole, and in proportion for the rest.
+        let halvings = u32::try_from(took_ms / HALF_LIFE_MS).unwrap_or(u32::MAX);
+        let faded = self.bytes_per_second.checked_shr(halvings).unwrap_or(0);
+        let rest = u128::from(took_ms % HALF_LIFE_MS);
+        let faded = u128::from(faded) * (2 * u128::from(HALF_LIFE_MS) - rest) / (2 * u128::from(HALF_LIFE_MS));
+        let now = u128::from(lsn.bytes_since(from)) * 1000 / u128::from(took_ms);
+        self.bytes_per_second = u64::try_from(faded.max(now)).unwrap_or(u64::MAX);
+    }
+
+    /// Where the primary is, and how far it may come within `window_ms` from when `flushed` was looked at.
+    #[must_use]
+    pub fn position(&self, flushed: Lsn, window_ms: u64) -> Position {
+        let ahead = self.bytes_per_second.saturating_mul(HEADROOM).saturating_mul(window_ms) / 1000;
+        Position { flushed, limit: Lsn(flushed.0.saturating_add(ahead)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_writer_may_come_twice_as_far_as_it_would() {
+        let mut rate = WalRate::default();
+        for second in 0..10 {
+            rate.note(second * 1000, Lsn(second * 5000));
+        }
+        assert_eq!(rate.position(Lsn(45_000), 10_000).limit, Lsn(45_000 + 2 * 50_000));
+    }
+
+    #[test]
+    fn a_burst_fades() {
+        let mut rate = WalRate::default();
+        rate.note(0, Lsn(0));
+        rate.note(1000, Lsn(8000));
+        rate.note(31_000, Lsn(8000));
+        assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000 + 8000));
+        rate.note(46_000, Lsn(8000));
+        assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000 + 6000));
+        rate.note(10_000_000, Lsn(8000));
+        assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000));
+    }
+
+    #[test]
+    fn looks_that_follow_each_other_at_once_make_no_rate_and_lose_nothing() {
+        let mut rate = WalRate::default();
+        rate.note(0, Lsn(0));
+        rate.note(1, Lsn(1_000_000));
+        rate.note(1000, Lsn(1_000_000));
+        assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(2_000_000));
+    }
+
+    #[test]
+    fn a_server_that_lost_wal_counts_from_there() {
+        let mut rate = WalRate::default();
+        rate.note(0, Lsn(9000));
+        rate.note(1000, Lsn(1000));
+        assert_eq!(rate.position(Lsn(1000), 1000).limit, Lsn(1000));
+    }
+}
