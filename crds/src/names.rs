@@ -15,6 +15,8 @@ pub mod keys {
     pub const SWITCHOVER: &str = "pgherd.dev/switchover";
     /// Annotation on a PostgresCluster: `POD@TERM`, promote this pod although no quorum can be had. Removed likewise.
     pub const FORCE_PROMOTE: &str = "pgherd.dev/force-promote";
+    /// Annotation on a PostgresCluster: build this replica anew. Removed likewise.
+    pub const REBUILD: &str = "pgherd.dev/rebuild";
     /// The standard label whose value is `pgherd`.
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// The standard label whose value is `postgresql` or `pgherd-backup`.

@@ -2,7 +2,15 @@
 //! instance, and status names the segment.
 
 use pgherd_core::lsn::Lsn;
-use pgherd_e2e::{Result, cluster::Cluster, kubectl::apply, postgres::psql, store};
+use pgherd_crds::names::keys;
+use pgherd_e2e::{
+    Result,
+    cluster::{Cluster, PATIENCE},
+    kubectl::apply,
+    postgres::psql,
+    store,
+    wait::{Look, until},
+};
 use serde_json::json;
 
 use crate::{
@@ -30,6 +38,8 @@ async fn a_new_replica_comes_from_the_backup_and_with_a_hole_in_the_archive_from
         })?;
         claim(source.reason.contains(&id), || format!("the reason does not name the backup: {}", source.reason))?;
 
+        rebuild(&cluster, "c-2", &id).await?;
+
         let stop: Lsn = backup.stop_lsn.ok_or("the backup has no stop LSN")?.parse()?;
         let removed = make_hole(namespace, &primary, stop).await?;
         // Not even the user's wish makes a backup usable that the WAL does not reach.
@@ -43,6 +53,24 @@ async fn a_new_replica_comes_from_the_backup_and_with_a_hole_in_the_archive_from
         claim(source.reason.contains(&removed), || format!("the reason does not name {removed}: {}", source.reason))
     })
     .await
+}
+
+/// On request an instance is built anew, from the backup again.
+async fn rebuild(cluster: &Cluster, pod: &str, backup: &str) -> Result<()> {
+    cluster.patch(json!({"metadata": {"annotations": {keys::REBUILD: pod}}})).await?;
+    let source = until(&format!("{pod} to be built anew"), PATIENCE, async || {
+        let source = source_of(cluster, pod).await?;
+        Ok(if source.reason.contains("asked for") { Look::Done(source) } else { Look::NotYet(source.reason) })
+    })
+    .await?;
+    println!("{pod} again: {}", source.reason);
+    claim(source.from == backup, || format!("{pod} was built from {} {}", source.source, source.from))?;
+    cluster.wait_ready(3).await?;
+    wait_follows(cluster, pod).await?;
+    let primary = cluster.primary().await?;
+    let (ours, theirs) =
+        (psql(&cluster.namespace, pod, "app", DIGEST).await?, psql(&cluster.namespace, &primary, "app", DIGEST).await?);
+    claim(ours == theirs, || format!("{pod} has {ours} instead of {theirs}"))
 }
 
 async fn grow(cluster: &Cluster, instances: u32) -> Result<()> {

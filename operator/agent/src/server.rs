@@ -34,6 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     actions::{
         describe_chain,
+        rebuild::{RebuildError, rebuild},
         seal::{SealError, seal},
     },
     agent::Agent,
@@ -116,6 +117,7 @@ fn build_router(agent: Arc<Agent>) -> Router {
         .route("/v1/seal", post(post_seal))
         .route("/v1/vouch", post(post_vouch))
         .route("/v1/archive-barrier", post(post_barrier))
+        .route("/v1/rebuild", post(post_rebuild))
         .route("/v1/wake", post(post_wake))
         .with_state(agent)
 }
@@ -194,6 +196,22 @@ async fn post_barrier(
         Refusal(code, describe_chain(&error))
     })?;
     Ok(Json(barrier).into_response())
+}
+
+async fn post_rebuild(
+    State(agent): State<Arc<Agent>>,
+    Extension(client): Extension<ClientName>,
+) -> Result<StatusCode, Refusal> {
+    check_operator(&client)?;
+    rebuild(&agent).await.map_err(|error| {
+        let code = match &error {
+            RebuildError::Refused(_) => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        tracing::warn!(error = %describe_chain(&error), "not built anew");
+        Refusal(code, describe_chain(&error))
+    })?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn post_wake(

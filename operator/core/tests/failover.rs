@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use pgherd_core::{
     election::ElectionRules,
     failover::{
-        FailoverInput, Observation, PodView, Probe, Step, Suspicion, SuspicionReason, decide_step, decide_suspicion,
-        register_bootstrapped, register_claimed, register_observed, register_regranted, register_sealed,
+        FailoverInput, Observation, PodView, Probe, RebuildError, Step, Suspicion, SuspicionReason, decide_rebuild,
+        decide_step, decide_suspicion, register_bootstrapped, register_claimed, register_observed, register_regranted,
+        register_sealed,
     },
-    instance::{InstanceStatus, Phase, Receiver, SealReport, Timings, UpstreamSilence, Vouch},
+    instance::{InstanceStatus, Phase, Receiver, SealReport, Standby, Timings, UpstreamSilence, Vouch},
     lsn::Lsn,
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
     timeline::{TimelineHistory, TimelineId},
@@ -209,6 +210,35 @@ fn a_silent_or_vanished_primary_that_is_vouched_for_is_watched_but_nothing_leads
     assert!(matches!(scene.suspicion(), Suspicion::Watching { .. }));
     scene.lease_ms = 12_000;
     assert!(matches!(scene.suspicion(), Suspicion::Suspect { .. }));
+}
+
+#[test]
+fn a_replica_is_built_anew_when_commits_do_not_wait_for_it() {
+    let standby =
+        |ordinal| Standby { member: member(ordinal), state: "streaming".into(), flush_lsn: Lsn(9), replay_lsn: Lsn(9) };
+    let mut scene = Scene::new(1);
+    let ask = |scene: &Scene, pod: &str| decide_rebuild(&scene.register, &scene.pods, pod);
+    let show = |scene: &mut Scene, standbys: Vec<Standby>| {
+        let view = scene.pods.get_mut("c-0").expect("the pod");
+        if let Probe::Reachable(status) = &mut view.probe {
+            status.standbys = standbys;
+        }
+    };
+    show(&mut scene, vec![standby(1), standby(2)]);
+    assert_eq!(ask(&scene, "c-1"), Ok(()));
+    assert_eq!(ask(&scene, "c-0"), Err(RebuildError::Primary("c-0".into())));
+    assert_eq!(ask(&scene, "c-7"), Err(RebuildError::NoInstance("c-7".into())));
+    show(&mut scene, vec![standby(1)]);
+    let wait = RebuildError::CommitsWouldWait { pod: "c-1".into(), acks: 1, left: 0 };
+    assert_eq!(ask(&scene, "c-1"), Err(wait));
+    assert_eq!(ask(&scene, "c-2"), Ok(()), "the one that does not stream may go");
+    scene.register.seal_term = Term(3);
+    assert!(matches!(ask(&scene, "c-2"), Err(RebuildError::NoPrimary(_))));
+    scene.register.seal_term = Term(2);
+    scene.lose(2);
+    assert_eq!(ask(&scene, "c-2"), Err(RebuildError::Silent("c-2".into())));
+    scene.lose(0);
+    assert!(matches!(ask(&scene, "c-1"), Err(RebuildError::NoPrimary(_))));
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::controllers::postgres_cluster::tls::OperatorIdentity;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 const SEAL_TIMEOUT: Duration = Duration::from_secs(12);
+const REBUILD_TIMEOUT: Duration = Duration::from_secs(15);
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Nothing that an agent says is longer.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -198,6 +199,14 @@ impl AgentClient {
     /// [`AgentCallError`]; harmless, because the agent polls the register anyway.
     pub async fn wake(&self, agent: &AgentAddress) -> Result<(), AgentCallError> {
         self.request(agent, Method::POST, "/v1/wake", Bytes::new(), STATUS_TIMEOUT).await.map(|_| ())
+    }
+
+    /// `POST /v1/rebuild`, within 15 s: the data directory was moved aside, and a new one follows.
+    ///
+    /// # Errors
+    /// [`AgentCallError`].
+    pub async fn rebuild(&self, agent: &AgentAddress) -> Result<(), AgentCallError> {
+        self.request(agent, Method::POST, "/v1/rebuild", Bytes::new(), REBUILD_TIMEOUT).await.map(|_| ())
     }
 
     /// Forgets the connections to pods that are not in `agents`.

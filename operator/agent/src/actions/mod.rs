@@ -10,6 +10,7 @@ pub mod divergent;
 pub mod follow;
 pub mod primary;
 pub mod promote;
+pub mod rebuild;
 pub mod rejoin;
 pub mod replay_end;
 pub mod seal;

@@ -4,6 +4,7 @@
 pub mod force;
 pub mod handover;
 pub mod observation;
+pub mod rebuild;
 pub mod register_change;
 pub mod step;
 pub mod suspicion;
@@ -11,6 +12,7 @@ pub mod suspicion;
 pub use force::{ForceError, ForceRequest, decide_force, parse_force};
 pub use handover::{HandoverCause, HandoverInput, HandoverVerdict, decide_handover};
 pub use observation::{Observation, PodView, Probe};
+pub use rebuild::{RebuildError, decide_rebuild};
 pub use register_change::{
     register_bootstrapped, register_claimed, register_forced, register_handed_over, register_handover_withdrawn,
     register_observed, register_regranted, register_sealed,

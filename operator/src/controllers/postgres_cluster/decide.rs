@@ -6,6 +6,7 @@
 pub mod bootstrap;
 pub mod handover;
 pub mod memory;
+pub mod rebuild;
 pub mod routing;
 pub mod settle;
 
@@ -79,6 +80,8 @@ pub enum Action {
     Failover(Step),
     /// A step of a planned change of the primary.
     HandOver(HandoverStep),
+    /// An instance is told to build itself anew: the value of the request.
+    Rebuild(Request),
 }
 
 /// What a change of the register is.
@@ -150,7 +153,9 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
         step => step,
     };
     plan_step(cluster, observed, lease, step, &mut plan);
-    handover::plan_handover(&handover::Scene { cluster, observed, register: &lease.register, now }, memory, &mut plan);
+    let scene = handover::Scene { cluster, observed, register: &lease.register, now };
+    handover::plan_handover(&scene, memory, &mut plan);
+    rebuild::plan_rebuild(&scene, &mut plan);
     plan
 }
 

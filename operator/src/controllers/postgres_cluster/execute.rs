@@ -5,6 +5,7 @@
 pub mod claim;
 pub mod force;
 pub mod handover;
+pub mod rebuild;
 pub mod register_change;
 pub mod requests;
 pub mod route;
@@ -135,6 +136,10 @@ impl Round<'_> {
                 self.fail_over(step.clone(), lease, memory).await
             }
             Action::HandOver(step) => self.hand_over(step, memory).await,
+            Action::Rebuild(request) => {
+                self.rebuild_instance(request).await;
+                Ok(())
+            }
         }
     }
 

@@ -92,6 +92,8 @@ pub struct Requests {
     pub switchover: Option<String>,
     /// `pgherd.dev/force-promote`.
     pub force_promote: Option<String>,
+    /// `pgherd.dev/rebuild`.
+    pub rebuild: Option<String>,
 }
 
 impl Requests {
@@ -100,7 +102,11 @@ impl Requests {
     pub fn of(cluster: &PostgresCluster) -> Self {
         let annotations = cluster.metadata.annotations.as_ref();
         let value = |key: &str| annotations.and_then(|all| all.get(key)).map(|value| value.trim().to_owned());
-        Self { switchover: value(keys::SWITCHOVER), force_promote: value(keys::FORCE_PROMOTE) }
+        Self {
+            switchover: value(keys::SWITCHOVER),
+            force_promote: value(keys::FORCE_PROMOTE),
+            rebuild: value(keys::REBUILD),
+        }
     }
 }
 

@@ -485,6 +485,24 @@ fn a_drained_primary_moves_and_a_drained_replica_does_not_matter() {
 }
 
 #[test]
+fn a_replica_is_told_to_build_itself_anew_and_the_primary_is_not() {
+    let ask = |pod: &str| {
+        let mut asked = validated(REQUIRED);
+        asked.requests.rebuild = Some(pod.into());
+        let plan = decide(&asked, &settled(at(1), "1", 1), &mut Memory::default(), at(1));
+        (plan.action, plan.answers.into_iter().filter_map(|answer| answer.refused).collect::<Vec<_>>())
+    };
+    let (action, refused) = ask("shop-1");
+    assert!(matches!(action, Action::Rebuild(request) if request.value == "shop-1"));
+    assert_eq!(refused, Vec::<String>::new());
+    let (action, refused) = ask("shop-0");
+    assert_eq!(
+        (action, refused),
+        (Action::Nothing, vec!["shop-0 is the primary: ask for a switchover first".to_owned()])
+    );
+}
+
+#[test]
 fn a_suspended_cluster_leaves_requests_as_they_are() {
     let mut suspended = validated("{instances: 3, storage: {size: 10Gi}, suspend: true}");
     suspended.requests.switchover = Some("shop-1".into());

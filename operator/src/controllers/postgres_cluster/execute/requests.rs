@@ -50,7 +50,11 @@ impl Round<'_> {
                 continue;
             }
             let Some(why) = refused else { continue };
-            let reason = if request.key == keys::FORCE_PROMOTE { "ForcePromotionRefused" } else { "SwitchoverRefused" };
+            let reason = match request.key {
+                keys::FORCE_PROMOTE => "ForcePromotionRefused",
+                keys::REBUILD => "RebuildRefused",
+                _ => "SwitchoverRefused",
+            };
             tracing::warn!(cluster = self.cluster.name, request = request.value, why, "a request is refused");
             self.tell(EventType::Warning, reason, format!("{}: {}: {why}", request.key, request.value));
         }
