@@ -19,6 +19,7 @@ use crate::{
     controllers::{backup, backup_schedule, postgres_cluster},
     kubernetes::{
         agent_client::AgentClients,
+        client::connect,
         scope::Scope,
         store::{Stores, Watches},
     },
@@ -39,7 +40,7 @@ pub fn run(args: OperatorArgs) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 async fn run_async(settings: Settings) -> Result<ExitCode, Box<dyn Error>> {
-    let client = Client::try_default().await?;
+    let client = connect().await?;
     let mut registry = Registry::default();
     let metrics = Metrics::registered(&mut registry);
     let readiness = Readiness::default();

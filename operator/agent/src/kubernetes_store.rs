@@ -28,6 +28,9 @@ use crate::register_store::{RegisterError, RegisterStore};
 /// the fencing time (8 s, counted from before each was sent).
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(3_000);
 
+/// The API server ends a watch after this many seconds, and it is begun anew.
+const WATCH_SECONDS: u32 = 20;
+
 /// The Lease of one cluster.
 pub struct KubernetesRegister {
     api: Api<Lease>,
@@ -55,7 +58,8 @@ impl KubernetesRegister {
 
     /// Watches the Lease and turns every event into a hint; never ends. The watch backs off by itself when it fails.
     pub async fn watch(&self) {
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
+        // A watch that died without a word is noticed soon.
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={}", self.name));
         let mut events = Box::pin(watcher(self.api.clone(), config).default_backoff());
         while let Some(event) = events.next().await {
             match event {

@@ -2,6 +2,7 @@
 
 pub mod agent_client;
 pub mod apply;
+pub mod client;
 pub mod events;
 pub mod nodes;
 pub mod owner;

@@ -20,6 +20,7 @@ use kube::{
     },
 };
 
+use super::client::watch_config;
 use crate::telemetry::error_chain;
 
 /// Taints by which a node is marked before its pods are evicted: by `kubectl cordon`, the cluster autoscaler and Karpenter.
@@ -42,7 +43,7 @@ impl Nodes {
     pub fn start(client: &Client) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (reader, writer) = store::<Node>();
         let denied = Arc::new(AtomicBool::new(false));
-        let events = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
+        let events = watcher(Api::<Node>::all(client.clone()), watch_config())
             .default_backoff()
             // Only the name and the spec are read; the status is large and changes all the time.
             .modify(|node| {

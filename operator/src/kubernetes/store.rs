@@ -29,7 +29,7 @@ use pgherd_crds::{
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use super::{nodes::Nodes, scope::Scope};
+use super::{client::watch_config, nodes::Nodes, scope::Scope};
 use crate::telemetry::error_chain;
 
 /// All stores.
@@ -159,7 +159,7 @@ impl Starter<'_> {
             + Sync
             + 'static,
     {
-        let config = watcher::Config { label_selector: labels, ..watcher::Config::default() };
+        let config = watcher::Config { label_selector: labels, ..watch_config() };
         let (reader, writer) = store::<K>();
         let events = watcher(self.scope.api::<K>(self.client), config)
             .default_backoff()

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::observation::PodView;
 use crate::{
     instance::{InstanceStatus, Phase},
-    register::Register,
+    register::{MemberId, Register},
 };
 
 /// Why an instance is not built anew.
@@ -48,15 +48,17 @@ pub fn decide_rebuild(register: &Register, pods: &BTreeMap<String, PodView>, pod
     }
     let status = view.status().ok_or_else(|| RebuildError::Silent(pod.to_owned()))?;
     for set in register.sets() {
-        let stays = |member| Some(member) != status.member.as_ref();
-        let streams =
-            |member| primary.standbys.iter().any(|standby| standby.member == *member && standby.state == "streaming");
-        let left = set.voters.iter().filter(|voter| stays(&voter.member) && streams(&voter.member)).count();
+        let left = set.voters.iter().filter(|voter| Some(&voter.member) != status.member.as_ref());
+        let left = left.filter(|voter| streams(primary, &voter.member)).count();
         if left < set.acks as usize {
             return Err(RebuildError::CommitsWouldWait { pod: pod.to_owned(), acks: set.acks, left });
         }
     }
     Ok(())
+}
+
+fn streams(primary: &InstanceStatus, member: &MemberId) -> bool {
+    primary.standbys.iter().any(|standby| standby.member == *member && standby.state == "streaming")
 }
 
 fn serving<'a>(register: &Register, pods: &'a BTreeMap<String, PodView>) -> Result<&'a InstanceStatus, RebuildError> {

@@ -26,7 +26,6 @@ use kube::{
         Controller,
         controller::{Action, Config},
         reflector::ObjectRef,
-        watcher,
     },
 };
 use pgherd_crds::{
@@ -36,7 +35,7 @@ use pgherd_crds::{
 use tracing::Instrument;
 
 use self::error::BackupError;
-use crate::{context::Context, telemetry::error_chain};
+use crate::{context::Context, kubernetes::client::watch_config, telemetry::error_chain};
 
 const NAME: &str = "backup";
 const CONCURRENCY: u16 = 16;
@@ -53,12 +52,12 @@ pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
 
 async fn run_controller(context: Arc<Context>) {
     let jobs = format!("{}={},{}={}", keys::MANAGED_BY, names::MANAGER, keys::NAME, build::BACKUP_APP);
-    let controller = Controller::new(context.api::<Backup>(), watcher::Config::default());
+    let controller = Controller::new(context.api::<Backup>(), watch_config());
     let backups = controller.store();
     controller
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .owns(context.api::<Job>(), watcher::Config::default().labels(&jobs))
-        .watches(context.api::<PostgresCluster>(), watcher::Config::default(), move |cluster| {
+        .owns(context.api::<Job>(), watch_config().labels(&jobs))
+        .watches(context.api::<PostgresCluster>(), watch_config(), move |cluster| {
             let of_cluster = backups.state_filter(|backup| {
                 backup.spec.cluster_ref.name == cluster.name_any()
                     && backup.namespace() == cluster.namespace()

@@ -22,14 +22,13 @@ use kube::{
         Controller,
         controller::{Action, Config},
         reflector::{ObjectRef, Store},
-        watcher,
     },
 };
 use pgherd_crds::{Backup, BackupSchedule, PostgresCluster};
 use tracing::Instrument;
 
 use self::error::ScheduleControllerError;
-use crate::{context::Context, telemetry::error_chain};
+use crate::{context::Context, kubernetes::client::watch_config, telemetry::error_chain};
 
 const NAME: &str = "backup_schedule";
 const CONCURRENCY: u16 = 8;
@@ -44,14 +43,14 @@ pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
 }
 
 async fn run_controller(context: Arc<Context>) {
-    let controller = Controller::new(context.api::<BackupSchedule>(), watcher::Config::default());
+    let controller = Controller::new(context.api::<BackupSchedule>(), watch_config());
     let (for_backups, for_clusters) = (controller.store(), controller.store());
     controller
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .watches(context.api::<Backup>(), watcher::Config::default(), move |backup| {
+        .watches(context.api::<Backup>(), watch_config(), move |backup| {
             list_schedules(&for_backups, backup.namespace().as_deref(), &backup.spec.cluster_ref.name)
         })
-        .watches(context.api::<PostgresCluster>(), watcher::Config::default(), move |cluster| {
+        .watches(context.api::<PostgresCluster>(), watch_config(), move |cluster| {
             list_schedules(&for_clusters, cluster.namespace().as_deref(), &cluster.name_any())
         })
         .run(reconcile_measured, retry, context)

@@ -22,7 +22,7 @@ use futures::{StreamExt, future::BoxFuture};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     ResourceExt,
-    runtime::{Controller, controller, controller::Action, reflector::ObjectRef, watcher},
+    runtime::{Controller, controller, controller::Action, reflector::ObjectRef},
 };
 use pgherd_crds::{
     PostgresCluster,
@@ -31,7 +31,11 @@ use pgherd_crds::{
 use tracing::Instrument;
 
 use self::reconcile::{ReconcileError, reconcile, retry_delay};
-use crate::{context::Context, kubernetes::register::parse_lease, telemetry::error_chain};
+use crate::{
+    context::Context,
+    kubernetes::{client::watch_config, register::parse_lease},
+    telemetry::error_chain,
+};
 
 /// Clusters that are worked on at once. A round that seals waits for seconds, therefore more than there are processors.
 const CONCURRENCY: u16 = 64;
@@ -44,8 +48,8 @@ pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
         shutdown.await;
         drop(signal);
     });
-    let leases = watcher::Config::default().labels(&format!("{}={MANAGER}", keys::MANAGED_BY));
-    Controller::new(context.api::<PostgresCluster>(), watcher::Config::default())
+    let leases = watch_config().labels(&format!("{}={MANAGER}", keys::MANAGED_BY));
+    Controller::new(context.api::<PostgresCluster>(), watch_config())
         .watches(context.api::<Lease>(), leases, released_cluster)
         .with_config(controller::Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(async move {
