@@ -28,6 +28,9 @@ use crate::jobs::backup::{
 /// The message of a completed Backup until the archive is known.
 pub const ASKING: &str = "restorable; the primary is being asked whether the archive has the WAL up to its end";
 
+/// The message of a Backup without data.
+const PRUNED: &str = "not restorable: its data is not in the store any more";
+
 /// What there is to say about a Backup.
 #[derive(Clone, Debug)]
 pub enum Report<'a> {
@@ -46,6 +49,10 @@ pub enum Report<'a> {
     Archive(Option<bool>, &'a str),
     /// It was given up.
     Failed(&'a BackupFailure),
+    /// Its data is not in the store any more.
+    Pruned,
+    /// The object is being deleted and waits for its data to go.
+    Deleting(&'a Wait),
 }
 
 /// The status to publish.
@@ -93,6 +100,15 @@ pub fn build_status(old: &BackupStatus, report: &Report<'_>, generation: Option<
             status.completed_at = Some(render_seconds(now));
             set_conditions(&mut status, [false, false, true, false], &failure.reason, &failure.error, now);
         }
+        Report::Pruned => {
+            (status.restorable, status.pitr_ready) = (Some(false), Some(false));
+            set_conditions(&mut status, [false, false, true, false], "Pruned", PRUNED, now);
+        }
+        Report::Deleting(wait) => {
+            let completed = status.phase == Some(BackupPhase::Completed);
+            let holds = [false, !wait.stalled, wait.stalled, completed];
+            set_conditions(&mut status, holds, wait.reason, &wait.message, now);
+        }
     }
     status
 }
@@ -104,7 +120,11 @@ fn set_conditions(status: &mut BackupStatus, holds: [bool; 4], reason: &str, mes
         .zip(holds)
         .map(|(type_, holds)| Said { type_, holds, reason, message })
         .collect();
-    status.conditions = build_conditions(&status.conditions, &said, status.observed_generation, now);
+    let mut conditions = build_conditions(&status.conditions, &said, status.observed_generation, now);
+    // Whether it was verified stays said.
+    let others = status.conditions.iter().filter(|old| said.iter().all(|said| said.type_ != old.type_));
+    conditions.extend(others.cloned());
+    status.conditions = conditions;
 }
 
 /// What the attempt before had read says nothing about the next one.

@@ -247,6 +247,9 @@ pub struct VerifyArgs {
 /// Flags of `pgherd prune`.
 #[derive(Clone, Debug, Args)]
 pub struct PruneArgs {
+    /// JSON file of a Job that says what to delete; goes with no other flag.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub config: Option<PathBuf>,
     /// Where.
     #[command(flatten)]
     pub location: LocationArgs,

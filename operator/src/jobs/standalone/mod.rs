@@ -151,6 +151,7 @@ pub fn prune(args: &PruneArgs) -> Outcome {
     let options = PruneOptions {
         policy: RetentionPolicy { keep_last: args.keep_last, keep_for },
         pinned: args.pin.iter().cloned().collect(),
+        doomed: std::collections::BTreeSet::new(),
         now: Timestamp::now(),
     };
     build_runtime()?.block_on(async {

@@ -26,7 +26,7 @@ use crate::{
 
 fn keep_last(count: u32) -> PruneOptions {
     let policy = RetentionPolicy { keep_last: Some(count), keep_for: None };
-    PruneOptions { policy, pinned: BTreeSet::new(), now: Timestamp::now() }
+    PruneOptions { policy, pinned: BTreeSet::new(), doomed: BTreeSet::new(), now: Timestamp::now() }
 }
 
 async fn ids(store: &ObjectStore, location: &ClusterLocation) -> Vec<String> {
