@@ -27,7 +27,7 @@ pub enum Command {
     Backup(BackupArgs),
     /// Restores a backup into a directory, verified while it is written.
     Restore(RestoreArgs),
-    /// Reads a backup and checks every file against its manifest; writes nothing to a disk.
+    /// Reads a backup and checks every file against its manifest; with --start it restores it and starts PostgreSQL on it.
     Verify(VerifyArgs),
     /// Lists the backups in the store, one JSON object a line.
     ListBackups(LocationArgs),
@@ -72,7 +72,10 @@ pub fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             None => standalone::backup(&args),
         },
         Command::Restore(args) => standalone::restore(&args),
-        Command::Verify(args) => standalone::verify(&args),
+        Command::Verify(args) => match &args.config {
+            Some(config) => crate::jobs::verification::job::run(config),
+            None => standalone::verify(&args),
+        },
         Command::ListBackups(args) => standalone::list(&args),
         Command::Prune(args) => match &args.config {
             Some(config) => crate::jobs::prune::run(config),

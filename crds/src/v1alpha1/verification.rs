@@ -16,7 +16,7 @@ pub struct Verify {
     /// Statements that must each return a single true, such as `select count(*) > 0 from orders`. They run as a role that
     /// reads all data and may do nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 50), inner(length(min = 1, max = 4000)))]
+    #[schemars(length(max = 50), inner(length(min = 1, max = 2000)))]
     pub sql: Option<Vec<String>>,
     /// The database in which they run. Without it: `app` if there is one, else `postgres`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

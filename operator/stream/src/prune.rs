@@ -36,6 +36,8 @@ pub struct PruneOptions {
     pub pinned: BTreeSet<String>,
     /// Backups that go whatever the policy says, unless they are in use or the newest good one.
     pub doomed: BTreeSet<String>,
+    /// Backups that were found unusable: they do not count as good.
+    pub damaged: BTreeSet<String>,
     /// Now.
     pub now: Timestamp,
 }
@@ -118,6 +120,7 @@ pub async fn plan_prune(
         let mut fact = build_fact(record)?;
         fact.pinned = options.pinned.contains(&record.id);
         fact.in_use = locks.contains(&record.id);
+        fact.good = !options.damaged.contains(&record.id);
         fact.doomed = options.doomed.contains(&record.id);
         facts.push(fact);
     }

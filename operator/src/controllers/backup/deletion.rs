@@ -114,6 +114,7 @@ mod tests {
             policy: None,
             pinned: vec![],
             doomed: vec!["b".into()],
+            damaged: vec![],
             known: vec![],
             ran_for: String::new(),
         };

@@ -163,6 +163,7 @@ impl Round<'_> {
             policy: None,
             pinned: Vec::new(),
             doomed: vec![id],
+            damaged: Vec::new(),
             known: Vec::new(),
             ran_for: self.uid.clone(),
         };

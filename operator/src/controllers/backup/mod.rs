@@ -13,7 +13,7 @@ pub mod observe;
 pub mod reconcile;
 pub mod status;
 #[cfg(test)]
-mod tests;
+pub(in crate::controllers) mod tests;
 
 use std::{
     sync::Arc,

@@ -266,7 +266,7 @@ fn job_names_stay_within_a_label() {
     assert_ne!(second, other);
 }
 
-pub(super) fn location() -> ClusterLocation {
+pub(in crate::controllers) fn location() -> ClusterLocation {
     ClusterLocation {
         store: StoreConfig {
             endpoint: "https://minio.minio.svc:9000".to_owned(),

@@ -26,9 +26,9 @@ pub enum ScheduleControllerError {
         #[source]
         source: kube::Error,
     },
-    /// A Backup's status could not be told that its data is gone.
-    #[error("failed to mark the Backup {name} as pruned")]
-    MarkPruned {
+    /// A Backup's status could not be told what became of its data.
+    #[error("failed to write into the status of the Backup {name} what became of its data")]
+    MarkBackup {
         /// The Backup.
         name: String,
         /// Why.
@@ -51,7 +51,7 @@ impl ScheduleControllerError {
             Self::Incomplete(_) => "observe",
             Self::CreateBackup { .. } | Self::DeleteBackup { .. } => "apply",
             Self::Job(error) => error.stage(),
-            Self::PatchStatus(_) | Self::MarkPruned { .. } => "status",
+            Self::PatchStatus(_) | Self::MarkBackup { .. } => "status",
         }
     }
 }

@@ -5,11 +5,18 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use kube::ResourceExt;
 use pgherd_core::backup::ClusterLocation;
-use pgherd_crds::{Backup, BackupSchedule, PostgresCluster, names::keys, v1alpha1::backup::BackupPhase};
+use pgherd_crds::{
+    Backup, BackupSchedule, PostgresCluster,
+    names::keys,
+    v1alpha1::{backup::BackupPhase, conditions::READY},
+};
 
 use crate::{
     context::Context,
-    controllers::postgres_cluster::validate::{ValidatedStore, store::find_store},
+    controllers::{
+        backup::status::PRUNED,
+        postgres_cluster::validate::{ValidatedStore, store::find_store},
+    },
     kubernetes::store,
 };
 
@@ -36,48 +43,73 @@ pub(super) fn observe_ground(context: &Context, schedule: &BackupSchedule, names
     Some(Ground { namespace: namespace.to_owned(), cluster, store, location, backups })
 }
 
-/// Id of a restorable backup whose data lies in this part of the store; none for all others.
+/// Id of a backup whose data lies in this part of the store, good or not; none for all others.
 #[must_use]
 pub(super) fn find_id<'a>(backup: &'a Backup, location: &ClusterLocation) -> Option<&'a str> {
     let status = backup.status.as_ref()?;
     let id = status.id.as_deref()?;
     let destination = format!("s3://{}/{}", location.store.bucket, location.backup_prefix(id));
     let here = status.destination.as_deref() == Some(destination.as_str());
-    let good = status.phase == Some(BackupPhase::Completed) && status.restorable == Some(true);
-    (here && good).then_some(id)
+    let pruned = status.conditions.iter().any(|condition| condition.type_ == READY && condition.reason == PRUNED);
+    (here && !pruned && status.phase == Some(BackupPhase::Completed)).then_some(id)
+}
+
+fn is_restorable(backup: &Backup) -> bool {
+    backup.status.as_ref().is_some_and(|status| status.restorable == Some(true))
 }
 
 impl Ground {
-    /// The Backup says that it is restorable, from here.
-    pub(super) fn is_known(&self, backup: &Backup) -> bool {
-        find_id(backup, &self.location).is_some()
+    /// The Backup of this name.
+    pub(super) fn find(&self, name: &str) -> Option<&Backup> {
+        self.backups.iter().find(|backup| backup.name_any() == name).map(|backup| &**backup)
     }
 
-    /// Ids of the backups that are said to be restorable, oldest first.
-    pub(super) fn list_known(&self) -> Vec<String> {
-        let ids: BTreeSet<&str> = self.backups.iter().filter_map(|backup| find_id(backup, &self.location)).collect();
+    /// Id of a backup whose data lies here.
+    pub(super) fn id_of<'a>(&self, backup: &'a Backup) -> Option<&'a str> {
+        find_id(backup, &self.location)
+    }
+
+    fn list_ids(&self, wanted: impl Fn(&Backup) -> bool) -> Vec<String> {
+        let chosen = self.backups.iter().filter(|backup| wanted(backup));
+        let ids: BTreeSet<&str> = chosen.filter_map(|backup| self.id_of(backup)).collect();
         ids.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Ids of the backups that are said to have data here, oldest first.
+    pub(super) fn list_known(&self) -> Vec<String> {
+        self.list_ids(|_| true)
+    }
+
+    /// Ids of those that were found unusable.
+    pub(super) fn list_damaged(&self) -> Vec<String> {
+        self.list_ids(|backup| !is_restorable(backup))
     }
 
     /// Id of the newest restorable backup that this schedule made.
     pub(super) fn newest_of(&self, schedule: &str) -> Option<String> {
-        let ours = self.backups.iter().filter(|backup| is_of(backup, schedule));
-        ours.filter_map(|backup| find_id(backup, &self.location)).max().map(str::to_owned)
+        self.list_ids(|backup| is_of(backup, schedule) && is_restorable(backup)).pop()
+    }
+
+    /// The newest restorable backup of the cluster, once it is known whether the archive has its WAL.
+    pub(super) fn newest_to_verify(&self) -> Option<&Backup> {
+        let known = |backup: &&Arc<Backup>| {
+            is_restorable(backup) && backup.status.as_ref().is_some_and(|status| status.pitr_ready.is_some())
+        };
+        let here = self.backups.iter().filter(known).filter_map(|backup| Some((self.id_of(backup)?, &**backup)));
+        here.max_by_key(|(id, _)| *id).map(|(_, backup)| backup)
     }
 
     /// Ids that this schedule's retention leaves alone: those of Backups made by hand or by another schedule that is
     /// there, and those that a new cluster is to be restored from (`held`, by name).
     pub(super) fn list_pinned(&self, context: &Context, schedule: &str, held: &BTreeSet<String>) -> Vec<String> {
         let exists = |name: &str| store::get(&context.stores.schedules, &self.namespace, name).is_some();
-        let pinned = self.backups.iter().filter(|backup| {
+        self.list_ids(|backup| {
             let foreign = match backup.labels().get(keys::SCHEDULE) {
                 None => true,
                 Some(other) => other != schedule && exists(other),
             };
             foreign || held.contains(&backup.name_any())
-        });
-        let ids: BTreeSet<&str> = pinned.filter_map(|backup| find_id(backup, &self.location)).collect();
-        ids.into_iter().map(str::to_owned).collect()
+        })
     }
 }
 

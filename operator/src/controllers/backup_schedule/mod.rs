@@ -11,9 +11,13 @@ pub mod observe;
 pub mod reconcile;
 pub mod retention;
 mod retention_run;
+#[cfg(test)]
+mod retention_tests;
 pub mod status;
 #[cfg(test)]
 mod tests;
+pub mod verification;
+mod verification_run;
 
 use std::{
     sync::Arc,

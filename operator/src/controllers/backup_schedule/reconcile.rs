@@ -23,6 +23,7 @@ use super::{
     observe::observe,
     retention_run::care_for_retention,
     status::{apply_status, build_status},
+    verification_run::care_for_verification,
 };
 use crate::{
     context::Context,
@@ -92,7 +93,14 @@ async fn care_for(
     now: Timestamp,
 ) -> Result<Care, ScheduleControllerError> {
     let ground = observe_ground(context, schedule, namespace);
-    care_for_retention(context, schedule, facts, ground.as_ref(), now).await
+    let mut care = care_for_verification(context, schedule, facts, ground.as_ref(), now).await?;
+    let Care { retention, verification: _, verdicts, news, again } =
+        care_for_retention(context, schedule, facts, ground.as_ref(), now).await?;
+    care.retention = retention;
+    care.verdicts.extend(verdicts);
+    care.news.extend(news);
+    care.again.extend(again);
+    Ok(care)
 }
 
 /// What is published already.

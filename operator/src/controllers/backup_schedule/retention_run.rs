@@ -122,6 +122,7 @@ async fn start(
         policy: Some(policy.into()),
         pinned: ground.list_pinned(context, &name, &facts.pinned),
         doomed: Vec::new(),
+        damaged: ground.list_damaged(),
         known: ground.list_known(),
         ran_for: ran_for.to_owned(),
     };
@@ -151,9 +152,8 @@ async fn follow_store(
     gone: &[String],
     now: Timestamp,
 ) -> Result<(), ScheduleControllerError> {
-    for backup in ground.backups.iter().filter(|backup| ground.is_known(backup)) {
-        let id = backup.status.as_ref().and_then(|status| status.id.as_ref());
-        if !id.is_some_and(|id| gone.contains(id)) {
+    for backup in &ground.backups {
+        if !ground.id_of(backup).is_some_and(|id| gone.iter().any(|gone| gone == id)) {
             continue;
         }
         let name = backup.name_any();
@@ -200,6 +200,6 @@ async fn mark_pruned(
             Ok(())
         }
         Ok(false) => Ok(()),
-        Err(source) => Err(ScheduleControllerError::MarkPruned { name, source: Box::new(source) }),
+        Err(source) => Err(ScheduleControllerError::MarkBackup { name, source: Box::new(source) }),
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod observe;
+pub mod trial;
 
 /// Value of the label `app.kubernetes.io/name` on Jobs of retention.
 pub const RETENTION_APP: &str = "pgherd-retention";

@@ -20,7 +20,10 @@ pub struct PruneJobConfig {
     /// Ids that go whatever the policy says, unless they are in use or the newest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doomed: Vec<String>,
-    /// Ids of backups of which Kubernetes says that they are restorable, oldest first.
+    /// Ids of backups that were found unusable: they keep nothing else from staying.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
+    /// Ids of backups of which Kubernetes says that they are here, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub known: Vec<String>,
     /// What the run is for, in words of the controller; it comes back with the outcome's Job.

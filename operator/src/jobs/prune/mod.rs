@@ -33,7 +33,7 @@ pub enum PruneJobError {
     Prune(#[from] PruneError),
     /// Kubernetes and the store contradict each other.
     #[error(
-        "the store does not have {0}, which its Backup calls restorable: nothing was deleted; is spec.backup.objectStore another one than before?"
+        "the store does not have {0}, which it must have by its Backup: nothing was deleted; is spec.backup.objectStore another one than before?"
     )]
     NewestIsMissing(String),
     /// The pod was told to end.
@@ -95,6 +95,7 @@ pub async fn prune(config: &PruneJobConfig, now: Timestamp) -> Result<PruneSumma
         policy: config.policy.map(Into::into).unwrap_or_default(),
         pinned: config.pinned.iter().cloned().collect(),
         doomed: config.doomed.iter().cloned().collect(),
+        damaged: config.damaged.iter().cloned().collect(),
         now,
     };
     let plan = plan_prune(&store, &config.location, &options).await?;
