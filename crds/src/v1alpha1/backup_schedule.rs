@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     shared::{Condition, LocalReference},
-    verification::{Verify, VerificationStatus},
+    verification::{VerificationStatus, Verify},
 };
 
 /// Makes a Backup of a cluster at the times of a cron expression, and keeps as many as it is told.

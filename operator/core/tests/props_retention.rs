@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use pgherd_core::{
     lsn::Lsn,
-    retention::{BackupFact, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor, wal_is_needed},
+    retention::{
+        BackupFact, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor, wal_is_needed,
+    },
     timeline::TimelineId,
 };
 use proptest::prelude::*;

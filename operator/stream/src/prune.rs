@@ -13,7 +13,8 @@ use pgherd_core::{
     backup::{BackupRecord, ClusterLocation},
     lsn::Lsn,
     retention::{
-        BackupFact, Foresight, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor, wal_is_needed,
+        BackupFact, Foresight, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor,
+        wal_is_needed,
     },
     timeline::TimelineId,
 };

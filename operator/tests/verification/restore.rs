@@ -75,7 +75,10 @@ async fn a_good_backup_passes_and_whatever_is_wrong_is_named() {
         ("create table t (id int)", "read-only"),
     ] {
         let (reason, error, _) = fails(&store, &location, &[good[0], statement]).await;
-        assert!(reason == "StatementFailed" && error.contains(statement) && error.contains(problem), "{reason}: {error}");
+        assert!(
+            reason == "StatementFailed" && error.contains(statement) && error.contains(problem),
+            "{reason}: {error}"
+        );
     }
 
     // WAL that is damaged, then missing.

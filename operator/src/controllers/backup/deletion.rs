@@ -54,7 +54,11 @@ pub fn decide_deletion(facts: &DeletionFacts, now: Timestamp) -> DeletionStep {
         return DeletionStep::Release(None);
     }
     if facts.being_made {
-        return wait("BackupRunning", "it is deleted once the Job that makes the backup has ended".to_owned(), WATCH_JOB);
+        return wait(
+            "BackupRunning",
+            "it is deleted once the Job that makes the backup has ended".to_owned(),
+            WATCH_JOB,
+        );
     }
     if facts.id.is_none() {
         return DeletionStep::Release(None);

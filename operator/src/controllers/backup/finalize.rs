@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{
-    Resource, ResourceExt,
+    ResourceExt,
     api::{Patch, PatchParams},
     runtime::{controller::Action, events::EventType},
 };
@@ -121,7 +121,10 @@ impl Round<'_> {
 
     async fn wait_for_data(&self, wait: &Wait) -> Result<Action, BackupError> {
         let known = self.backup.status.as_ref().is_some_and(|status| {
-            status.conditions.iter().any(|condition| condition.reason == wait.reason && condition.message == wait.message)
+            status
+                .conditions
+                .iter()
+                .any(|condition| condition.reason == wait.reason && condition.message == wait.message)
         });
         let written = self.publish(&Report::Deleting(wait), false).await?;
         if written && !known && wait.reason != "DeletingData" {
@@ -134,8 +137,10 @@ impl Round<'_> {
     fn find_ground(&self, observed: &Observed) -> Result<(ClusterLocation, String), String> {
         let name = &self.backup.spec.cluster_ref.name;
         let cluster = observed.cluster.as_ref().filter(|cluster| cluster.metadata.deletion_timestamp.is_none());
-        let cluster = cluster.ok_or_else(|| format!("the PostgresCluster {name} is gone, and with it the way to the store"))?;
-        let store = observed.store.as_ref().ok_or_else(|| format!("the PostgresCluster {name} has no usable object store"))?;
+        let cluster =
+            cluster.ok_or_else(|| format!("the PostgresCluster {name} is gone, and with it the way to the store"))?;
+        let store =
+            observed.store.as_ref().ok_or_else(|| format!("the PostgresCluster {name} has no usable object store"))?;
         let status = self.backup.status.as_ref();
         let system_id = status.and_then(|status| status.system_id.clone()).unwrap_or_default();
         let location = ClusterLocation { store: store.config.clone(), cluster: name.clone(), system_id };
@@ -156,7 +161,9 @@ impl Round<'_> {
         id: String,
         number: usize,
     ) -> Result<Action, BackupError> {
-        let (Some(cluster), Some(store)) = (&observed.cluster, &observed.store) else { return self.release(None).await };
+        let (Some(cluster), Some(store)) = (&observed.cluster, &observed.store) else {
+            return self.release(None).await;
+        };
         let name = self.backup.name_any();
         let config = PruneJobConfig {
             location,

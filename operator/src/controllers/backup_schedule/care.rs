@@ -1,9 +1,7 @@
 //! What retention and verification have in common: times, pauses after failures, and what a round publishes. Pure.
 
 use jiff::{SignedDuration, Timestamp};
-use pgherd_crds::v1alpha1::{
-    backup_schedule::RetentionStatus, shared::Condition, verification::VerificationStatus,
-};
+use pgherd_crds::v1alpha1::{backup_schedule::RetentionStatus, shared::Condition, verification::VerificationStatus};
 
 /// The pause after the first failure; it doubles with each.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_mins(2);

@@ -63,7 +63,8 @@ pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
 async fn run_controller(context: Arc<Context>) {
     let controller = Controller::new(context.api::<BackupSchedule>(), watcher::Config::default());
     let (for_backups, for_clusters) = (controller.store(), controller.store());
-    let jobs = format!("{}={},{} in ({RETENTION_APP},{VERIFICATION_APP})", keys::MANAGED_BY, names::MANAGER, keys::NAME);
+    let jobs =
+        format!("{}={},{} in ({RETENTION_APP},{VERIFICATION_APP})", keys::MANAGED_BY, names::MANAGER, keys::NAME);
     controller
         .with_config(Config::default().concurrency(CONCURRENCY))
         .owns(context.api::<Job>(), watcher::Config::default().labels(&jobs))

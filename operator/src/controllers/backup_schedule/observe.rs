@@ -33,7 +33,10 @@ pub fn observe(context: &Context, schedule: &BackupSchedule, namespace: &str) ->
         pinned: observe_pinned(context, namespace),
         limits: (
             // With retention an object goes with its data.
-            limit(spec.successful_backups_history_limit, if spec.retention.is_some() { u32::MAX } else { KEEP_COMPLETED }),
+            limit(
+                spec.successful_backups_history_limit,
+                if spec.retention.is_some() { u32::MAX } else { KEEP_COMPLETED },
+            ),
             limit(spec.failed_backups_history_limit, KEEP_FAILED),
         ),
     }

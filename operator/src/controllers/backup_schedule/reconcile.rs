@@ -116,12 +116,7 @@ fn published_care(old: &BackupScheduleStatus) -> Care {
 
 /// Wakes at the next run. The stores may lag behind the change that led here, therefore what can change without the
 /// schedule is looked at again. A schedule that can't be read waits for its next version alone.
-pub(super) fn decide_wake(
-    facts: &ScheduleFacts,
-    plan: &Plan,
-    care: &[Timestamp],
-    now: Timestamp,
-) -> Option<Duration> {
+pub(super) fn decide_wake(facts: &ScheduleFacts, plan: &Plan, care: &[Timestamp], now: Timestamp) -> Option<Duration> {
     let until = |next: Timestamp| {
         let left = Duration::try_from(next.duration_since(now)).unwrap_or_default();
         (left + AFTER_TIME).min(LONGEST_SLEEP)

@@ -77,8 +77,11 @@ pub(super) async fn care_for_retention(
             care.again.extend(again);
         }
         RetentionStep::Wait(trouble) => {
-            let stuck = trouble.map(|message| {
-                Verdict { type_: RETENTION_HEALTHY, holds: false, reason: "JobNotStarting".to_owned(), message }
+            let stuck = trouble.map(|message| Verdict {
+                type_: RETENTION_HEALTHY,
+                holds: false,
+                reason: "JobNotStarting".to_owned(),
+                message,
             });
             care.verdicts.extend(stuck.or(condition));
             care.again.push(later(now, WATCH_RUN));

@@ -137,9 +137,11 @@ fn a_setting_is_read_as_written_or_refused_with_its_field() {
     let policy = parse(Some(7), Some("4w")).unwrap().unwrap();
     assert_eq!((policy.keep_last, policy.keep_for), (Some(7), Some(SignedDuration::from_hours(4 * 7 * 24))));
     assert_eq!(parse_policy(None), Ok(None));
-    for (keep_last, keep_for, field) in
-        [(None, None, "keepLast or keepFor"), (Some(0), None, "keepLast"), (None, Some("1 month"), "spec.retention.keepFor")]
-    {
+    for (keep_last, keep_for, field) in [
+        (None, None, "keepLast or keepFor"),
+        (Some(0), None, "keepLast"),
+        (None, Some("1 month"), "spec.retention.keepFor"),
+    ] {
         let error = parse(keep_last, keep_for).unwrap_err();
         assert!(error.contains(field), "{error}");
     }

@@ -118,7 +118,8 @@ pub fn decide_verification(facts: &VerificationFacts, now: Timestamp) -> Verific
     let last = published.last_run_time.as_deref().and_then(parse_time);
     let failures = published.failures.unwrap_or(0);
     // One that was found bad is followed by the next one, not by another look at the same.
-    let was_bad = failures == 0 && published.last_run_time.is_some() && published.last_success_time != published.last_run_time;
+    let was_bad =
+        failures == 0 && published.last_run_time.is_some() && published.last_success_time != published.last_run_time;
     let due = match last {
         None => now,
         Some(last) if failures > 0 => later(last, pause_after(failures)),

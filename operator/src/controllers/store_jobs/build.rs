@@ -9,7 +9,8 @@ use k8s_openapi::{
         batch::v1::{Job, JobSpec},
         core::v1::{
             Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, ObjectFieldSelector,
-            PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume,
+            PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext,
+            Volume,
         },
     },
     apimachinery::pkg::{
@@ -140,11 +141,7 @@ fn build_pod<C>(input: &StoreJob<'_, C>) -> PodSpec {
         containers: vec![Container {
             name: input.command.to_owned(),
             image: Some(input.image.to_owned()),
-            args: Some(vec![
-                input.command.to_owned(),
-                "--config".to_owned(),
-                format!("{CONFIG_DIR}/{CONFIG_FILE}"),
-            ]),
+            args: Some(vec![input.command.to_owned(), "--config".to_owned(), format!("{CONFIG_DIR}/{CONFIG_FILE}")]),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             resources: Some(ResourceRequirements {
                 requests: Some([("cpu".to_owned(), amount("50m")), ("memory".to_owned(), amount("64Mi"))].into()),

@@ -89,16 +89,10 @@ fn parse_config<C: DeserializeOwned>(job: &Job) -> Option<C> {
     serde_json::from_str(annotations.get(CONFIG_ANNOTATION)?).ok()
 }
 
-async fn observe_end(
-    context: &Context,
-    namespace: &str,
-    job: &str,
-    end: &JobEnd,
-) -> Result<RunState, StoreJobError> {
+async fn observe_end(context: &Context, namespace: &str, job: &str, end: &JobEnd) -> Result<RunState, StoreJobError> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let selector = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
-    let pods =
-        api.list(&selector).await.map_err(|source| StoreJobError::ListPods { name: job.to_owned(), source })?;
+    let pods = api.list(&selector).await.map_err(|source| StoreJobError::ListPods { name: job.to_owned(), source })?;
     let terminated = pods.items.iter().find_map(find_terminated);
     let why = match terminated {
         Some(terminated) => render_termination(terminated),

@@ -89,11 +89,7 @@ fn fit_pod(pod: &mut PodSpec, input: &TrialJob<'_>) {
             mount("scratch", paths::VOLUME),
             mount("run", paths::RUN),
             // PostgreSQL and libpq want a name for whatever UID they run under.
-            VolumeMount {
-                sub_path: Some("passwd".to_owned()),
-                read_only: Some(true),
-                ..mount("run", "/etc/passwd")
-            },
+            VolumeMount { sub_path: Some("passwd".to_owned()), read_only: Some(true), ..mount("run", "/etc/passwd") },
             mount("socket", paths::POSTGRES_SOCKET),
             mount("tmp", "/tmp"),
             mount("shm", "/dev/shm"),
@@ -111,9 +107,10 @@ fn fit_pod(pod: &mut PodSpec, input: &TrialJob<'_>) {
     pod.termination_grace_period_seconds = Some(10);
     pod.node_selector.clone_from(&spec.node_selector);
     pod.tolerations.clone_from(&spec.tolerations);
-    pod.image_pull_secrets = spec.image_pull_secrets.as_ref().map(|secrets| {
-        secrets.iter().map(|secret| LocalObjectReference { name: secret.name.clone() }).collect()
-    });
+    pod.image_pull_secrets = spec
+        .image_pull_secrets
+        .as_ref()
+        .map(|secrets| secrets.iter().map(|secret| LocalObjectReference { name: secret.name.clone() }).collect());
 }
 
 /// Those of the instances, so that the server has what it needs to replay; without any, little is asked for.

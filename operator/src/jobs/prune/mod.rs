@@ -19,7 +19,9 @@ use self::{
     config::PruneJobConfig,
     outcome::{PruneJobOutcome, PruneSummary, render_outcome},
 };
-use super::backup::{TERMINATION_LOG, cancel_on_signal, config::read_config, failure::describe_store_failure, render_time};
+use super::backup::{
+    TERMINATION_LOG, cancel_on_signal, config::read_config, failure::describe_store_failure, render_time,
+};
 use crate::telemetry::{error_chain, logs};
 
 /// Why nothing more was deleted.
@@ -123,12 +125,7 @@ fn present(plan: &PrunePlan) -> BTreeSet<&str> {
     plan.backups.keep.iter().chain(&plan.backups.delete).map(|verdict| verdict.id.as_str()).collect()
 }
 
-fn summarize(
-    config: &PruneJobConfig,
-    options: &PruneOptions,
-    after: &PrunePlan,
-    done: PruneOutcome,
-) -> PruneSummary {
+fn summarize(config: &PruneJobConfig, options: &PruneOptions, after: &PrunePlan, done: PruneOutcome) -> PruneSummary {
     let present = present(after);
     let stays = |id: &String| after.backups.keep.iter().find(|verdict| verdict.id == *id);
     let foresight = after.foresee(&options.policy, options.now);

@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn a_failure_survives_the_termination_message() {
-        let failed = PruneJobOutcome::Failed { reason: "StoreUnreachable".to_owned(), error: "no \"route\"".to_owned() };
+        let failed =
+            PruneJobOutcome::Failed { reason: "StoreUnreachable".to_owned(), error: "no \"route\"".to_owned() };
         assert_eq!(parse_outcome(&render_outcome(&failed)), Some(failed));
         assert_eq!(parse_outcome("thread main panicked"), None);
     }

@@ -66,6 +66,10 @@ fn judge_restore(error: &RestoreError) -> (String, Blame) {
 fn judge_store(error: &StoreError) -> (String, Blame) {
     match error {
         StoreError::Damaged { .. } | StoreError::NoSuchObject(_) => ("Damaged".to_owned(), Blame::Data),
+        // The object is shorter than its index says.
+        StoreError::Other { code, .. } if code == "InvalidRange" || code == "416" => {
+            ("Damaged".to_owned(), Blame::Data)
+        }
         error => (describe_store_failure(error).reason, Blame::Circumstances),
     }
 }
@@ -93,6 +97,9 @@ mod tests {
         assert!(failure.unusable && failure.error.contains("base.tar.zst.0000"), "{}", failure.error);
         let statement = VerifyError::Statement { statement: "select false".into(), problem: "returned false".into() };
         let failure = describe_failure(&statement);
-        assert_eq!((failure.reason.as_str(), failure.error.as_str()), ("StatementFailed", "\"select false\" returned false"));
+        assert_eq!(
+            (failure.reason.as_str(), failure.error.as_str()),
+            ("StatementFailed", "\"select false\" returned false")
+        );
     }
 }

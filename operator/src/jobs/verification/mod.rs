@@ -172,8 +172,7 @@ pub async fn verify_by_restore(
     let began = Instant::now();
     let (progress, _receiver) = watch::channel(RestoreProgress::default());
     let places = TablespacePlaces::InPlace;
-    let restored =
-        restore_backup_at(store, &trial.location, &trial.data, &places, progress, cancel.clone()).await?;
+    let restored = restore_backup_at(store, &trial.location, &trial.data, &places, progress, cancel.clone()).await?;
     let record = restored.record;
     let checks = async {
         fetch_wal(store, &trial.location.cluster, &record, &trial.data).await?;

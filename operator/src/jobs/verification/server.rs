@@ -91,7 +91,8 @@ fn render_settings(trial: &Trial, control: &str) -> String {
         text.push_str(&format!("shared_preload_libraries = {}\n", quote_conf_value(libraries)));
     }
     for (label, setting) in AT_LEAST {
-        let value = control.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(':')?.trim().parse::<u32>().ok());
+        let value =
+            control.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(':')?.trim().parse::<u32>().ok());
         if let Some(value) = value {
             text.push_str(&format!("{setting} = {value}\n"));
         }
@@ -221,7 +222,8 @@ fn find_words(log: &str) -> String {
         lines.iter().copied().filter(|line| line.contains("PANIC:") || line.contains("FATAL:")).collect();
     let refused = |line: &&str| !line.contains("the database system is");
     let severe: Vec<&str> = severe.into_iter().filter(refused).collect();
-    let told = if severe.is_empty() { lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default() } else { &severe };
+    let last = lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default();
+    let told = if severe.is_empty() { last } else { severe.as_slice() };
     told.join("; ").chars().take(MAX_CHARS).collect()
 }
 

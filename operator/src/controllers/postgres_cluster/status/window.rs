@@ -43,7 +43,8 @@ fn build_window(archive: &ArchiveStatus, written: Lsn, published: RestorableStat
         status.gaps.clone_from(&window.gaps);
         status.gap_count = Some(window.gap_count).filter(|count| *count > 0);
     }
-    status.archive_lag_bytes = archive_lag(archive, written).and_then(|lag| round_lag(lag, published.archive_lag_bytes));
+    status.archive_lag_bytes =
+        archive_lag(archive, written).and_then(|lag| round_lag(lag, published.archive_lag_bytes));
     status.last_archive_failure = find_failure(archive, published.last_archive_failure.as_ref());
     let end = find_end(archive).map(|end| end.to_string());
     let at = archive.last_archived_at_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
@@ -120,7 +121,10 @@ mod tests {
         assert_eq!(first.archive_lag_bytes, None);
         assert_eq!(build(&archive(9, 9), &first), first);
         let later = build(&archive(9, 10), &first);
-        assert_eq!((later.latest_lsn.as_deref(), later.latest_time.as_deref()), (Some("0/9000000"), Some("1970-01-01T00:10:00Z")));
+        assert_eq!(
+            (later.latest_lsn.as_deref(), later.latest_time.as_deref()),
+            (Some("0/9000000"), Some("1970-01-01T00:10:00Z"))
+        );
         let mut pruned = archive(9, 1);
         pruned.window.as_mut().unwrap().backups = 1;
         assert_eq!(build(&pruned, &first).latest_lsn.as_deref(), Some("0/9000000"));
