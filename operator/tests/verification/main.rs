@@ -73,18 +73,22 @@ async fn take(server: &Postgres, store: &ObjectStore, location: ClusterLocation)
     let (sender, _receiver) = watch::channel(BackupProgress::default());
     let options = BackupOptions::new(server.connect(), location);
     let outcome = run_backup(options, sender, CancellationToken::new()).await.unwrap();
+    let archived = archive(server, store, &outcome.location).await;
+    (BackupLocation { cluster: outcome.location, backup_id: outcome.record.id }, archived)
+}
+
+/// Ends the present segment and archives what there is.
+async fn archive(server: &Postgres, store: &ObjectStore, location: &ClusterLocation) -> Vec<String> {
     server.sql("SELECT pg_logical_emit_message(false, 'x', 'y')");
     let last = server.sql("SELECT pg_walfile_name(pg_switch_wal())");
-    let mut archived = Vec::new();
     let mut names: Vec<String> = fs::read_dir(server.data.join("pg_wal"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.len() == 24 && *name <= last)
         .collect();
     names.sort();
-    for name in names {
-        push(store, &outcome.location, &server.data.join("pg_wal").join(&name), &name).await.unwrap();
-        archived.push(name);
+    for name in &names {
+        push(store, location, &server.data.join("pg_wal").join(name), name).await.unwrap();
     }
-    (BackupLocation { cluster: outcome.location, backup_id: outcome.record.id }, archived)
+    names
 }

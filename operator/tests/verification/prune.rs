@@ -6,11 +6,15 @@ use pgherd::jobs::prune::{
     config::{PolicyConfig, PruneJobConfig},
     prune,
 };
-use pgherd_core::backup::ClusterLocation;
-use pgherd_stream::catalogue::list_backups;
+use pgherd_core::{
+    backup::ClusterLocation,
+    lsn::Lsn,
+    timeline::{TimelineHistory, TimelineId},
+};
+use pgherd_stream::{catalogue::list_backups, wal::survey_archive};
 
 use crate::{
-    is_done,
+    archive, is_done,
     minio::Minio,
     postgres::{Postgres, workspace},
     take,
@@ -84,4 +88,35 @@ async fn retention_deletes_by_its_policy_and_says_what_goes_next() {
     assert_eq!(present().await, [ids[4].clone()]);
     let again = prune(&one, Timestamp::now()).await.unwrap();
     assert_eq!((again.refused, again.deleted_count), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_restored_is_found_with_its_gaps() {
+    if is_done("prune::what_can_be_restored_is_found_with_its_gaps") {
+        return;
+    }
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let store = minio.store().await;
+    let history = TimelineHistory::root(TimelineId(1));
+    let (backup, _) = take(&server, &store, minio.location()).await;
+    let location = backup.cluster;
+    server.sql("CREATE TABLE filler AS SELECT generate_series(1, 60000) AS id");
+    // The WAL up to here is archived; what is written after it is not.
+    let archived = archive(&server, &store, &location).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    take(&server, &store, location.clone()).await;
+    let end: Lsn = server.sql("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
+    server.sql("CREATE TABLE later AS SELECT generate_series(1, 60000) AS id");
+    let written: Lsn = server.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+
+    let survey = survey_archive(&store, &location, &history, written).await.unwrap().unwrap();
+    assert_eq!((survey.oldest.id.as_str(), survey.backups, survey.gaps.len()), (backup.backup_id.as_str(), 2, 0));
+    assert_eq!(survey.latest, Some(Lsn(end.0 >> 20 << 20)));
+    let lost = &archived[archived.len() - 3];
+    store.delete(&location.wal_key(lost)).await.unwrap();
+    let survey = survey_archive(&store, &location, &history, written).await.unwrap().unwrap();
+    assert_eq!((survey.gaps, survey.latest), (vec![lost.clone()], Some(Lsn(end.0 >> 20 << 20))));
+    let elsewhere = ClusterLocation { cluster: "other".to_owned(), ..location };
+    assert_eq!(survey_archive(&store, &elsewhere, &history, written).await.unwrap(), None);
 }

@@ -18,6 +18,8 @@ pub mod status;
 mod tests;
 pub mod verification;
 mod verification_run;
+#[cfg(test)]
+mod verification_tests;
 
 use std::{
     sync::Arc,
