@@ -1,7 +1,7 @@
 //! The last run of an object's Jobs: whether it is under way, or how it ended. From the reflector stores, but for the
 //! pod of a Job that has ended: it carries the outcome.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{Api, ResourceExt, api::ListParams};
 use pgherd_crds::names::keys;
@@ -13,6 +13,9 @@ use crate::{
     controllers::backup::observe::{JobEnd, find_end, find_terminated, observe_trouble, render_termination},
     kubernetes::owner::is_controlled_by,
 };
+
+/// A pod may wait so long for its volume and its image before that is worth a word.
+const STARTING: SignedDuration = SignedDuration::from_mins(1);
 
 /// One run.
 #[derive(Clone, Debug)]
@@ -78,7 +81,11 @@ pub async fn observe_last_run<C: DeserializeOwned>(
     let Some(config) = parse_config(&job) else { return Ok(None) };
     let name = job.name_any();
     let state = match find_end(&job) {
-        None => RunState::Active(observe_trouble(context, whose.namespace, &name)),
+        None => {
+            let began = job.creation_timestamp().map(|time| time.0);
+            let slow = began.is_none_or(|began| context.clock.now().wall.duration_since(began) > STARTING);
+            RunState::Active(observe_trouble(context, whose.namespace, &name).filter(|_| slow))
+        }
         Some(end) => observe_end(context, whose.namespace, &name, &end).await?,
     };
     Ok(Some(Run { job: name, config, state, count }))
