@@ -19,7 +19,7 @@ pub mod keys {
     pub const REBUILD: &str = "pgherd.dev/rebuild";
     /// The standard label whose value is `pgherd`.
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-    /// The standard label whose value is `postgresql` or `pgherd-backup`.
+    /// The standard label whose value is `postgresql`, `pgherd-backup` or the like.
     pub const NAME: &str = "app.kubernetes.io/name";
 }
 

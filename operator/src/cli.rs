@@ -27,11 +27,11 @@ pub enum Command {
     Backup(BackupArgs),
     /// Restores a backup into a directory, verified while it is written.
     Restore(RestoreArgs),
-    /// Reads a backup and checks every file against its manifest; writes nothing to a disk.
+    /// Reads a backup and checks every file against its manifest; with --start it restores it and starts PostgreSQL on it.
     Verify(VerifyArgs),
     /// Lists the backups in the store, one JSON object a line.
     ListBackups(LocationArgs),
-    /// Says which backups and WAL are beyond the retention; with --apply it deletes them.
+    /// Says which backups and WAL are beyond the retention; with --apply, or in a Job by its --config, it deletes them.
     Prune(PruneArgs),
     /// A restore_command for a data directory that was restored by hand.
     FetchWal(FetchWalArgs),
@@ -72,9 +72,15 @@ pub fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             None => standalone::backup(&args),
         },
         Command::Restore(args) => standalone::restore(&args),
-        Command::Verify(args) => standalone::verify(&args),
+        Command::Verify(args) => match &args.config {
+            Some(config) => crate::jobs::verification::job::run(config),
+            None => standalone::verify(&args),
+        },
         Command::ListBackups(args) => standalone::list(&args),
-        Command::Prune(args) => standalone::prune(&args),
+        Command::Prune(args) => match &args.config {
+            Some(config) => crate::jobs::prune::run(config),
+            None => standalone::prune(&args),
+        },
         Command::FetchWal(args) => Ok(standalone::fetch_wal(&args)),
         Command::Agent => Ok(pgherd_agent::supervise()),
         Command::AgentMain => Ok(pgherd_agent::run_main()),

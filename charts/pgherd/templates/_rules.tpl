@@ -13,7 +13,7 @@ goes with it, by owner references.
   verbs: [get, list, watch]
 - apiGroups: [pgherd.dev]
   resources: [backups]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [pgherd.dev]
   resources: [postgresclusters/status, backupschedules/status, backups/status]
   verbs: [get, patch, update]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     backup_schedule::BackupTarget,
     shared::{Condition, LocalReference},
+    verification::BackupVerification,
 };
 
 /// One base backup of a cluster, streamed to its object store.
@@ -29,17 +30,32 @@ use super::{
     printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration"),
     printcolumn(name = "Restorable", type_ = "boolean", json_path = ".status.restorable"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Verified", type_ = "date", json_path = ".status.verifiedAt", priority = 1),
     printcolumn(name = "Error", type_ = "string", json_path = ".status.error", priority = 1),
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name must have at most 63 characters: the Job is named after it")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self == oldSelf").message("the spec of a Backup cannot be changed: make another Backup"))]
+#[x_kube(validation = Rule::new("self.clusterRef == oldSelf.clusterRef && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target)")
+    .message("the spec of a Backup cannot be changed: make another Backup; only deletionPolicy can"))]
 pub struct BackupSpec {
     /// The cluster, in this namespace.
     pub cluster_ref: LocalReference,
     /// Which instance is read. Without it: `PreferReplica`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<BackupTarget>,
+    /// What becomes of the data in the store when this object is deleted. Without it: `Retain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+}
+
+/// What becomes of a backup's data when its object is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// It stays.
+    #[default]
+    Retain,
+    /// It goes first, and the object after it. Both wait while the backup is being read, or is the newest restorable one.
+    Delete,
 }
 
 /// Where a backup stands.
@@ -136,4 +152,11 @@ pub struct BackupStatus {
     /// Besides, the archive has every WAL segment up to the backup's end, so that recovery can go on from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pitr_ready: Option<bool>,
+    /// When it was last restored and found good, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub verified_at: Option<String>,
+    /// How it was verified then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<BackupVerification>,
 }

@@ -4,7 +4,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::shared::{Condition, LocalReference};
+use super::{
+    shared::{Condition, LocalReference},
+    verification::{VerificationStatus, Verify},
+};
 
 /// Makes a Backup of a cluster at the times of a cron expression, and keeps as many as it is told.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -50,7 +53,13 @@ pub struct BackupScheduleSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 10, max = 31_536_000))]
     pub starting_deadline_seconds: Option<i64>,
-    /// How many finished Backup objects of this schedule are kept. Their data in the store stays. Without it: 10.
+    /// How much is kept in the store. Without it nothing is ever deleted there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+    /// Restores the newest backup from time to time and looks whether it is good. Without it: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+    /// How many finished Backup objects of this schedule are kept. Their data in the store stays. Without it: 10, and with `retention` as many as have data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub successful_backups_history_limit: Option<u32>,
@@ -58,6 +67,68 @@ pub struct BackupScheduleSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub failed_backups_history_limit: Option<u32>,
+}
+
+/// How much is kept in the store. A backup stays if one of the two keeps it. The newest restorable backup always stays,
+/// and so do those that were made by hand or by another schedule, and those that are being read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.keepLast) || has(self.keepFor)").message("retention needs keepLast or keepFor: to keep everything leave retention out"))]
+pub struct Retention {
+    /// Keep this many restorable backups, the newest ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub keep_last: Option<u32>,
+    /// Keep what is needed to restore to any time in this window, such as 12h, 30d or 4w.
+    #[x_kube(validation = Rule::new("self.matches('^[1-9][0-9]{0,5}[hdw]$')").message("keepFor must be a whole number with h, d or w, such as 12h, 30d or 4w"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 7))]
+    pub keep_for: Option<String>,
+}
+
+/// What retention did, and will do next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetentionStatus {
+    /// Backups in the store after the last run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<u32>,
+    /// Ids of the backups that the last run deleted; of many, the first ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deleted: Vec<String>,
+    /// WAL files that the last run deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_wal: Option<i64>,
+    /// Bytes in the store that the last run freed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_freed: Option<i64>,
+    /// When the last run ended, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub last_run_time: Option<String>,
+    /// Ids of the backups that go next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next: Vec<String>,
+    /// When those go, RFC 3339; absent: when the next backup is restorable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub next_time: Option<String>,
+    /// When it runs again although no backup was made meanwhile, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub next_run_time: Option<String>,
+    /// What the last run came to, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The Job of the last run that ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// The settings and the newest backup that the last good run was for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_for: Option<String>,
+    /// Runs that failed in a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failures: Option<u32>,
 }
 
 /// Which instance a backup is read from.
@@ -91,4 +162,10 @@ pub struct BackupScheduleStatus {
     /// The last Backup that became restorable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_successful_backup: Option<String>,
+    /// What retention did; absent without `spec.retention`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionStatus>,
+    /// What the last verification came to; absent without `spec.verify`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationStatus>,
 }

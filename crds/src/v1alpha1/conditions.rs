@@ -20,3 +20,7 @@ pub const SUSPENDED: &str = "Suspended";
 pub const FAILOVER_BLOCKED: &str = "FailoverBlocked";
 /// A backup reached a final, good state.
 pub const COMPLETED: &str = "Completed";
+/// Retention does its work.
+pub const RETENTION_HEALTHY: &str = "RetentionHealthy";
+/// The last backup that was restored for a trial is good.
+pub const VERIFIED: &str = "Verified";

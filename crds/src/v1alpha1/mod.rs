@@ -5,3 +5,4 @@ pub mod backup_schedule;
 pub mod conditions;
 pub mod postgres_cluster;
 pub mod shared;
+pub mod verification;

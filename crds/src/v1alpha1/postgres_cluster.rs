@@ -358,6 +358,58 @@ pub struct PostgresClusterStatus {
     /// The newest restorable backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_backup: Option<LastBackup>,
+    /// What can be restored from the object store; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<RestorableStatus>,
+}
+
+/// What can be restored from the object store: any time from `earliest` to `latest`, but not through a gap.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RestorableStatus {
+    /// The end of the oldest backup, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub earliest_time: Option<String>,
+    /// The same as a position, such as 0/3000060.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earliest_lsn: Option<String>,
+    /// The id of that backup in the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earliest_backup: Option<String>,
+    /// How many backups the store has of this history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backups: Option<u32>,
+    /// When WAL last reached the archive, RFC 3339; at least: it is not written oftener than every ten minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub latest_time: Option<String>,
+    /// Up to where the archive reaches, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_lsn: Option<String>,
+    /// WAL files that are missing in between; of many, the first ones. No recovery passes one from before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<String>,
+    /// How many there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_count: Option<u32>,
+    /// WAL that the archive has yet to get, in bytes, roughly; absent below 256 MiB. The metric has it exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_lag_bytes: Option<i64>,
+    /// The last error of archiving, also when it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_archive_failure: Option<ArchiveFailure>,
+}
+
+/// An error of archiving.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveFailure {
+    /// When it was first seen, RFC 3339.
+    #[schemars(extend("format" = "date-time"))]
+    pub at: String,
+    /// What it says.
+    pub message: String,
 }
 
 /// The values in effect where the spec says nothing.

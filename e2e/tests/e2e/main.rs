@@ -14,8 +14,10 @@ mod failover_required;
 mod killed_backup;
 mod manifests;
 mod replica_from_backup;
+mod retention;
 mod scale;
 mod secrecy;
+mod verification;
 
 use kube::Client;
 use pgherd_e2e::{Result, cluster, namespace, nodes, store};

@@ -42,3 +42,11 @@ pub(crate) fn schedule(name: &str, cluster: &str, cron: &str) -> String {
          schedule: \"{cron}\"\n"
     )
 }
+
+/// A Backup whose data goes with it.
+pub(crate) fn backup_with_data(name: &str, cluster: &str) -> String {
+    format!(
+        "apiVersion: pgherd.dev/v1alpha1\nkind: Backup\nmetadata: {{name: {name}}}\nspec: {{clusterRef: {{name: {cluster}}}, \
+         deletionPolicy: Delete}}\n"
+    )
+}

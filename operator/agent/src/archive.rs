@@ -10,6 +10,7 @@ use std::{
 
 use pgherd_core::{
     backup::{ClusterLocation, StoreConfig},
+    lsn::Lsn,
     timeline::TimelineId,
 };
 use pgherd_stream::{
@@ -27,7 +28,7 @@ use tokio::{
 use crate::{
     actions::describe_chain,
     agent::Agent,
-    postgres::{config::Role, process::ARCHIVER_GRACE},
+    postgres::{config::Role, process::ARCHIVER_GRACE, wal_dir::parse_segment_name},
 };
 
 /// One file must be through in this time; PostgreSQL asks again.
@@ -176,15 +177,26 @@ async fn handle(agent: &Agent, cached: &Cached, request: Request) -> Answer {
     }
 }
 
+/// Where a segment ends; none for other files.
+fn segment_end(name: &str, segment_bytes: u64) -> Option<Lsn> {
+    let (_, number) = parse_segment_name(name, segment_bytes)?;
+    number.checked_add(1)?.checked_mul(segment_bytes).map(Lsn)
+}
+
 /// Shows how the archiver fares.
 fn note(agent: &Agent, name: &str, answer: &Answer) {
+    let end = agent.sample().and_then(|sample| segment_end(name, sample.segment_bytes));
     agent.board.update(|status| match answer {
         Answer::Done => {
             status.archive.last_archived = Some(name.to_owned());
+            status.archive.last_archived_lsn = end.or(status.archive.last_archived_lsn);
             status.archive.last_archived_at_ms = Some(jiff::Timestamp::now().as_millisecond());
             status.archive.last_error = None;
         }
-        Answer::Failed(error) => status.archive.last_error = Some(error.clone()),
+        Answer::Failed(error) => {
+            status.archive.last_error = Some(error.clone());
+            status.archive.last_failed_at_ms = Some(jiff::Timestamp::now().as_millisecond());
+        }
         Answer::Absent | Answer::Stopping => {}
     });
 }
@@ -282,6 +294,13 @@ fn resolve_in(pgdata: &Path, path: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_segment_ends_where_the_next_one_begins() {
+        let end = |name: &str| segment_end(name, 16 << 20);
+        assert_eq!(end("0000000200000001000000FF"), Some(Lsn(0x2_0000_0000)));
+        assert_eq!(end("00000002.history"), None);
+    }
 
     #[test]
     fn only_files_of_pg_wal_are_touched() {

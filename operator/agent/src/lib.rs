@@ -8,6 +8,7 @@ pub mod actions;
 pub mod agent;
 pub mod archive;
 pub mod archive_client;
+pub mod archive_window;
 pub mod barrier;
 pub mod board;
 pub mod clock;

@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     actions::{describe_chain, divergent, stop},
     agent::Agent,
-    archive,
+    archive, archive_window,
     board::Board,
     fencer::Fencer,
     gate::keep_gate,
@@ -130,6 +130,7 @@ async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
         tokio::spawn(archive::serve(Arc::clone(&agent))),
         tokio::spawn(wake_on_ended_child(Arc::clone(&agent))),
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
+        tokio::spawn(archive_window::keep_window(Arc::clone(&agent))),
         tokio::spawn(leftovers::keep_bringing(Arc::clone(&agent))),
     ]);
     divergent::show_recorded(&agent);

@@ -258,12 +258,44 @@ pub struct ArchiveStatus {
     /// Name of the last segment that reached the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_archived: Option<String>,
+    /// Where that segment ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_archived_lsn: Option<Lsn>,
     /// Milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_archived_at_ms: Option<i64>,
     /// Why the last attempt failed; none once one has succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// When an attempt last failed, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failed_at_ms: Option<i64>,
+    /// What can be restored from the store, as of the last look at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<RestorableWindow>,
+}
+
+/// What can be restored from the store: any time from `earliest` to `latest`, but not through a gap.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestorableWindow {
+    /// Id of the oldest backup.
+    pub earliest_backup: String,
+    /// When it became consistent, RFC 3339.
+    pub earliest_time: String,
+    /// The same as a position.
+    pub earliest_lsn: Lsn,
+    /// How many backups there are.
+    pub backups: u32,
+    /// The archive has WAL up to here, gaps aside; none when it has none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_lsn: Option<Lsn>,
+    /// Files that are missing in between; of many, the first ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<String>,
+    /// How many there are.
+    #[serde(default)]
+    pub gap_count: u32,
 }
 
 /// Bytes done of a long-running copy.

@@ -31,8 +31,12 @@ pub struct BackupFact {
     pub start_lsn: Lsn,
     /// It can be restored; a failed or damaged one is not good.
     pub good: bool,
-    /// It is held by a restore that runs or by the user: stays.
+    /// It is held by the user: stays, and does not count for `keep_last`.
     pub pinned: bool,
+    /// Somebody reads it: stays until then.
+    pub in_use: bool,
+    /// The user asked for its deletion: goes whatever the policy says, unless it is the newest good one or in use.
+    pub doomed: bool,
 }
 
 /// One backup's fate.
@@ -58,7 +62,12 @@ pub struct RetentionPlan {
 pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Timestamp) -> RetentionPlan {
     let mut newest_first: Vec<&BackupFact> = backups.iter().collect();
     newest_first.sort_by_key(|backup| Reverse((backup.stopped_at, &backup.id)));
-    let good: Vec<&BackupFact> = newest_first.iter().copied().filter(|backup| backup.good).collect();
+    let newest = newest_first.iter().copied().find(|backup| backup.good);
+    // What goes in any case keeps nothing else from being counted or being the base of the window.
+    let goes = |backup: &BackupFact| {
+        backup.doomed && !backup.in_use && newest.is_some_and(|newest| !std::ptr::eq(newest, backup))
+    };
+    let good: Vec<&BackupFact> = newest_first.iter().copied().filter(|backup| backup.good && !goes(backup)).collect();
     // A window too long for the calendar keeps everything.
     let window = policy.keep_for.map(|keep_for| now.checked_sub(keep_for).unwrap_or(Timestamp::MIN));
     let base = window.and_then(|from| good.iter().find(|backup| backup.stopped_at <= from)).copied();
@@ -66,15 +75,19 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
     for backup in &newest_first {
         let rank = good.iter().position(|other| std::ptr::eq(*other, *backup));
         let kept = match (rank, good.first()) {
-            _ if backup.pinned => Some("it is in use or pinned".to_owned()),
+            _ if goes(backup) => None,
+            _ if backup.in_use => Some("it is in use".to_owned()),
+            _ if backup.pinned => Some("it is pinned".to_owned()),
             (_, None) => Some("there is no restorable backup yet: nothing is deleted".to_owned()),
             (None, Some(newest)) if (backup.stopped_at, &backup.id) > (newest.stopped_at, &newest.id) => {
                 Some("it is newer than the newest restorable backup".to_owned())
             }
             (None, Some(_)) => None,
-            (Some(rank), Some(_)) => why_kept(backup, rank, policy, window, base),
+            (Some(rank), Some(_)) => why_kept(backup, rank == 0, count_newer(&good, rank), policy, window, base),
         };
-        let why_deleted = if backup.good {
+        let why_deleted = if backup.doomed {
+            "its deletion was asked for"
+        } else if backup.good {
             "it is beyond the retention"
         } else {
             "it is not restorable, and there is a newer one that is"
@@ -88,22 +101,28 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
     plan
 }
 
-/// Why a good backup stays; `rank` 0 is the newest good one, `base` the one that the window's start is restored from.
+/// Good backups that are newer than the one of this rank and count for `keep_last`.
+fn count_newer(good: &[&BackupFact], rank: usize) -> usize {
+    good.iter().take(rank).filter(|backup| !backup.pinned).count()
+}
+
+/// Why a good backup stays; `newer` ones count, `base` is the one that the window's start is restored from.
 fn why_kept(
     backup: &BackupFact,
-    rank: usize,
+    is_newest: bool,
+    newer: usize,
     policy: &RetentionPolicy,
     window: Option<Timestamp>,
     base: Option<&BackupFact>,
 ) -> Option<String> {
     let last = policy.keep_last.and_then(|count| usize::try_from(count).ok());
-    if rank == 0 {
+    if is_newest {
         return Some("it is the newest restorable backup".to_owned());
     }
     if last.is_none() && window.is_none() {
         return Some("no retention is set".to_owned());
     }
-    if let Some(count) = last.filter(|count| rank < *count) {
+    if let Some(count) = last.filter(|count| newer < *count) {
         return Some(format!("it is one of the last {count}"));
     }
     if window.is_some_and(|from| backup.stopped_at > from) {
@@ -111,6 +130,57 @@ fn why_kept(
     }
     base.filter(|base| std::ptr::eq(*base, backup))
         .map(|_| "the start of the window of keepFor is restored from it".to_owned())
+}
+
+/// What goes next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Foresight {
+    /// The backups that go first once another one was made, oldest first.
+    pub ids: Vec<String>,
+    /// When; `None`: as soon as that one is restorable.
+    pub at: Option<Timestamp>,
+    /// When something goes although no backup is made meanwhile.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Looks ahead: a dry run with one more backup, made now, and one without.
+#[must_use]
+pub fn foresee_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Timestamp) -> Foresight {
+    let next = BackupFact {
+        id: "~".to_owned(),
+        stopped_at: now,
+        timeline: TimelineId(u32::MAX),
+        start_lsn: Lsn(u64::MAX),
+        good: true,
+        pinned: false,
+        in_use: false,
+        doomed: false,
+    };
+    let with_next: Vec<BackupFact> = backups.iter().cloned().chain([next]).collect();
+    let mut foresight = Foresight::default();
+    if let Some((at, ids)) = find_first_deletion(&with_next, policy, now) {
+        foresight.ids = ids;
+        foresight.at = (at > now).then_some(at);
+    }
+    foresight.expires_at = find_first_deletion(backups, policy, now).map(|(at, _)| at);
+    foresight
+}
+
+/// The first time from `now` on at which something goes, with what goes.
+fn find_first_deletion(
+    backups: &[BackupFact],
+    policy: &RetentionPolicy,
+    now: Timestamp,
+) -> Option<(Timestamp, Vec<String>)> {
+    // Only when the age of a backup passes the window does a plan change by time alone.
+    let passes = |backup: &BackupFact| backup.stopped_at.checked_add(policy.keep_for?).ok();
+    let mut times: Vec<Timestamp> = backups.iter().filter_map(passes).filter(|at| *at > now).collect();
+    times.sort();
+    [now].into_iter().chain(times).find_map(|at| {
+        let ids: Vec<String> =
+            plan_retention(backups, policy, at).delete.into_iter().map(|verdict| verdict.id).collect();
+        (!ids.is_empty()).then_some((at, ids))
+    })
 }
 
 /// The LSN from which WAL is needed, per timeline of a kept backup. See [`wal_is_needed`].

@@ -3,3 +3,4 @@
 pub mod backup;
 pub mod backup_schedule;
 pub mod postgres_cluster;
+pub mod store_jobs;

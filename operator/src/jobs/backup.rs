@@ -41,7 +41,7 @@ use self::{
 use crate::telemetry::{error_chain, logs};
 
 /// Kubernetes reads the termination message here.
-const TERMINATION_LOG: &str = "/dev/termination-log";
+pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Bound of the connection to the instance.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A progress patch under way may take this long after the backup's end.
@@ -53,7 +53,7 @@ const REPORT_GRACE: Duration = Duration::from_secs(6);
 /// If the configuration can't be read or no runtime can be made.
 pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     logs::start();
-    let config = match read_config(config_file) {
+    let config: BackupJobConfig = match read_config(config_file) {
         Ok(config) => config,
         Err(error) => {
             let failure = BackupFailure { reason: "BadConfig".to_owned(), error: error_chain(&error), retry: false };
@@ -196,12 +196,12 @@ fn build_summary(outcome: &pgherd_stream::backup::BackupOutcome, started_at: Str
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// RFC 3339 in UTC, whole seconds.
-fn render_time(time: Timestamp) -> String {
+pub(crate) fn render_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

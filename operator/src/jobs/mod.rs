@@ -1,7 +1,9 @@
 //! What runs inside Job pods, and the same by hand.
 
 pub mod backup;
+pub mod prune;
 pub mod standalone;
+pub mod verification;
 
 use std::process::ExitCode;
 

@@ -32,6 +32,8 @@ pub struct ClusterSample {
     pub cancelled_waits: u64,
     /// When the newest restorable backup was complete, in seconds since the Unix epoch.
     pub last_backup_at: Option<i64>,
+    /// WAL that the archive has yet to get, in bytes.
+    pub archive_lag_bytes: Option<u64>,
     /// By pod: how far its replay is behind the primary, in bytes. Only of those that could be asked.
     pub lag_bytes: BTreeMap<String, u64>,
 }
@@ -71,7 +73,7 @@ struct InstanceLabels {
 /// Name, help and value of a gauge; no value, no line.
 type Figure = (&'static str, &'static str, fn(&ClusterSample) -> Option<i64>);
 
-const FIGURES: [Figure; 6] = [
+const FIGURES: [Figure; 7] = [
     ("pgherd_cluster_ready", "1 when the cluster is Ready", |sample| Some(i64::from(sample.ready))),
     ("pgherd_cluster_primary_available", "1 when the primary takes writes", |sample| {
         Some(i64::from(sample.primary_available))
@@ -92,6 +94,9 @@ const FIGURES: [Figure; 6] = [
         "When the newest restorable backup was complete; its age is time() less this",
         |sample| sample.last_backup_at,
     ),
+    ("pgherd_cluster_archive_lag_bytes", "WAL that the archive in the object store has yet to get", |sample| {
+        sample.archive_lag_bytes.and_then(|lag| i64::try_from(lag).ok())
+    }),
 ];
 
 impl Collector for ClusterMetrics {

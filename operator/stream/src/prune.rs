@@ -12,7 +12,10 @@ use jiff::Timestamp;
 use pgherd_core::{
     backup::{BackupRecord, ClusterLocation},
     lsn::Lsn,
-    retention::{BackupFact, RetentionPlan, RetentionPolicy, plan_retention, wal_floor, wal_is_needed},
+    retention::{
+        BackupFact, Foresight, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor,
+        wal_is_needed,
+    },
     timeline::TimelineId,
 };
 use uuid::Uuid;
@@ -32,6 +35,10 @@ pub struct PruneOptions {
     pub policy: RetentionPolicy,
     /// Backups that stay whatever the policy says.
     pub pinned: BTreeSet<String>,
+    /// Backups that go whatever the policy says, unless they are in use or the newest good one.
+    pub doomed: BTreeSet<String>,
+    /// Backups that were found unusable: they do not count as good.
+    pub damaged: BTreeSet<String>,
     /// Now.
     pub now: Timestamp,
 }
@@ -43,6 +50,9 @@ pub struct PrunePlan {
     pub backups: RetentionPlan,
     /// Keys of WAL objects that no kept backup needs, with their sizes in bytes.
     pub wal: Vec<(String, u64)>,
+    /// Ids of backups that would go, were they not being read.
+    pub held: Vec<String>,
+    facts: Vec<BackupFact>,
     records: BTreeMap<String, BackupRecord>,
 }
 
@@ -55,6 +65,16 @@ pub struct PruneOutcome {
     pub spared: Vec<String>,
     /// WAL objects that were deleted.
     pub wal: usize,
+    /// Bytes of all that was deleted.
+    pub bytes: u64,
+}
+
+impl PrunePlan {
+    /// What goes next by this policy.
+    #[must_use]
+    pub fn foresee(&self, policy: &RetentionPolicy, now: Timestamp) -> Foresight {
+        foresee_retention(&self.facts, policy, now)
+    }
 }
 
 /// Why nothing more was deleted.
@@ -99,17 +119,30 @@ pub async fn plan_prune(
     let mut facts = Vec::new();
     for record in &records {
         let mut fact = build_fact(record)?;
-        fact.pinned = options.pinned.contains(&record.id) || locks.contains(&record.id);
+        fact.pinned = options.pinned.contains(&record.id);
+        fact.in_use = locks.contains(&record.id);
+        fact.good = !options.damaged.contains(&record.id);
+        fact.doomed = options.doomed.contains(&record.id);
         facts.push(fact);
     }
     let backups = plan_retention(&facts, &options.policy, options.now);
+    let held = find_held(&facts, &options.policy, options.now);
     let mut floor = wal_floor(&facts, &backups);
     for (timeline, lsn) in running {
         let lowest = floor.entry(timeline).or_insert(lsn);
         *lowest = lsn.min(*lowest);
     }
     let wal = decide_wal(&location.root(), wal, &records, &backups, &floor);
-    Ok(PrunePlan { backups, wal, records: records.into_iter().map(|record| (record.id.clone(), record)).collect() })
+    let records = records.into_iter().map(|record| (record.id.clone(), record)).collect();
+    Ok(PrunePlan { backups, wal, held, facts, records })
+}
+
+/// The backups that stay only because they are read.
+fn find_held(facts: &[BackupFact], policy: &RetentionPolicy, now: Timestamp) -> Vec<String> {
+    let in_use: BTreeSet<&str> = facts.iter().filter(|fact| fact.in_use).map(|fact| fact.id.as_str()).collect();
+    let free: Vec<BackupFact> = facts.iter().map(|fact| BackupFact { in_use: false, ..fact.clone() }).collect();
+    let would_go = plan_retention(&free, policy, now).delete;
+    would_go.into_iter().map(|verdict| verdict.id).filter(|id| in_use.contains(id.as_str())).collect()
 }
 
 fn build_fact(record: &BackupRecord) -> Result<BackupFact, PruneError> {
@@ -121,6 +154,8 @@ fn build_fact(record: &BackupRecord) -> Result<BackupFact, PruneError> {
         start_lsn: record.start_lsn,
         good: true,
         pinned: false,
+        in_use: false,
+        doomed: false,
     })
 }
 
@@ -195,6 +230,7 @@ pub async fn apply_prune(
         validate_kept(store, location, plan).await?;
         if delete_backup(store, location, record).await? {
             outcome.backups.push(verdict.id.clone());
+            outcome.bytes = outcome.bytes.saturating_add(record.stored_bytes);
         } else {
             outcome.spared.push(verdict.id.clone());
         }
@@ -202,11 +238,13 @@ pub async fn apply_prune(
     // A spared backup needs its WAL, and one that began meanwhile too: this list is made anew.
     let mut again = options.clone();
     again.pinned.extend(outcome.spared.iter().cloned());
+    again.doomed.retain(|id| !outcome.spared.contains(id));
     let fresh = plan_prune(store, location, &again).await?;
     if fresh.backups.delete.is_empty() {
-        for (key, _) in &fresh.wal {
+        for (key, size) in &fresh.wal {
             store.delete(key).await?;
             outcome.wal += 1;
+            outcome.bytes = outcome.bytes.saturating_add(*size);
         }
     }
     Ok(outcome)

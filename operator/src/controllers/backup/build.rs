@@ -39,7 +39,7 @@ pub const CONTAINER: &str = "backup";
 /// Longest value of a label, and Kubernetes labels a Job's pods with its name.
 const MAX_NAME: usize = 63;
 /// The image has no users; any other UID would do.
-const RUN_AS: i64 = 65_532;
+pub(in crate::controllers) const RUN_AS: i64 = 65_532;
 /// A backup that takes longer is given up: two days.
 const DEADLINE_SECONDS: i64 = 2 * 24 * 3600;
 /// Long enough to abort the open uploads.
@@ -85,7 +85,7 @@ pub fn render_job_name(backup: &str, attempt: u32) -> String {
     format!("{}-{hash}{suffix}", keep.trim_end_matches(['-', '.']))
 }
 
-fn hex8(text: &str) -> String {
+pub(in crate::controllers) fn hex8(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -230,7 +230,7 @@ fn build_config_volume() -> Volume {
 }
 
 /// With no `keys` the whole Secret.
-fn build_secret_volume(name: &str, secret: &str, keys: &[&str]) -> Volume {
+pub(in crate::controllers) fn build_secret_volume(name: &str, secret: &str, keys: &[&str]) -> Volume {
     let items = keys.iter().map(|key| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), mode: None });
     Volume {
         name: name.to_owned(),
@@ -244,7 +244,7 @@ fn build_secret_volume(name: &str, secret: &str, keys: &[&str]) -> Volume {
     }
 }
 
-fn build_mount(name: &str, path: &str) -> VolumeMount {
+pub(in crate::controllers) fn build_mount(name: &str, path: &str) -> VolumeMount {
     VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), read_only: Some(true), ..VolumeMount::default() }
 }
 

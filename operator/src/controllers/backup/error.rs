@@ -1,5 +1,7 @@
 //! Errors of the Backup controller. What a user can do something about is a condition, not an error.
 
+use crate::controllers::store_jobs::StoreJobError;
+
 /// A step that failed; the reconciliation is repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
@@ -61,6 +63,9 @@ pub enum BackupError {
     /// The Job's configuration could not be rendered.
     #[error("failed to render the Job's configuration")]
     RenderConfig(#[source] serde_json::Error),
+    /// A Job that deletes the backup's data.
+    #[error(transparent)]
+    Job(#[from] StoreJobError),
     /// The status could not be patched; a conflict means that the Backup has changed since it was read.
     #[error("failed to patch the status of the Backup")]
     PatchStatus(#[source] kube::Error),
@@ -78,6 +83,7 @@ impl BackupError {
             | Self::ReadSecret { .. } => "observe",
             Self::RenderConfig(_) => "build",
             Self::ApplyAccount { .. } | Self::ForeignObject { .. } | Self::CreateJob { .. } => "apply",
+            Self::Job(error) => error.stage(),
             Self::PatchStatus(_) => "status",
         }
     }

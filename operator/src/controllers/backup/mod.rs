@@ -6,12 +6,14 @@ pub mod archive;
 pub mod build;
 pub mod conditions;
 pub mod decide;
+pub mod deletion;
 pub mod error;
+mod finalize;
 pub mod observe;
 pub mod reconcile;
 pub mod status;
 #[cfg(test)]
-mod tests;
+pub(in crate::controllers) mod tests;
 
 use std::{
     sync::Arc,

@@ -70,7 +70,9 @@ pub async fn observe(context: &Context, backup: &Backup, namespace: &str, uid: &
             Ok(found) => in_use = found,
             Err(invalid) => seen.invalid = Some(invalid.to_string()),
         }
-        if unfinished && let Some(found) = &in_use {
+        if (unfinished || backup.metadata.deletion_timestamp.is_some())
+            && let Some(found) = &in_use
+        {
             seen.missing_secret = observe_missing_secret(context, namespace, found).await?;
         }
         facts = Some(seen);
@@ -201,14 +203,14 @@ async fn observe_state(context: &Context, job: &Job, namespace: &str) -> Result<
 
 /// How a Job ended, as its conditions say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct JobEnd {
-    pub(super) succeeded: bool,
-    pub(super) reason: String,
-    pub(super) message: String,
-    pub(super) at: Timestamp,
+pub(in crate::controllers) struct JobEnd {
+    pub(in crate::controllers) succeeded: bool,
+    pub(in crate::controllers) reason: String,
+    pub(in crate::controllers) message: String,
+    pub(in crate::controllers) at: Timestamp,
 }
 
-fn find_end(job: &Job) -> Option<JobEnd> {
+pub(in crate::controllers) fn find_end(job: &Job) -> Option<JobEnd> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions
         .iter()
@@ -221,7 +223,7 @@ fn find_end(job: &Job) -> Option<JobEnd> {
     })
 }
 
-fn find_terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
+pub(in crate::controllers) fn find_terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
     statuses.iter().find_map(|status| status.state.as_ref()?.terminated.as_ref())
 }
@@ -256,7 +258,7 @@ pub(super) fn conclude_attempt(end: &JobEnd, terminated: Option<&ContainerStateT
     AttemptState::Failed { failure, at }
 }
 
-fn render_termination(terminated: &ContainerStateTerminated) -> String {
+pub(in crate::controllers) fn render_termination(terminated: &ContainerStateTerminated) -> String {
     let last = terminated.message.as_deref().and_then(|log| log.lines().rev().find(|line| !line.trim().is_empty()));
     let code = terminated.exit_code;
     match (terminated.reason.as_deref(), last) {
@@ -266,7 +268,7 @@ fn render_termination(terminated: &ContainerStateTerminated) -> String {
     }
 }
 
-fn observe_trouble(context: &Context, namespace: &str, job: &str) -> Option<String> {
+pub(in crate::controllers) fn observe_trouble(context: &Context, namespace: &str, job: &str) -> Option<String> {
     let pods = context.stores.pods.state_filter(|pod| {
         let name = pod.metadata.labels.as_ref().and_then(|labels| labels.get("batch.kubernetes.io/job-name"));
         pod.metadata.namespace.as_deref() == Some(namespace) && name.is_some_and(|name| name == job)

@@ -16,6 +16,7 @@ use super::{
     build::{JobInput, build_account, build_job, render_job_name},
     decide::{Decision, Wait, decide},
     error::BackupError,
+    finalize::{has_finalizer, wants_deletion},
     observe::{Observed, observe},
     status::{ASKING, Report, apply_status, build_status},
 };
@@ -30,13 +31,13 @@ const WATCH_JOB: Duration = Duration::from_secs(15);
 const ASK_ARCHIVE: Duration = Duration::from_secs(15);
 
 /// The Backup of this round, with what the API server always gives.
-struct Round<'a> {
-    context: &'a Context,
-    backup: &'a Backup,
-    api: Api<Backup>,
-    namespace: String,
-    uid: String,
-    now: Now,
+pub(super) struct Round<'a> {
+    pub(super) context: &'a Context,
+    pub(super) backup: &'a Backup,
+    pub(super) api: Api<Backup>,
+    pub(super) namespace: String,
+    pub(super) uid: String,
+    pub(super) now: Now,
 }
 
 /// Reconciles one Backup.
@@ -44,7 +45,9 @@ struct Round<'a> {
 /// # Errors
 /// [`BackupError`]; the next round begins anew.
 pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Action, BackupError> {
-    if backup.metadata.deletion_timestamp.is_some() || is_finished(&backup) {
+    let deleting = backup.metadata.deletion_timestamp.is_some();
+    let (wanted, there) = (wants_deletion(&backup), has_finalizer(&backup));
+    if (deleting && !there) || (!deleting && is_finished(&backup) && wanted == there) {
         return Ok(Action::await_change());
     }
     if !context.leadership.holds() {
@@ -54,6 +57,12 @@ pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Act
     let uid = backup.uid().ok_or(BackupError::Incomplete("UID"))?;
     let api = Api::namespaced(context.client.clone(), &namespace);
     let round = Round { context: &context, backup: &backup, api, namespace, uid, now: context.clock.now() };
+    if deleting {
+        return round.finalize().await;
+    }
+    if wanted != there {
+        return round.set_finalizer(wanted).await;
+    }
     let observed = observe(&context, &backup, &round.namespace, &round.uid).await?;
     match decide(&observed.facts, round.now.wall) {
         Decision::Wait(wait) => round.wait(&wait).await,
@@ -93,7 +102,7 @@ impl Round<'_> {
         build_status(&old, report, self.backup.metadata.generation, self.now.wall)
     }
 
-    async fn publish(&self, report: &Report<'_>, guarded: bool) -> Result<bool, BackupError> {
+    pub(super) async fn publish(&self, report: &Report<'_>, guarded: bool) -> Result<bool, BackupError> {
         let status = self.build(report);
         let written = apply_status(&self.api, self.backup, &status, guarded).await?;
         if written {
@@ -102,7 +111,7 @@ impl Round<'_> {
         Ok(written)
     }
 
-    async fn event(&self, type_: EventType, reason: &str, note: &str) {
+    pub(super) async fn event(&self, type_: EventType, reason: &str, note: &str) {
         self.event_of("Backup", type_, reason, note).await;
     }
 
@@ -186,6 +195,6 @@ fn render_note(status: &BackupStatus) -> String {
     )
 }
 
-fn positive(duration: SignedDuration) -> Duration {
+pub(super) fn positive(duration: SignedDuration) -> Duration {
     Duration::try_from(duration).unwrap_or_default().max(Duration::from_millis(200))
 }

@@ -1,6 +1,8 @@
 //! The status of a Backup from what was decided, and the patch from the published one to it. The Job's process patches
 //! the numbers of its progress itself; conditions and the end are the controller's. Pure but for the one patch.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use kube::{
     Api, ResourceExt,
@@ -10,7 +12,8 @@ use pgherd_crds::{
     Backup, BackupStatus,
     v1alpha1::{
         backup::BackupPhase,
-        conditions::{COMPLETED, READY, RECONCILING, STALLED},
+        conditions::{COMPLETED, READY, RECONCILING, STALLED, VERIFIED},
+        verification::BackupVerification,
     },
 };
 use serde_json::{Map, Value, json};
@@ -20,13 +23,21 @@ use super::{
     decide::Wait,
     error::BackupError,
 };
-use crate::jobs::backup::{
-    outcome::{BackupFailure, BackupSummary},
-    progress::build_completed_status,
+use crate::jobs::{
+    backup::{
+        outcome::{BackupFailure, BackupSummary},
+        progress::{build_completed_status, render_duration},
+    },
+    verification::outcome::{VerifyFailure, VerifySummary},
 };
 
 /// The message of a completed Backup until the archive is known.
 pub const ASKING: &str = "restorable; the primary is being asked whether the archive has the WAL up to its end";
+
+/// The reason of a Backup without data.
+pub const PRUNED: &str = "Pruned";
+/// Its message.
+const NO_DATA: &str = "not restorable: its data is not in the store any more";
 
 /// What there is to say about a Backup.
 #[derive(Clone, Debug)]
@@ -46,6 +57,14 @@ pub enum Report<'a> {
     Archive(Option<bool>, &'a str),
     /// It was given up.
     Failed(&'a BackupFailure),
+    /// Its data is not in the store any more.
+    Pruned,
+    /// It was restored for a trial at this time, and is good.
+    Verified(&'a VerifySummary, Timestamp),
+    /// It was restored for a trial, and is not good.
+    NotVerified(&'a VerifyFailure),
+    /// The object is being deleted and waits for its data to go.
+    Deleting(&'a Wait),
 }
 
 /// The status to publish.
@@ -93,6 +112,36 @@ pub fn build_status(old: &BackupStatus, report: &Report<'_>, generation: Option<
             status.completed_at = Some(render_seconds(now));
             set_conditions(&mut status, [false, false, true, false], &failure.reason, &failure.error, now);
         }
+        Report::Pruned => {
+            (status.restorable, status.pitr_ready) = (Some(false), Some(false));
+            set_conditions(&mut status, [false, false, true, false], PRUNED, NO_DATA, now);
+        }
+        Report::Verified(summary, at) => {
+            let took = render_duration(Duration::from_millis(summary.took_ms));
+            status.verified_at = Some(render_seconds(*at));
+            status.verification = Some(BackupVerification {
+                duration: took.clone(),
+                files: i64::try_from(summary.files).unwrap_or(i64::MAX),
+                replayed_lsn: summary.replayed_lsn.clone(),
+                amcheck: summary.amcheck.clone(),
+                statements: i64::try_from(summary.statements).unwrap_or(i64::MAX),
+            });
+            let message = format!("restored and found good in {took}");
+            say(&mut status, &[Said { type_: VERIFIED, holds: true, reason: "Verified", message: &message }], now);
+        }
+        Report::NotVerified(failure) => {
+            let (reason, message) = (failure.reason.as_str(), failure.error.as_str());
+            if failure.unusable {
+                status.restorable = Some(false);
+                set_conditions(&mut status, [false, false, true, false], reason, message, now);
+            }
+            say(&mut status, &[Said { type_: VERIFIED, holds: false, reason, message }], now);
+        }
+        Report::Deleting(wait) => {
+            let completed = status.phase == Some(BackupPhase::Completed);
+            let holds = [false, !wait.stalled, wait.stalled, completed];
+            set_conditions(&mut status, holds, wait.reason, &wait.message, now);
+        }
     }
     status
 }
@@ -104,7 +153,15 @@ fn set_conditions(status: &mut BackupStatus, holds: [bool; 4], reason: &str, mes
         .zip(holds)
         .map(|(type_, holds)| Said { type_, holds, reason, message })
         .collect();
-    status.conditions = build_conditions(&status.conditions, &said, status.observed_generation, now);
+    say(status, &said, now);
+}
+
+/// Conditions of other types stay as they are.
+fn say(status: &mut BackupStatus, said: &[Said<'_>], now: Timestamp) {
+    let mut conditions = build_conditions(&status.conditions, said, status.observed_generation, now);
+    let others = status.conditions.iter().filter(|old| said.iter().all(|said| said.type_ != old.type_));
+    conditions.extend(others.cloned());
+    status.conditions = conditions;
 }
 
 /// What the attempt before had read says nothing about the next one.

@@ -266,6 +266,22 @@ fn job_names_stay_within_a_label() {
     assert_ne!(second, other);
 }
 
+pub(in crate::controllers) fn location() -> ClusterLocation {
+    ClusterLocation {
+        store: StoreConfig {
+            endpoint: "https://minio.minio.svc:9000".to_owned(),
+            bucket: "backups".to_owned(),
+            prefix: "prod".to_owned(),
+            region: None,
+            path_style: true,
+            credentials_dir: paths::STORE.to_owned(),
+            ca_file: Some(format!("{}/ca.crt", paths::STORE_CA)),
+        },
+        cluster: "shop".to_owned(),
+        system_id: "7300000000000000001".to_owned(),
+    }
+}
+
 fn input<'a>() -> JobInput<'a> {
     JobInput {
         namespace: "prod",
@@ -275,19 +291,7 @@ fn input<'a>() -> JobInput<'a> {
         schedule: Some("shop-nightly"),
         attempt: 2,
         source_pod: "shop-2",
-        location: ClusterLocation {
-            store: StoreConfig {
-                endpoint: "https://minio.minio.svc:9000".to_owned(),
-                bucket: "backups".to_owned(),
-                prefix: "prod".to_owned(),
-                region: None,
-                path_style: true,
-                credentials_dir: paths::STORE.to_owned(),
-                ca_file: Some(format!("{}/ca.crt", paths::STORE_CA)),
-            },
-            cluster: "shop".to_owned(),
-            system_id: "7300000000000000001".to_owned(),
-        },
+        location: location(),
         credentials_secret: "minio",
         ca_secret: Some("minio-ca"),
         image: "registry.example/pgherd:0.1.0",

@@ -22,7 +22,11 @@ pub fn render_backup_name(schedule: &str, scheduled: Timestamp) -> String {
 #[must_use]
 pub fn build_backup(schedule: &BackupSchedule, namespace: &str, scheduled: Timestamp) -> Backup {
     let name = schedule.name_any();
-    let spec = BackupSpec { cluster_ref: schedule.spec.cluster_ref.clone(), target: schedule.spec.target };
+    let spec = BackupSpec {
+        cluster_ref: schedule.spec.cluster_ref.clone(),
+        target: schedule.spec.target,
+        deletion_policy: None,
+    };
     let mut backup = Backup::new(&render_backup_name(&name, scheduled), spec);
     backup.metadata.namespace = Some(namespace.to_owned());
     backup.metadata.labels = Some(BTreeMap::from([

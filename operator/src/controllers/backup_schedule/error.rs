@@ -1,5 +1,7 @@
 //! Errors of the BackupSchedule controller. What a user can do something about is a condition, not an error.
 
+use crate::controllers::{backup::error::BackupError, store_jobs::StoreJobError};
+
 /// A step that failed; the reconciliation is repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleControllerError {
@@ -24,6 +26,18 @@ pub enum ScheduleControllerError {
         #[source]
         source: kube::Error,
     },
+    /// A Backup's status could not be told what became of its data.
+    #[error("failed to write into the status of the Backup {name} what became of its data")]
+    MarkBackup {
+        /// The Backup.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<BackupError>,
+    },
+    /// A Job of retention or verification.
+    #[error(transparent)]
+    Job(#[from] StoreJobError),
     /// The status could not be patched.
     #[error("failed to patch the status of the BackupSchedule")]
     PatchStatus(#[source] kube::Error),
@@ -36,7 +50,8 @@ impl ScheduleControllerError {
         match self {
             Self::Incomplete(_) => "observe",
             Self::CreateBackup { .. } | Self::DeleteBackup { .. } => "apply",
-            Self::PatchStatus(_) => "status",
+            Self::Job(error) => error.stage(),
+            Self::PatchStatus(_) | Self::MarkBackup { .. } => "status",
         }
     }
 }

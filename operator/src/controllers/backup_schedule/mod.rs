@@ -1,14 +1,25 @@
 //! The controller of `BackupSchedule`, with the semantics of a CronJob that forbids concurrency: observe -> decide ->
-//! build -> apply -> status. It makes Backups and deletes old Backup objects; it never touches an object store.
+//! build -> apply -> status. It makes Backups and deletes old Backup objects, and has Jobs care for what lies in the store;
+//! it never touches an object store itself.
 
 pub mod build;
+pub mod care;
 pub mod decide;
 pub mod error;
+mod ground;
 pub mod observe;
 pub mod reconcile;
+pub mod retention;
+mod retention_run;
+#[cfg(test)]
+mod retention_tests;
 pub mod status;
 #[cfg(test)]
 mod tests;
+pub mod verification;
+mod verification_run;
+#[cfg(test)]
+mod verification_tests;
 
 use std::{
     sync::Arc,
@@ -16,6 +27,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture};
+use k8s_openapi::api::batch::v1::Job;
 use kube::{
     ResourceExt,
     runtime::{
@@ -24,11 +36,19 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
-use pgherd_crds::{Backup, BackupSchedule, PostgresCluster};
+use pgherd_crds::{
+    Backup, BackupSchedule, PostgresCluster,
+    names::{self, keys},
+};
 use tracing::Instrument;
 
 use self::error::ScheduleControllerError;
-use crate::{context::Context, kubernetes::client::watch_config, telemetry::error_chain};
+use crate::{
+    context::Context,
+    controllers::store_jobs::{RETENTION_APP, VERIFICATION_APP},
+    kubernetes::client::watch_config,
+    telemetry::error_chain,
+};
 
 const NAME: &str = "backup_schedule";
 const CONCURRENCY: u16 = 8;
@@ -45,8 +65,11 @@ pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
 async fn run_controller(context: Arc<Context>) {
     let controller = Controller::new(context.api::<BackupSchedule>(), watch_config());
     let (for_backups, for_clusters) = (controller.store(), controller.store());
+    let jobs =
+        format!("{}={},{} in ({RETENTION_APP},{VERIFICATION_APP})", keys::MANAGED_BY, names::MANAGER, keys::NAME);
     controller
         .with_config(Config::default().concurrency(CONCURRENCY))
+        .owns(context.api::<Job>(), watch_config().labels(&jobs))
         .watches(context.api::<Backup>(), watch_config(), move |backup| {
             list_schedules(&for_backups, backup.namespace().as_deref(), &backup.spec.cluster_ref.name)
         })

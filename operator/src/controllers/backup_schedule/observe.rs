@@ -32,7 +32,11 @@ pub fn observe(context: &Context, schedule: &BackupSchedule, namespace: &str) ->
         backups: backups.iter().filter_map(|backup| describe_backup(backup, &name)).collect(),
         pinned: observe_pinned(context, namespace),
         limits: (
-            limit(spec.successful_backups_history_limit, KEEP_COMPLETED),
+            // With retention an object goes with its data.
+            limit(
+                spec.successful_backups_history_limit,
+                if spec.retention.is_some() { u32::MAX } else { KEEP_COMPLETED },
+            ),
             limit(spec.failed_backups_history_limit, KEEP_FAILED),
         ),
     }

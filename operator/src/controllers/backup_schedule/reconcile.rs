@@ -8,14 +8,22 @@ use kube::{
     api::{DeleteParams, PostParams, Preconditions},
     runtime::{controller::Action, events::EventType},
 };
-use pgherd_crds::{Backup, BackupSchedule, names::keys};
+use pgherd_crds::{
+    Backup, BackupSchedule, BackupScheduleStatus,
+    names::keys,
+    v1alpha1::conditions::{RETENTION_HEALTHY, VERIFIED},
+};
 
 use super::{
     build::build_backup,
+    care::{Care, Verdict},
     decide::{KnownState, Plan, ScheduleFacts, decide},
     error::ScheduleControllerError,
+    ground::observe_ground,
     observe::observe,
+    retention_run::care_for_retention,
     status::{apply_status, build_status},
+    verification_run::care_for_verification,
 };
 use crate::{
     context::Context,
@@ -51,7 +59,12 @@ pub async fn reconcile(
         create_backup(&context, &schedule, &namespace, scheduled, plan.missed).await?;
     }
     let old = schedule.status.clone().unwrap_or_default();
-    let status = build_status(&old, &facts, &plan, schedule.metadata.generation, now);
+    // What goes wrong here must not keep the status from being told, nor backups from being made.
+    let (care, failed) = match care_for(&context, &schedule, &namespace, &facts, now).await {
+        Ok(care) => (care, None),
+        Err(error) => (published_care(&old), Some(error)),
+    };
+    let status = build_status(&old, &facts, &plan, &care, schedule.metadata.generation, now);
     let api = Api::namespaced(context.client.clone(), &namespace);
     if apply_status(&api, &schedule, &status).await? {
         context.metrics.api_writes.inc();
@@ -60,21 +73,58 @@ pub async fn reconcile(
         {
             publish(&context, &schedule.object_ref(&()), EventType::Warning, "RunLeftOut", "Schedule", message).await;
         }
+        for Verdict { type_, holds, reason, message } in &care.news {
+            let kind = if *holds { EventType::Normal } else { EventType::Warning };
+            publish(&context, &schedule.object_ref(&()), kind, reason, type_, message).await;
+        }
     }
     delete_backups(&context, &schedule, &namespace, &plan).await?;
-    Ok(decide_wake(&facts, &plan, context.clock.now().wall).map_or_else(Action::await_change, Action::requeue))
+    failed.map_or(Ok(()), Err)?;
+    let wake = decide_wake(&facts, &plan, &care.again, context.clock.now().wall);
+    Ok(wake.map_or_else(Action::await_change, Action::requeue))
+}
+
+/// Retention and verification.
+async fn care_for(
+    context: &Context,
+    schedule: &BackupSchedule,
+    namespace: &str,
+    facts: &ScheduleFacts,
+    now: Timestamp,
+) -> Result<Care, ScheduleControllerError> {
+    let ground = observe_ground(context, schedule, namespace);
+    let mut care = care_for_verification(context, schedule, facts, ground.as_ref(), now).await?;
+    let Care { retention, verification: _, verdicts, news, again } =
+        care_for_retention(context, schedule, facts, ground.as_ref(), now).await?;
+    care.retention = retention;
+    care.verdicts.extend(verdicts);
+    care.news.extend(news);
+    care.again.extend(again);
+    Ok(care)
+}
+
+/// What is published already.
+fn published_care(old: &BackupScheduleStatus) -> Care {
+    let verdict = |type_| Verdict::published(type_, &old.conditions);
+    Care {
+        retention: old.retention.clone(),
+        verification: old.verification.clone(),
+        verdicts: [RETENTION_HEALTHY, VERIFIED].into_iter().filter_map(verdict).collect(),
+        ..Care::default()
+    }
 }
 
 /// Wakes at the next run. The stores may lag behind the change that led here, therefore what can change without the
 /// schedule is looked at again. A schedule that can't be read waits for its next version alone.
-pub(super) fn decide_wake(facts: &ScheduleFacts, plan: &Plan, now: Timestamp) -> Option<Duration> {
-    let until_next = plan.next.map(|next| {
+pub(super) fn decide_wake(facts: &ScheduleFacts, plan: &Plan, care: &[Timestamp], now: Timestamp) -> Option<Duration> {
+    let until = |next: Timestamp| {
         let left = Duration::try_from(next.duration_since(now)).unwrap_or_default();
         (left + AFTER_TIME).min(LONGEST_SLEEP)
-    });
+    };
+    let until_next = plan.next.map(until).into_iter().chain(care.iter().copied().map(until));
     let lagging = (facts.schedule.is_ok() && facts.blocked.is_some() && !facts.suspended)
         || facts.backups.iter().any(|backup| backup.state == KnownState::Unfinished);
-    until_next.into_iter().chain(lagging.then_some(LOOK_AGAIN)).min()
+    until_next.chain(lagging.then_some(LOOK_AGAIN)).min()
 }
 
 async fn create_backup(

@@ -11,6 +11,7 @@ use pgherd_crds::{
 };
 
 use super::{
+    care::Care,
     decide::{Plan, ScheduleFacts, find_last_success},
     error::ScheduleControllerError,
 };
@@ -25,13 +26,20 @@ pub fn build_status(
     old: &BackupScheduleStatus,
     facts: &ScheduleFacts,
     plan: &Plan,
+    care: &Care,
     generation: Option<i64>,
     now: Timestamp,
 ) -> BackupScheduleStatus {
     let (reason, message) = describe(facts, plan);
     let said = |type_, holds| Said { type_, holds, reason, message: &message };
     let stalled = plan.stalled.is_some();
-    let conditions = [said(READY, !stalled), said(STALLED, stalled), said(SUSPENDED, facts.suspended)];
+    let mut conditions = vec![said(READY, !stalled), said(STALLED, stalled), said(SUSPENDED, facts.suspended)];
+    conditions.extend(care.verdicts.iter().map(|verdict| Said {
+        type_: verdict.type_,
+        holds: verdict.holds,
+        reason: &verdict.reason,
+        message: &verdict.message,
+    }));
     BackupScheduleStatus {
         observed_generation: generation,
         conditions: build_conditions(&old.conditions, &conditions, generation, now),
@@ -40,6 +48,8 @@ pub fn build_status(
         last_successful_backup: find_last_success(&facts.backups)
             .map(|backup| backup.name.clone())
             .or_else(|| old.last_successful_backup.clone()),
+        retention: care.retention.clone(),
+        verification: care.verification.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ use pgherd_crds::{BackupSchedule, BackupScheduleSpec, BackupScheduleStatus, v1al
 
 use super::{
     build::{build_backup, render_backup_name},
+    care::Care,
     decide::{KnownBackup, KnownState, Plan, ScheduleFacts, decide, find_last_success},
     reconcile::decide_wake,
     status::build_status,
@@ -84,7 +85,7 @@ fn a_suspended_or_blocked_schedule_makes_nothing() {
     let facts = ScheduleFacts { blocked: blocked.clone(), ..facts() };
     let plan = decide(&facts, at("21T03:00:00"));
     assert_eq!((plan.create, plan.stalled.clone()), (None, blocked));
-    assert_eq!(decide_wake(&facts, &plan, at("21T03:00:00")), Some(Duration::from_secs(30)));
+    assert_eq!(decide_wake(&facts, &plan, &[], at("21T03:00:00")), Some(Duration::from_secs(30)));
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn a_bad_expression_stalls_with_its_field_and_waits_for_the_next_version() {
         let (reason, message) = plan.stalled.clone().unwrap();
         assert_eq!(reason, "InvalidSchedule");
         assert!(message.starts_with(field), "{message}");
-        assert_eq!(decide_wake(&facts, &plan, at("21T03:00:00")), None);
+        assert_eq!(decide_wake(&facts, &plan, &[], at("21T03:00:00")), None);
     }
 }
 
@@ -127,7 +128,7 @@ fn the_oldest_objects_beyond_the_limits_go() {
 fn it_wakes_just_after_the_next_run_and_never_sleeps_for_long() {
     let wake = |now: &str| {
         let plan = Plan { next: Some(at("21T03:00:00")), ..Plan::default() };
-        decide_wake(&facts(), &plan, at(now))
+        decide_wake(&facts(), &plan, &[], at(now))
     };
     assert_eq!(wake("21T02:59:50"), Some(Duration::from_millis(10_050)));
     assert_eq!(wake("20T03:00:00"), Some(Duration::from_secs(600)));
@@ -143,6 +144,8 @@ fn schedule() -> BackupSchedule {
         starting_deadline_seconds: None,
         successful_backups_history_limit: None,
         failed_backups_history_limit: None,
+        retention: None,
+        verify: None,
     };
     BackupSchedule::new("shop-nightly", spec)
 }
@@ -159,11 +162,11 @@ fn a_run_is_named_after_its_time_and_has_no_owner() {
 fn a_status_without_news_is_the_same_status() {
     let now = at("21T03:00:00");
     let plan = decide(&facts(), now);
-    let first = build_status(&BackupScheduleStatus::default(), &facts(), &plan, Some(1), now);
+    let first = build_status(&BackupScheduleStatus::default(), &facts(), &plan, &Care::default(), Some(1), now);
     assert_eq!(first.last_schedule_time.as_deref(), Some("2026-11-21T03:00:00Z"));
     assert_eq!(first.next_schedule_time.as_deref(), Some("2026-11-22T03:00:00Z"));
     let later = at("21T05:00:00");
     let done = ScheduleFacts { since: now, ..facts() };
-    let second = build_status(&first, &done, &decide(&done, later), Some(1), later);
+    let second = build_status(&first, &done, &decide(&done, later), &Care::default(), Some(1), later);
     assert_eq!(second, first);
 }

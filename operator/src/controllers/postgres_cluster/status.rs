@@ -9,6 +9,7 @@ pub mod members;
 pub mod sample;
 pub mod scene;
 pub mod switchover;
+pub mod window;
 
 use jiff::Timestamp;
 use kube::{
@@ -99,6 +100,7 @@ pub fn build_status(input: StatusInput<'_>) -> PostgresClusterStatus {
         switchover: switchover::build_switchover(&scene),
         last_failover: last_failover(&scene, memory),
         last_backup: backups::last_backup(&scene.observed.backups).or_else(|| published.last_backup.clone()),
+        backup: window::restorable_window(&scene),
         members,
     }
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use pgherd_core::backup::ClusterLocation;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Where the ConfigMap is mounted.
 pub const CONFIG_DIR: &str = "/etc/pgherd/backup";
@@ -68,11 +68,11 @@ pub enum ConfigError {
     },
 }
 
-/// Reads the file.
+/// Reads the file of a Job.
 ///
 /// # Errors
 /// [`ConfigError`] names the file.
-pub fn read_config(path: &Path) -> Result<BackupJobConfig, ConfigError> {
+pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
 }

@@ -23,7 +23,9 @@ pub fn describe_failure(error: &BackupError) -> BackupFailure {
     BackupFailure { reason: reason.to_owned(), error: error_chain(error), retry }
 }
 
-fn describe_store_failure(error: &StoreError) -> BackupFailure {
+/// The same for the store alone.
+#[must_use]
+pub fn describe_store_failure(error: &StoreError) -> BackupFailure {
     let (reason, retry) = match error {
         StoreError::Config(_) => ("StoreConfig", false),
         StoreError::CredentialsFile { .. } => ("CredentialsUnreadable", false),

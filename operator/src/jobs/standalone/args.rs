@@ -239,14 +239,33 @@ impl RestoreArgs {
 /// Flags of `pgherd verify`.
 #[derive(Clone, Debug, Args)]
 pub struct VerifyArgs {
+    /// JSON file of a Job that says what to verify; goes with no other flag.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub config: Option<PathBuf>,
     /// Which backup.
     #[command(flatten)]
     pub location: LocationArgs,
+    /// Restore it into this empty or absent folder, start PostgreSQL on it (from PATH or /usr/lib/postgresql, not as root) with the
+    /// archive's WAL and without a network, and run pg_amcheck and the statements. The folder stays.
+    #[arg(long, value_name = "DIR")]
+    pub start: Option<PathBuf>,
+    /// The database for the statements; `app` if there is one, else `postgres`.
+    #[arg(long, requires = "start")]
+    pub database: Option<String>,
+    /// A statement that must return a single true. May be given again.
+    #[arg(long, value_name = "STATEMENT", requires = "start")]
+    pub sql: Vec<String>,
+    /// shared_preload_libraries, where replaying needs them.
+    #[arg(long, value_name = "LIBRARIES", requires = "start")]
+    pub preload: Option<String>,
 }
 
 /// Flags of `pgherd prune`.
 #[derive(Clone, Debug, Args)]
 pub struct PruneArgs {
+    /// JSON file of a Job that says what to delete; goes with no other flag.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub config: Option<PathBuf>,
     /// Where.
     #[command(flatten)]
     pub location: LocationArgs,

@@ -3,8 +3,9 @@
 
 mod args;
 mod recovery;
+mod trial;
 
-use std::{error::Error, process::ExitCode};
+use std::{collections::BTreeSet, error::Error, process::ExitCode};
 
 use jiff::{SignedDuration, Timestamp};
 use pgherd_core::{backup::BackupLocation, retention::RetentionPolicy};
@@ -96,6 +97,9 @@ pub fn restore(args: &RestoreArgs) -> Outcome {
 pub fn verify(args: &VerifyArgs) -> Outcome {
     crate::telemetry::logs::start_on_stderr();
     let location = args.location.read()?;
+    if let Some(data) = &args.start {
+        return trial::verify_by_start(args, &location, data);
+    }
     let outcome = build_runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         super::backup::cancel_on_signal(&cancel);
@@ -151,6 +155,8 @@ pub fn prune(args: &PruneArgs) -> Outcome {
     let options = PruneOptions {
         policy: RetentionPolicy { keep_last: args.keep_last, keep_for },
         pinned: args.pin.iter().cloned().collect(),
+        doomed: BTreeSet::new(),
+        damaged: BTreeSet::new(),
         now: Timestamp::now(),
     };
     build_runtime()?.block_on(async {
@@ -194,7 +200,7 @@ pub fn fetch_wal(args: &FetchWalArgs) -> ExitCode {
     }
 }
 
-fn print(value: &serde_json::Value) -> Outcome {
+pub(crate) fn print(value: &serde_json::Value) -> Outcome {
     use std::io::Write;
     writeln!(std::io::stdout().lock(), "{value}")?;
     Ok(ExitCode::SUCCESS)

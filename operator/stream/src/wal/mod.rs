@@ -6,6 +6,7 @@
 mod gaps;
 mod name;
 mod segment;
+mod survey;
 
 use std::{
     fs::File,
@@ -18,6 +19,7 @@ use pgherd_core::backup::ClusterLocation;
 
 pub use gaps::{decide_needed, missing_segments};
 pub use name::{WalName, segment_name, segment_names};
+pub use survey::{Survey, SurveyError, survey_archive};
 
 use crate::store::{ObjectStore, PutOutcome, StoreError};
 

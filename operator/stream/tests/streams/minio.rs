@@ -13,7 +13,7 @@ pub(crate) const BUCKET: &str = "backups";
 const USER: &str = "pgherd-test";
 const PASSWORD: &str = "pgherd-test-secret";
 
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     if let Ok(path) = std::env::var("PGHERD_MINIO") {
         return path.into();
     }

@@ -26,7 +26,8 @@ use crate::{
 
 fn keep_last(count: u32) -> PruneOptions {
     let policy = RetentionPolicy { keep_last: Some(count), keep_for: None };
-    PruneOptions { policy, pinned: BTreeSet::new(), now: Timestamp::now() }
+    let none = BTreeSet::new;
+    PruneOptions { policy, pinned: none(), doomed: none(), damaged: none(), now: Timestamp::now() }
 }
 
 async fn ids(store: &ObjectStore, location: &ClusterLocation) -> Vec<String> {

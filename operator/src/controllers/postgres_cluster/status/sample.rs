@@ -6,7 +6,7 @@ use pgherd_crds::{
     v1alpha1::conditions::{FAILOVER_BLOCKED, PRIMARY_AVAILABLE, READY},
 };
 
-use super::StatusInput;
+use super::{StatusInput, window::archive_lag};
 use crate::telemetry::clusters::ClusterSample;
 
 /// What the round came to.
@@ -30,6 +30,7 @@ pub fn build_sample(input: StatusInput<'_>, status: &PostgresClusterStatus) -> C
         synchronous_replicas: status.synchronous.as_ref().map_or(0, |now| now.effective),
         cancelled_waits: primary.map_or(0, |primary| primary.cancelled_waits),
         last_backup_at: completed_at.map(Timestamp::as_second),
+        archive_lag_bytes: primary.and_then(|primary| archive_lag(&primary.archive, primary.received_lsn)),
         lag_bytes: lag_bytes.unwrap_or_default(),
     }
 }

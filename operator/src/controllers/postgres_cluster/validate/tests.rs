@@ -107,7 +107,11 @@ const RECOVERY: &str = "{instances: 1, storage: {size: 1Gi}, bootstrap: {recover
 fn backup(restorable: bool) -> Backup {
     Backup {
         metadata: ObjectMeta { name: Some("b1".into()), ..ObjectMeta::default() },
-        spec: BackupSpec { cluster_ref: LocalReference { name: "shop-old".into() }, target: None },
+        spec: BackupSpec {
+            cluster_ref: LocalReference { name: "shop-old".into() },
+            target: None,
+            deletion_policy: None,
+        },
         status: Some(BackupStatus {
             restorable: Some(restorable),
             id: Some("id-1".into()),

@@ -1,0 +1,100 @@
+//! `pgherd verify --config FILE`: one verification in a Job's pod. It ends with its outcome in the termination message, and
+//! talks to the store alone: it needs no right in Kubernetes.
+
+use std::{error::Error, path::Path, process::ExitCode};
+
+use pgherd_agent::postgres::binaries::Binaries;
+use pgherd_stream::{process::build_runtime, restore::RestoreError, store::ObjectStore};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Amcheck, Trial, Verified, VerifyError,
+    config::VerifyJobConfig,
+    failure::describe_failure,
+    outcome::{VerifyFailure, VerifyJobOutcome, VerifySummary, render_outcome},
+    verify_by_restore,
+};
+use crate::{
+    jobs::backup::{TERMINATION_LOG, cancel_on_signal, config::read_config, millis},
+    telemetry::{error_chain, logs},
+};
+
+/// Runs to the end; the exit code says whether the backup is good.
+///
+/// # Errors
+/// If the configuration can't be read or no runtime can be made.
+pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    logs::start();
+    let config: VerifyJobConfig = match read_config(config_file) {
+        Ok(config) => config,
+        Err(error) => {
+            write_outcome(&VerifyJobOutcome::Failed(VerifyFailure {
+                reason: "BadConfig".to_owned(),
+                error: error_chain(&error),
+                blames_backup: false,
+                unusable: false,
+            }));
+            return Err(error.into());
+        }
+    };
+    let runtime = build_runtime()?;
+    let outcome = runtime.block_on(perform(config));
+    // A file that is still being written must not delay the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    let (outcome, code) = match outcome {
+        Ok(summary) => {
+            tracing::info!(id = summary.id, replayed_lsn = summary.replayed_lsn, amcheck = summary.amcheck, "verified");
+            (VerifyJobOutcome::Completed(summary), ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            let failure = describe_failure(&error);
+            tracing::error!(reason = failure.reason, error = failure.error, "not verified");
+            (VerifyJobOutcome::Failed(failure), ExitCode::FAILURE)
+        }
+    };
+    write_outcome(&outcome);
+    Ok(code)
+}
+
+async fn perform(config: VerifyJobConfig) -> Result<VerifySummary, VerifyError> {
+    let cancel = CancellationToken::new();
+    cancel_on_signal(&cancel);
+    let store = ObjectStore::connect(&config.location.cluster.store).await.map_err(RestoreError::Store)?;
+    store.probe().await.map_err(RestoreError::Store)?;
+    let trial = Trial {
+        location: config.location,
+        data: config.data,
+        sockets: config.sockets,
+        binaries: Binaries::observe()?,
+        preload: config.preload,
+        database: config.database,
+        statements: config.statements,
+    };
+    let verified = verify_by_restore(&store, &trial, cancel).await?;
+    Ok(summarize(&verified, trial.statements.len()))
+}
+
+/// What is told of a good backup.
+#[must_use]
+pub fn summarize(verified: &Verified, statements: usize) -> VerifySummary {
+    let took = std::time::Duration::try_from_secs_f64(verified.seconds).unwrap_or_default();
+    VerifySummary {
+        id: verified.record.id.clone(),
+        files: verified.files,
+        bytes: verified.bytes,
+        replayed_lsn: verified.replayed.to_string(),
+        amcheck: match &verified.amcheck {
+            Amcheck::Passed => "Passed".to_owned(),
+            Amcheck::NotRun(why) => format!("NotRun: {why}"),
+        },
+        statements: statements as u64,
+        took_ms: millis(took),
+    }
+}
+
+/// Outside of a pod there is no such file, and the log has it all as well.
+fn write_outcome(outcome: &VerifyJobOutcome) {
+    if let Err(error) = std::fs::write(TERMINATION_LOG, render_outcome(outcome)) {
+        tracing::warn!(error = error_chain(&error), "cannot write {TERMINATION_LOG}");
+    }
+}
