@@ -3,15 +3,18 @@
 use std::{collections::BTreeMap, error::Error, path::PathBuf, time::Duration};
 
 use clap::Args;
-use pgherd_core::backup::{BackupLocation, ClusterLocation, StoreConfig};
-use pgherd_stream::{replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls};
+use pgherd_core::backup::{BackupLocation, ClusterLocation, EncryptionConfig, StoreConfig};
+use pgherd_stream::{
+    encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls,
+};
 
 use super::recovery::Target;
 
 /// Where backups lie: a file, or all of it by flags.
 #[derive(Clone, Debug, Args)]
 pub struct LocationArgs {
-    /// JSON file with store, cluster, systemId and backupId; a flag overrides what it says of the system or the backup.
+    /// JSON file with store (and in it encryption), cluster, systemId and backupId; a flag overrides what it says of the system,
+    /// the backup or the keys.
     #[arg(long, value_name = "FILE")]
     pub location: Option<PathBuf>,
     /// https://host:port of the object store.
@@ -35,6 +38,15 @@ pub struct LocationArgs {
     /// PEM bundle to trust instead of the public roots.
     #[arg(long, value_name = "FILE")]
     pub store_ca: Option<String>,
+    /// age1… that what is written is encrypted for; the store never sees plain data. May be given again.
+    #[arg(long, value_name = "age1…")]
+    pub age_recipient: Vec<String>,
+    /// File with more of them, one a line; a line that begins with # is a comment.
+    #[arg(long, value_name = "FILE")]
+    pub age_recipients_file: Option<PathBuf>,
+    /// File with AGE-SECRET-KEY-1… lines that open what is encrypted; a backup alone does not need it.
+    #[arg(long, value_name = "FILE")]
+    pub age_identity_file: Option<PathBuf>,
     /// The cluster's name in the store.
     #[arg(long, required_unless_present = "location")]
     pub cluster: Option<String>,
@@ -65,7 +77,34 @@ impl LocationArgs {
         if !self.backup_id.is_empty() {
             location.backup_id.clone_from(&self.backup_id);
         }
+        let store = &mut location.cluster.store;
+        store.encryption = self.read_encryption(store.encryption.take())?;
         Ok(location)
+    }
+
+    /// The keys by file and flags. Every recipient is checked here: nothing is to begin with a mistyped one.
+    fn read_encryption(&self, stated: Option<EncryptionConfig>) -> Result<Option<EncryptionConfig>, Box<dyn Error>> {
+        let mut encryption = stated.unwrap_or_default();
+        let mut recipients = self.age_recipient.clone();
+        if let Some(path) = &self.age_recipients_file {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let before = recipients.len();
+            recipients.extend(lines.map(str::to_owned));
+            if recipients.len() == before {
+                return Err(format!("{} names no recipient", path.display()).into());
+            }
+        }
+        if !recipients.is_empty() {
+            encryption.recipients = recipients;
+        }
+        for recipient in &encryption.recipients {
+            parse_recipient(recipient)?;
+        }
+        if let Some(path) = &self.age_identity_file {
+            encryption.identity_file = Some(path.display().to_string());
+        }
+        Ok(Some(encryption).filter(|encryption| *encryption != EncryptionConfig::default()))
     }
 
     fn build_cluster(&self) -> ClusterLocation {
@@ -78,6 +117,7 @@ impl LocationArgs {
                 path_style: !self.virtual_hosted,
                 credentials_dir: self.credentials_dir.clone().unwrap_or_default(),
                 ca_file: self.store_ca.clone(),
+                encryption: None,
             },
             cluster: self.cluster.clone().unwrap_or_default(),
             system_id: self.system_id.clone(),
