@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use crate::{
     encryption::{MARKER, Pair, find_plain, with_keys},
     faults::chain,
     minio::Minio,
-    postgres::{Postgres, hand_over, workspace},
+    postgres::{Postgres, hand_over, run, workspace},
 };
 
 const SEGMENT: u64 = 1 << 20;
@@ -167,6 +168,13 @@ async fn without_its_digest_an_encrypted_segment_is_compared_by_decrypting_it_or
     assert!(text.contains(&key) && text.contains("damaged"), "{text}");
     assert!(!dest.exists());
 
+    // What somebody encrypted by hand is read as well.
+    let (segment, object) = (scene.dir.path().join("segment.zst"), scene.dir.path().join("segment.zst.age"));
+    run(Command::new("zstd").args(["-q", "-f", "-o"]).arg(&segment).arg(scene.file(&name)));
+    run(Command::new("age").arg("-r").arg(&pair.recipient).arg("-o").arg(&object).arg(&segment));
+    scene.store.put(&key, Bytes::from(fs::read(&object).unwrap())).await.unwrap();
+    scene.assert_fetched(&reads, &name).await;
+
     // A branch that was left is kept encrypted as well; a history is not: it holds no rows.
     let prefix = format!("{}/divergent/1-m/", scene.plain.root());
     push_divergent(&scene.store, &writes, &scene.file(&name), &name, &prefix).await.unwrap();
@@ -216,7 +224,8 @@ async fn a_point_in_time_is_reached_through_plain_and_encrypted_wal() {
     let (outcome, _) = back_up(&scene.server, sealed.clone()).await;
     let mut segments = vec![scene.write_segment()];
     for step in 1..=4 {
-        scene.server.sql(&format!("INSERT INTO steps VALUES ({step}); SELECT pg_create_restore_point('after_{step}')"));
+        scene.server.sql(&format!("INSERT INTO steps VALUES ({step})"));
+        scene.server.sql(&format!("SELECT pg_create_restore_point('after_{step}')"));
         segments.push(scene.write_segment());
     }
     let first = outcome.record.start_lsn.0 / SEGMENT;
