@@ -29,7 +29,9 @@ pub enum KeyError {
         problem: KeyTextError,
     },
     /// Something encrypted is to be read and nothing says with what.
-    #[error("{what} is encrypted for {recipients}, and no identity file is configured (--age-identity-file, identityFile, encryption.identitySecretRef)")]
+    #[error(
+        "{what} is encrypted for {recipients}, and no identity file is configured (--age-identity-file, identityFile, encryption.identitySecretRef)"
+    )]
     NoIdentity {
         /// What was to be read.
         what: String,

@@ -102,8 +102,7 @@ impl Sealer {
     }
 
     fn seal(&mut self, last: bool) -> Result<&[u8], AgeError> {
-        let sealed =
-            self.key.seal_in_place_append_tag(build_nonce(self.number, last), Aad::empty(), &mut self.chunk);
+        let sealed = self.key.seal_in_place_append_tag(build_nonce(self.number, last), Aad::empty(), &mut self.chunk);
         sealed.map_err(|_| AgeError::Chunk(self.number))?;
         self.number += 1;
         self.sealed = true;

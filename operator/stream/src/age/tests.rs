@@ -96,7 +96,11 @@ fn a_header_is_read_as_strictly_as_age_reads_it() {
     let good = format!("age-encryption.org/v1\n{stanza}");
     assert_eq!(rebuilt(&good).unwrap(), b"x");
     let greased = format!("age-encryption.org/v1\n-> grease a b\n\n{stanza}");
-    assert_eq!(rebuilt(&greased), Err(AgeError::Mac), "an unknown recipient is passed over; the MAC tells that it is new");
+    assert_eq!(
+        rebuilt(&greased),
+        Err(AgeError::Mac),
+        "an unknown recipient is passed over; the MAC tells that it is new"
+    );
     for (what, header) in [
         ("another version", good.replace("/v1", "/v2")),
         ("no recipient", "age-encryption.org/v1".to_owned()),

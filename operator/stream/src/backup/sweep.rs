@@ -152,7 +152,8 @@ fn decide_keys<'a>(prefix: &str, archives: &[String], present: impl Iterator<Ite
         let stem = format!("{prefix}{archive}.tar.zst.");
         let numbers = present.clone().filter_map(|key| key.strip_prefix(&stem)?.get(..4)?.parse::<usize>().ok());
         let next = numbers.max().map_or(0, |number| number + 1);
-        let names = (0..=next).flat_map(|number| [false, true].map(|sealed| render_object_name(archive, number, sealed)));
+        let names =
+            (0..=next).flat_map(|number| [false, true].map(|sealed| render_object_name(archive, number, sealed)));
         keys.extend(names.map(|name| format!("{prefix}{name}")));
     }
     keys

@@ -148,7 +148,12 @@ impl Uploader {
     }
 
     /// Puts bytes into parts, and sends those that are full and not the last.
-    async fn fill(&self, object: &mut OpenObject, buffers: &mut PartBuffers, mut input: &[u8]) -> Result<(), BackupError> {
+    async fn fill(
+        &self,
+        object: &mut OpenObject,
+        buffers: &mut PartBuffers,
+        mut input: &[u8],
+    ) -> Result<(), BackupError> {
         object.bytes += input.len() as u64;
         while !input.is_empty() {
             let buffer = match object.buffer.take() {

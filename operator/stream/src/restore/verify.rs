@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ArchiveSource, RestoreError, RestoreProgress, Scene, explain_absence, lock::RestoreLock, observe_scene, read_archives,
+    ArchiveSource, RestoreError, RestoreProgress, Scene, explain_absence, lock::RestoreLock, observe_scene,
+    read_archives,
 };
 use crate::store::ObjectStore;
 

@@ -78,7 +78,9 @@ pub enum WalError {
     },
     /// The archive holds this file encrypted, and nothing tells whether it is the same: its metadata was lost, and no identity is
     /// configured.
-    #[error("the archive holds {key} already; whether with the same bytes cannot be told without an identity that opens it")]
+    #[error(
+        "the archive holds {key} already; whether with the same bytes cannot be told without an identity that opens it"
+    )]
     Unproven {
         /// The object's key.
         key: String,

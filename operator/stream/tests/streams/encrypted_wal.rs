@@ -131,7 +131,8 @@ async fn encryption_begins_changes_and_ends_at_any_segment_and_a_name_is_taken_o
     // A missing or wrong key is no "absent": a recovery must not end there.
     let error = fetch(&scene.store, &modes[1], &names[1], &dest).await.unwrap_err();
     assert!(matches!(error, WalError::Key(KeyError::NoIdentity { .. })), "{error:?}");
-    let error = fetch(&scene.store, &with_keys(&scene.plain, &[], Some(&old.file)), &names[2], &dest).await.unwrap_err();
+    let error =
+        fetch(&scene.store, &with_keys(&scene.plain, &[], Some(&old.file)), &names[2], &dest).await.unwrap_err();
     let text = chain(&error);
     assert!(text.contains(&names[2]) && text.contains(old.file.to_str().unwrap()), "{text}");
     let error = scene.push(&with_keys(&scene.plain, &[&new], Some(&old.file)), &names[0]).await.unwrap_err();
@@ -231,7 +232,9 @@ async fn a_point_in_time_is_reached_through_plain_and_encrypted_wal() {
     let first = outcome.record.start_lsn.0 / SEGMENT;
     let earlier = fs::read_dir(scene.server.data.join("pg_wal")).unwrap().flatten();
     let mut names: Vec<String> = earlier.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.retain(|name| name.len() == 24 && *name <= segments[4] && u64::from_str_radix(&name[16..], 16).unwrap() >= first);
+    names.retain(|name| {
+        name.len() == 24 && *name <= segments[4] && u64::from_str_radix(&name[16..], 16).unwrap() >= first
+    });
     names.sort();
     for (number, name) in names.iter().enumerate() {
         let location = if number % 2 == 0 { &sealed } else { &scene.plain };
@@ -245,7 +248,10 @@ async fn a_point_in_time_is_reached_through_plain_and_encrypted_wal() {
     fs::set_permissions(&pair.file, fs::Permissions::from_mode(0o644)).unwrap();
     hand_over(&copy);
     let script = write_script(&scene, &copy, &pair.file);
-    let settings = format!("restore_command = '{} %f %p'\nrecovery_target_name = 'after_2'\nrecovery_target_action = 'promote'\n", script.display());
+    let settings = format!(
+        "restore_command = '{} %f %p'\nrecovery_target_name = 'after_2'\nrecovery_target_action = 'promote'\n",
+        script.display()
+    );
     fs::write(target.join("postgresql.auto.conf"), settings).unwrap();
     fs::write(target.join("recovery.signal"), "").unwrap();
     let restored = Postgres::on(scene.dir.path(), "restored");
@@ -280,10 +286,8 @@ async fn retention_needs_no_key_and_takes_both_kinds_of_objects() {
         assert!(!is_archived(&scene.store, &scene.plain, name).await.unwrap(), "{name}");
     }
     assert!(is_archived(&scene.store, &scene.plain, &taken[2].1).await.unwrap());
-    let location = BackupLocation {
-        cluster: with_keys(&scene.plain, &[], Some(&pair.file)),
-        backup_id: taken[2].0.clone(),
-    };
+    let location =
+        BackupLocation { cluster: with_keys(&scene.plain, &[], Some(&pair.file)), backup_id: taken[2].0.clone() };
     let (sender, _receiver) = watch::channel(RestoreProgress::default());
     let target = scene.dir.path().join("restored");
     restore_backup(&scene.store, &location, &target, sender, CancellationToken::new()).await.unwrap();

@@ -133,7 +133,8 @@ async fn an_encrypted_backup_comes_back_by_pgherd_and_by_age_alone_and_the_store
     assert_eq!(names, ["backup.json", "backup_manifest.age", "base.tar.zst.0000.age", "index.json.zst.age"]);
     assert!(record.stored_bytes > 15 << 20, "{}", record.stored_bytes);
     assert!(present.iter().any(|(_, size)| record.archives[0].segments == [*size]), "the record has the stored size");
-    let readable = String::from_utf8(store.get(&format!("{prefix}backup.json")).await.unwrap().unwrap().to_vec()).unwrap();
+    let readable =
+        String::from_utf8(store.get(&format!("{prefix}backup.json")).await.unwrap().unwrap().to_vec()).unwrap();
     assert!(readable.contains("\"method\": \"age\"") && readable.contains(&pair.recipient), "{readable}");
     assert_eq!(list_backups(&store, &outcome.location).await.unwrap(), [record.clone()], "it is listed without a key");
     assert_eq!(find_plain(&store, &outcome.location.root()).await, [""; 0]);
@@ -176,7 +177,11 @@ async fn a_wrong_or_missing_key_is_told_before_a_byte_is_written() {
         ("recipients only", with_keys(&outcome.location, &[&pair], None), vec![&pair.recipient, "no identity file"]),
         ("no such file", with(&absent), vec![absent.to_str().unwrap()]),
         ("no identity in it", with(&dir.path().join("password")), vec!["line 1"]),
-        ("another's", with(&stranger.file), vec![&pair.recipient, &stranger.recipient, stranger.file.to_str().unwrap()]),
+        (
+            "another's",
+            with(&stranger.file),
+            vec![&pair.recipient, &stranger.recipient, stranger.file.to_str().unwrap()],
+        ),
     ] {
         let location = BackupLocation { cluster, backup_id: outcome.record.id.clone() };
         let target = dir.path().join("target");
@@ -221,7 +226,8 @@ async fn a_flipped_bit_in_any_encrypted_object_is_found_by_name() {
             assert!(!target.join("global/pg_control").exists());
         }
         // Cut off at a chunk's border, and with another object's bytes.
-        for other in [good.slice(..good.len() - 1), store.get(&format!("{prefix}backup.json")).await.unwrap().unwrap()] {
+        for other in [good.slice(..good.len() - 1), store.get(&format!("{prefix}backup.json")).await.unwrap().unwrap()]
+        {
             store.put(&key, other).await.unwrap();
             let text = chain(&read_through(&location).await.unwrap_err());
             assert!(text.contains(name), "{text}");

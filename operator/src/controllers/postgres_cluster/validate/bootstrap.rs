@@ -18,11 +18,8 @@ use super::{
 };
 
 const FIELD: &str = "spec.bootstrap.recovery";
-const FOLDERS: Folders = Folders {
-    credentials: paths::RECOVERY_STORE,
-    ca: paths::RECOVERY_STORE_CA,
-    identity: paths::RECOVERY_ENCRYPTION,
-};
+const FOLDERS: Folders =
+    Folders { credentials: paths::RECOVERY_STORE, ca: paths::RECOVERY_STORE_CA, identity: paths::RECOVERY_ENCRYPTION };
 
 /// The bootstrap, and the store that pods need for it. None of the latter once there is a database: pods must not depend on
 /// the Secrets of another cluster for ever.

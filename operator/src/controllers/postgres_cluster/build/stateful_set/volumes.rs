@@ -44,7 +44,9 @@ fn store_secrets(cluster: &ValidatedCluster) -> Vec<StoreSecret<'_>> {
     for (names, folders, store) in
         [(archive, archive_paths, &cluster.store), (recovery, recovery_paths, &cluster.recovery_store)]
     {
-        let Some(ValidatedStore { credentials_secret, ca_secret, identity_secret, config: _ }) = store else { continue };
+        let Some(ValidatedStore { credentials_secret, ca_secret, identity_secret, config: _ }) = store else {
+            continue;
+        };
         let ([name, ca_name, identity_name], [path, ca_path, identity_path]) = (names, folders);
         secrets.push((name, path, credentials_secret.as_str(), None));
         secrets.extend(ca_secret.as_deref().map(|secret| (ca_name, ca_path, secret, None)));
