@@ -315,3 +315,56 @@ pub struct FetchWalArgs {
     /// Where to put it, relative to the data directory (%p).
     pub path: PathBuf,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const ONE: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+    const TWO: &str = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        location: LocationArgs,
+    }
+
+    fn read(more: &[&str]) -> Result<Option<EncryptionConfig>, String> {
+        let line = ["x", "--endpoint=http://m", "--bucket=b", "--credentials-dir=/c", "--cluster=c"];
+        let line = Line::try_parse_from(line.iter().chain(more).copied()).unwrap();
+        line.location.read().map(|location| location.cluster.store.encryption).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_come_from_flags_a_file_of_recipients_and_the_location_and_none_is_taken_unread() {
+        assert_eq!(read(&[]).unwrap(), None);
+        let dir = std::env::temp_dir().join(format!("pgherd-args-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let (team, location) = (dir.join("team"), dir.join("location.json"));
+        std::fs::write(&team, format!("# the team\n\n{TWO}\n")).unwrap();
+        let team = format!("--age-recipients-file={}", team.display());
+        let both = read(&["--age-recipient", ONE, &team, "--age-identity-file=/id"]).unwrap().unwrap();
+        assert_eq!((both.recipients, both.identity_file.as_deref()), (vec![ONE.into(), TWO.into()], Some("/id")));
+        let mistyped = ONE.replace("zvkyg", "zvkyq");
+        assert!(read(&["--age-recipient", &mistyped]).unwrap_err().contains(&mistyped));
+        std::fs::write(dir.join("team"), "# nobody\n").unwrap();
+        assert!(read(&[&team]).unwrap_err().contains("names no recipient"));
+
+        let stated = format!(
+            r#"{{"store": {{"endpoint": "http://m", "bucket": "b", "pathStyle": true, "credentialsDir": "/c",
+            "encryption": {{"recipients": ["{ONE}"], "identityFile": "/id"}}}}, "cluster": "c", "systemId": ""}}"#
+        );
+        std::fs::write(&location, stated).unwrap();
+        let location = format!("--location={}", location.display());
+        let read = |more: &[&str]| {
+            let line = Line::try_parse_from(["x", location.as_str()].iter().chain(more).copied()).unwrap();
+            line.location.read().unwrap().cluster.store.encryption.unwrap()
+        };
+        assert_eq!(read(&[]).recipients, [ONE]);
+        let other = read(&["--age-recipient", TWO]);
+        assert_eq!((other.recipients, other.identity_file.as_deref()), (vec![TWO.into()], Some("/id")));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -369,7 +369,10 @@ async fn read_archives(
             let (objects, extraction) = (&objects, Arc::clone(&extraction));
             async move {
                 let fetched = source.fetch(objects, &run).await?;
-                let write = move || extraction.write_run(&fetched.key().to_owned(), &run, &fetched.open()?);
+                let write = move || {
+                    let (key, frames) = fetched.open()?;
+                    extraction.write_run(&key, &run, &frames)
+                };
                 let written = tokio::task::spawn_blocking(write).await??;
                 progress.send_modify(|progress| progress.bytes_done += written);
                 Ok::<_, RestoreError>(())

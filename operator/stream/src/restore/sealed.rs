@@ -142,20 +142,15 @@ impl ArchiveSource<'_> {
 }
 
 impl FetchedRun {
-    /// The object's key.
-    pub(super) fn key(&self) -> &str {
-        &self.key
-    }
-
-    /// The run's frames, decrypted in the memory that they came in. Takes processor time.
-    pub(super) fn open(self) -> Result<Bytes, RestoreError> {
+    /// The object's key and the run's frames, decrypted in the memory that they came in. Takes processor time.
+    pub(super) fn open(self) -> Result<(String, Bytes), RestoreError> {
         let Self { key, body, sealed } = self;
-        let Some(SealedRun { opener, first_chunk, ends, skip, length }) = sealed else { return Ok(body) };
+        let Some(SealedRun { opener, first_chunk, ends, skip, length }) = sealed else { return Ok((key, body)) };
         let damaged = |problem| KeyError::Object { key: key.clone(), problem };
         let opened = Bytes::from(opener.open(first_chunk, ends, body.into()).map_err(damaged)?);
         if opened.len() < skip + length {
             return Err(damaged(AgeError::Truncated).into());
         }
-        Ok(opened.slice(skip..skip + length))
+        Ok((key, opened.slice(skip..skip + length)))
     }
 }
