@@ -5,8 +5,9 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/cluster/lib.sh"
 
 ROOT=$(cd "$HERE/../.." && pwd)
-# postgresql-15: the tests of the agent and of the backup stream run against a real server.
-PACKAGES=(gcc g++ libc6-dev make binutils pkg-config ca-certificates curl git jq openssl shellcheck postgresql-15 zstd)
+# postgresql-15: the tests of the agent and of the backup stream run against a real server; age: an encrypted backup is opened by
+# the command that users have.
+PACKAGES=(gcc g++ libc6-dev make binutils pkg-config ca-certificates curl git jq openssl shellcheck postgresql-15 zstd age)
 
 missing_packages() {
   local p

@@ -220,6 +220,32 @@ pub struct Failover {
 pub struct BackupConfig {
     /// The object store.
     pub object_store: ObjectStore,
+    /// Encrypts what is stored before it leaves the pods, by age: backups and WAL. Holds for what is written from now on; what is
+    /// there stays as it is. Without it: nothing is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<BackupEncryption>,
+}
+
+/// Encryption before anything reaches the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupEncryption {
+    /// Public keys as `age-keygen` prints them: each of them can open what is stored, for example the cluster's and one that is
+    /// kept offline. A change holds for what is written from then on.
+    #[x_kube(validation = Rule::new("self.all(r, r.matches('^age1[02-9ac-hj-np-z]{58}$'))").message("a recipient must be a public key of age-keygen: age1 and 58 characters"))]
+    #[schemars(length(min = 1, max = 8), inner(length(max = 62)))]
+    pub recipients: Vec<String>,
+    /// Secret with the key `identity`: one or more lines `AGE-SECRET-KEY-1…`. The instances need it to make replicas, to fetch WAL
+    /// and to recover; what was encrypted for an earlier recipient needs the earlier line as well.
+    pub identity_secret_ref: LocalReference,
+}
+
+/// What opens the encrypted backup of another cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryEncryption {
+    /// Secret with the key `identity`: one or more lines `AGE-SECRET-KEY-1…`.
+    pub identity_secret_ref: LocalReference,
 }
 
 /// Which copy a new replica is built from.
@@ -259,6 +285,7 @@ pub struct Recovery {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.backupRef) != has(self.objectStore)").message("give exactly one of backupRef and objectStore"))]
 #[x_kube(validation = Rule::new("has(self.objectStore) == has(self.cluster)").message("objectStore needs cluster: the name that the cluster had when it was backed up"))]
+#[x_kube(validation = Rule::new("!has(self.encryption) || has(self.objectStore)").message("encryption goes with objectStore: with backupRef the identity of the Backup's cluster is used"))]
 pub struct RecoverySource {
     /// A Backup in this namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -266,6 +293,9 @@ pub struct RecoverySource {
     /// A store, where no Backup object is left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_store: Option<ObjectStore>,
+    /// What opens it, where it is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<RecoveryEncryption>,
     /// The name of the cluster in the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]

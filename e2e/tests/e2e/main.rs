@@ -8,6 +8,7 @@ mod backup_restore;
 mod bad_input;
 mod checks;
 mod create;
+mod encryption;
 mod failover;
 mod failover_off;
 mod failover_required;

@@ -18,8 +18,14 @@ const PROCESSES: &str = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/nu
 
 /// Searches a namespace, its logs and its processes, and the operator's. An error names the place and never the value.
 pub(crate) async fn check(client: &Client, cluster: &Cluster) -> Result<()> {
+    check_with(client, cluster, &[]).await
+}
+
+/// As [`check`], with `more` secrets: what each is, and its value.
+pub(crate) async fn check_with(client: &Client, cluster: &Cluster, more: &[(String, String)]) -> Result<()> {
     let namespace = &cluster.namespace;
-    let needles = collect_secrets(client, namespace, &cluster.name).await?;
+    let mut needles = collect_secrets(client, namespace, &cluster.name).await?;
+    needles.extend_from_slice(more);
     let mut places = Vec::new();
     for of in [namespace.as_str(), OPERATOR_NAMESPACE] {
         places.push((format!("the objects of {of}"), kubectl(of, &["get", KINDS, "-o", "json"]).await?));

@@ -114,6 +114,7 @@ async fn an_archive_that_hangs_does_not_hold_a_stop_up() {
         path_style: true,
         credentials_dir: "/nowhere".into(),
         ca_file: None,
+        encryption: None,
     });
     let first = bring_up(&cluster, 1).await.pop().unwrap();
     session(&first, "app").await.execute(TABLE).await.unwrap();

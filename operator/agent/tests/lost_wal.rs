@@ -78,6 +78,7 @@ async fn a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is() {
         path_style: true,
         credentials_dir: "/nowhere".into(),
         ca_file: None,
+        encryption: None,
     });
     let mut all = bring_up(&cluster, 2).await;
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());

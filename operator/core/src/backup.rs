@@ -4,7 +4,8 @@
 //! <prefix>/<cluster>/<system id>/base/<id>/{base.tar.zst.0000…, <oid>.tar.zst.0000…, index.json.zst, backup_manifest, backup.json}
 //! <prefix>/<cluster>/<system id>/wal/<tli>/<log>/<segment>.zst        and  wal/<tli>.history
 //! ```
-//! `backup.json` is written last: without it there is no backup.
+//! `backup.json` is written last: without it there is no backup. Where encryption is on, every object but it, the marker of a
+//! running backup and `.history` files is an age file with `.age` at the end of its name.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +36,27 @@ pub struct StoreConfig {
     /// PEM bundle to trust instead of the public roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
+    /// Whom what is written is encrypted for, and what opens it again; the store itself never has either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<EncryptionConfig>,
 }
+
+/// Encryption on the client, by age. The secret half is a file: only its path is named here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EncryptionConfig {
+    /// `age1…`: each of them can open what is written. With none, what is written is plain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
+    /// File with one or more lines `AGE-SECRET-KEY-1…`, needed where something encrypted is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity_file: Option<String>,
+}
+
+/// At the end of the name of every object that is an age file.
+pub const AGE_SUFFIX: &str = ".age";
+/// [`EncryptionRecord::method`] of backups that are encrypted here.
+pub const AGE_METHOD: &str = "age";
 
 /// One cluster's part of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +104,7 @@ impl ClusterLocation {
         format!("{}/divergent/{term}-{member}/", self.root())
     }
 
-    /// Key of an archived WAL file: a segment (also `.partial` and `.backup`) or a `.history`.
+    /// Key of a WAL file that was archived plain: a segment (also `.partial` and `.backup`) or a `.history`.
     #[must_use]
     pub fn wal_key(&self, name: &str) -> String {
         match (name.strip_suffix(".history"), name.get(..8), name.get(8..16)) {
@@ -91,6 +112,24 @@ impl ClusterLocation {
             _ => format!("{}/wal/{name}", self.root()),
         }
     }
+}
+
+impl ClusterLocation {
+    /// Key of a WAL file that was archived encrypted; none for a `.history`, which is always plain.
+    #[must_use]
+    pub fn sealed_wal_key(&self, name: &str) -> Option<String> {
+        (!name.ends_with(".history")).then(|| format!("{}{AGE_SUFFIX}", self.wal_key(name)))
+    }
+}
+
+/// How a backup is encrypted, as its `backup.json` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EncryptionRecord {
+    /// [`AGE_METHOD`].
+    pub method: String,
+    /// `age1…`: any one of them opens it.
+    pub recipients: Vec<String>,
 }
 
 /// `backup.json`: what a backup holds. Its presence makes the backup exist.
@@ -119,7 +158,7 @@ pub struct BackupRecord {
     pub stopped_at: String,
     /// The archives in the order in which they were sent; `base` is last.
     pub archives: Vec<ArchiveRecord>,
-    /// SHA-256 of `backup_manifest`, hexadecimal.
+    /// SHA-256 of `backup_manifest` (before it is encrypted), hexadecimal.
     pub manifest_sha256: String,
     /// Bytes of all tar archives.
     pub tar_bytes: u64,
@@ -127,9 +166,12 @@ pub struct BackupRecord {
     pub stored_bytes: u64,
     /// WAL segment size in bytes.
     pub wal_segment_bytes: u64,
-    /// SHA-256 of `index.json.zst`, hexadecimal.
+    /// SHA-256 of `index.json.zst` (before it is encrypted), hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_sha256: Option<String>,
+    /// How the objects are encrypted; absent for a plain backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<EncryptionRecord>,
     /// SHA-256 of this record as compact JSON with sorted keys and without this field, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
@@ -144,7 +186,7 @@ pub struct ArchiveRecord {
     /// Where the tablespace was; empty for `base`.
     #[serde(default)]
     pub tablespace_path: String,
-    /// The objects `<name>.tar.zst.0000…` with their sizes in bytes.
+    /// The objects `<name>.tar.zst.0000…` (`….0000.age` where encrypted) with their sizes in bytes as stored.
     pub segments: Vec<u64>,
     /// Bytes of the tar archive.
     pub tar_bytes: u64,

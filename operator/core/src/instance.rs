@@ -44,6 +44,12 @@ pub mod paths {
     pub const RECOVERY_STORE: &str = "/etc/pgherd/recovery-store";
     /// CA bundle of the recovery store.
     pub const RECOVERY_STORE_CA: &str = "/etc/pgherd/recovery-store-ca";
+    /// Folder of what opens encrypted objects of the store: [`AGE_IDENTITY`].
+    pub const ENCRYPTION: &str = "/etc/pgherd/encryption";
+    /// The same for the recovery store.
+    pub const RECOVERY_ENCRYPTION: &str = "/etc/pgherd/recovery-encryption";
+    /// Key of the Secret, and file in the folder: lines `AGE-SECRET-KEY-1…`.
+    pub const AGE_IDENTITY: &str = "identity";
 }
 
 /// How long the parts of failure detection take, in milliseconds.

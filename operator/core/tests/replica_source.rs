@@ -29,6 +29,7 @@ fn backup(id: &str, timeline: u32, start: u64, stop: u64) -> BackupRecord {
         stored_bytes: 512 * MIB,
         wal_segment_bytes: 16 * MIB,
         index_sha256: None,
+        encryption: None,
         checksum: None,
     }
 }

@@ -1,7 +1,7 @@
 //! What lies in a store: clusters and their backups. Only `backup.json` makes a backup visible.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use pgherd_core::backup::{BackupLocation, BackupRecord, ClusterLocation};
+use pgherd_core::backup::{AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation};
 
 use sha2::{Digest, Sha256};
 
@@ -153,8 +153,12 @@ fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<Ba
     if format != RECORD_FORMAT {
         return Err(format!("it has format {format}, known is {RECORD_FORMAT}"));
     }
-    if encryption.is_some() {
-        return Err("the backup is encrypted, which this version does not read".to_owned());
+    let method = encryption.as_ref().map(|encryption| encryption.get("method").and_then(|method| method.as_str()));
+    if let Some(method) = method
+        && method != Some(AGE_METHOD)
+    {
+        let method = method.unwrap_or("an unnamed method");
+        return Err(format!("the backup is encrypted by {method}, which this version does not read"));
     }
     let record: BackupRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let found = checksum_of(serde_json::from_slice(bytes).map_err(|error| error.to_string())?);
@@ -222,12 +226,14 @@ mod tests {
             path_style: true,
             credentials_dir: String::new(),
             ca_file: None,
+            encryption: None,
         };
         let location = ClusterLocation { store, cluster: "c".into(), system_id: "7".into() };
         let parse = |text: &str| parse_record(text.as_bytes(), &location, "a").unwrap_err();
         assert!(parse(r#"{"format": 9, "chunks": []}"#).contains("format 9"));
         assert!(parse("{").contains("EOF"));
-        assert!(parse(r#"{"format": 1, "encryption": {"method": "age"}}"#).contains("encrypted"));
+        assert!(parse(r#"{"format": 1, "encryption": {"method": "rot13"}}"#).contains("encrypted by rot13"));
+        assert!(parse(r#"{"format": 1, "encryption": "x"}"#).contains("encrypted by an unnamed"));
         let record = r#"{"format":1,"id":"a","cluster":"c","systemId":"8","serverVersion":150013,"timeline":1,"startLsn":"0/1",
             "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
             "walSegmentBytes":16777216}"#;

@@ -3,10 +3,12 @@
 //! Nothing in this crate knows Kubernetes, reads the environment, or keeps a secret anywhere but in the file it came from.
 #![forbid(unsafe_code)]
 
+pub mod age;
 pub mod backup;
 pub mod base_backup;
 pub mod catalogue;
 pub mod clone;
+pub mod encryption;
 pub mod frames;
 pub mod index;
 pub mod manifest;

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use pgherd_core::{
-    backup::{BackupRecord, ClusterLocation},
+    backup::{AGE_SUFFIX, BackupRecord, ClusterLocation},
     lsn::Lsn,
     retention::{
         BackupFact, Foresight, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor,
@@ -204,7 +204,8 @@ fn decide_wal(
 /// The timeline and end of the segment that an object holds, or belongs to; `None` for anything else.
 fn parse_segment_end(root: &str, key: &str, segment_bytes: u64) -> Option<(TimelineId, Lsn)> {
     let path = key.strip_prefix(root)?.strip_prefix("/wal/")?;
-    let name = path.rsplit('/').next()?.strip_suffix(".zst")?;
+    let name = path.rsplit('/').next()?;
+    let name = name.strip_suffix(AGE_SUFFIX).unwrap_or(name).strip_suffix(".zst")?;
     let segment = match WalName::parse(name).ok()? {
         WalName::BackupLabel => WalName::parse(name.get(..24)?).ok()?,
         segment => segment,
@@ -311,6 +312,9 @@ mod tests {
         assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.zst"), expected);
         assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.partial.zst"), expected);
         assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.00000028.backup.zst"), expected);
+        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.zst.age"), expected);
+        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.00000028.backup.zst.age"), expected);
+        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.age"), None);
         for other in ["p/c/1/wal/00000002.history", "p/c/2/wal/x.zst", "p/c/1/wal/00000001/00000000/notes.txt"] {
             assert_eq!(end(other), None, "{other}");
         }

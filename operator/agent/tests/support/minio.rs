@@ -71,6 +71,7 @@ impl Minio {
             path_style: true,
             credentials_dir: credentials.to_str().unwrap().to_owned(),
             ca_file: None,
+            encryption: None,
         };
         let minio = Self { child, config };
         let store = minio.store().await;

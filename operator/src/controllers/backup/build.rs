@@ -107,7 +107,7 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
             user: REPLICATION_ROLE.to_owned(),
             tls_dir: paths::TLS.to_owned(),
         },
-        location: input.location.clone(),
+        location: build_location(&input.location),
     };
     let config = serde_json::to_string(&config).map_err(BackupError::RenderConfig)?;
     let labels = build_labels(input);
@@ -137,6 +137,15 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
         }),
         status: None,
     })
+}
+
+/// A backup only writes: its Job is told the recipients, and neither has the identity nor knows where one would be.
+fn build_location(location: &ClusterLocation) -> ClusterLocation {
+    let mut location = location.clone();
+    if let Some(encryption) = &mut location.store.encryption {
+        encryption.identity_file = None;
+    }
+    location
 }
 
 fn build_labels(input: &JobInput<'_>) -> BTreeMap<String, String> {

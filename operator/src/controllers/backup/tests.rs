@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::core::v1::ContainerStateTerminated, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use pgherd_core::{
-    backup::{ClusterLocation, StoreConfig},
+    backup::{ClusterLocation, EncryptionConfig, StoreConfig},
     instance::{ArchiveBarrier, paths},
     lsn::Lsn,
     timeline::TimelineId,
@@ -276,10 +276,19 @@ pub(in crate::controllers) fn location() -> ClusterLocation {
             path_style: true,
             credentials_dir: paths::STORE.to_owned(),
             ca_file: Some(format!("{}/ca.crt", paths::STORE_CA)),
+            encryption: None,
         },
         cluster: "shop".to_owned(),
         system_id: "7300000000000000001".to_owned(),
     }
+}
+
+fn encrypted(mut location: ClusterLocation) -> ClusterLocation {
+    location.store.encryption = Some(EncryptionConfig {
+        recipients: vec!["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj".to_owned()],
+        identity_file: Some(format!("{}/{}", paths::ENCRYPTION, paths::AGE_IDENTITY)),
+    });
+    location
 }
 
 fn input<'a>() -> JobInput<'a> {
@@ -291,7 +300,7 @@ fn input<'a>() -> JobInput<'a> {
         schedule: Some("shop-nightly"),
         attempt: 2,
         source_pod: "shop-2",
-        location: location(),
+        location: encrypted(location()),
         credentials_secret: "minio",
         ca_secret: Some("minio-ca"),
         image: "registry.example/pgherd:0.1.0",
@@ -320,7 +329,10 @@ fn the_job_reads_back_its_configuration() {
     let annotations = job.spec.unwrap().template.metadata.unwrap().annotations.unwrap();
     let config: BackupJobConfig = serde_json::from_str(&annotations[super::build::CONFIG_ANNOTATION]).unwrap();
     assert_eq!((config.attempt, config.source.host.as_str()), (2, "shop-2.shop-pods.prod.svc"));
-    assert_eq!(config.location, input().location);
+    let mut location = input().location;
+    let identity = location.store.encryption.as_mut().unwrap().identity_file.take();
+    assert!(identity.is_some(), "the instances have one");
+    assert_eq!(config.location, location, "a Job is told the recipients and of no identity");
 }
 
 #[test]

@@ -158,6 +158,7 @@ fn the_job_runs_the_cluster_s_image_without_a_token_and_on_scratch_space_of_its_
         config: location().store,
         credentials_secret: "minio".to_owned(),
         ca_secret: Some("minio-ca".to_owned()),
+        identity_secret: None,
     };
     let build = |scratch| {
         let owner = OwnerReference { kind: "BackupSchedule".to_owned(), ..OwnerReference::default() };

@@ -60,11 +60,15 @@ backup:
     bucket: backups
     credentialsSecretRef: {name: minio}
     caSecretRef: {name: minio-ca}
+  encryption:
+    recipients: [age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj]
+    identitySecretRef: {name: shop-age}
 replicaSource: Backup
 bootstrap:
   recovery:
     from:
       objectStore: {endpoint: "https://s3.example.org", bucket: old, prefix: a/b, pathStyle: false, credentialsSecretRef: {name: old}}
+      encryption: {identitySecretRef: {name: old-age}}
       cluster: shop-old
     target: {time: "2026-11-22T02:00:00Z"}
 nodeSelector: {disk: ssd}

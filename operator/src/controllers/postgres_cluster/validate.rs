@@ -16,7 +16,7 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt};
 use pgherd_core::{
     backup::StoreConfig,
-    instance::{Bootstrap, HbaEntry, Timings, paths},
+    instance::{Bootstrap, HbaEntry, Timings},
     pg::{conf::validate_parameters, hba::validate_hba},
     quantity::{parse_bytes, parse_duration},
 };
@@ -26,7 +26,7 @@ use pgherd_crds::{
     v1alpha1::postgres_cluster::{HbaMethod, ReplicaSource, SynchronousMode},
 };
 
-use self::store::validate_store;
+use self::store::validate_own_store;
 use super::references::References;
 use crate::settings::ImageMap;
 
@@ -119,6 +119,8 @@ pub struct ValidatedStore {
     pub credentials_secret: String,
     /// Secret with `ca.crt`.
     pub ca_secret: Option<String>,
+    /// Secret with `identity`, which opens what is encrypted.
+    pub identity_secret: Option<String>,
 }
 
 /// The volume of an instance.
@@ -219,16 +221,7 @@ pub fn validate_cluster(
     let (parameters, hba) = validate_postgresql(spec, &mut problems);
     let storage = validate_storage(spec, references, &mut problems);
     let image = choose_image(spec, references, images, &mut problems);
-    let backup = spec.backup.as_ref();
-    let store = backup.map(|backup| {
-        validate_store(
-            &backup.object_store,
-            &namespace,
-            "spec.backup.objectStore",
-            [paths::STORE, paths::STORE_CA],
-            &mut problems,
-        )
-    });
+    let store = spec.backup.as_ref().map(|backup| validate_own_store(backup, &namespace, &mut problems));
     let status = cluster.status.clone().unwrap_or_default();
     let (bootstrap, recovery_store) = bootstrap::validate_bootstrap(cluster, &namespace, references, &mut problems);
     let owner = cluster.controller_owner_ref(&());

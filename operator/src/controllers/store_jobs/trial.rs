@@ -21,7 +21,13 @@ use super::{
     StoreJobError, VERIFICATION_APP,
     build::{StoreJob, build_store_job},
 };
-use crate::{controllers::postgres_cluster::validate::ValidatedStore, jobs::verification::config::VerifyJobConfig};
+use crate::{
+    controllers::{
+        backup::build::{build_mount, build_secret_volume},
+        postgres_cluster::validate::ValidatedStore,
+    },
+    jobs::verification::config::VerifyJobConfig,
+};
 
 /// Where the backup is restored to, on the scratch volume.
 pub const DATA: &str = paths::PGDATA;
@@ -102,6 +108,13 @@ fn fit_pod(pod: &mut PodSpec, input: &TrialJob<'_>) {
         empty("tmp", None),
         empty("shm", Some("Memory")),
     ]);
+    if let Some(secret) = &input.store.identity_secret {
+        let identity = build_secret_volume("encryption", secret, &[paths::AGE_IDENTITY]);
+        pod.volumes.get_or_insert_default().push(identity);
+        for container in &mut pod.containers {
+            container.volume_mounts.get_or_insert_default().push(build_mount("encryption", paths::ENCRYPTION));
+        }
+    }
     pod.init_containers = Some(vec![build_install_container(input.pgherd_image)]);
     // A server that is told to end has nothing to save.
     pod.termination_grace_period_seconds = Some(10);

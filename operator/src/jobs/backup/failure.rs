@@ -12,6 +12,7 @@ use crate::telemetry::error_chain;
 pub fn describe_failure(error: &BackupError) -> BackupFailure {
     let (reason, retry) = match error {
         BackupError::Store(error) => return describe_store_failure(error),
+        BackupError::Key(_) => ("EncryptionKey", false),
         BackupError::Replication(error) | BackupError::BaseBackup(BaseBackupError::Replication(error)) => {
             (name_source_error(error), true)
         }

@@ -3,15 +3,18 @@
 use std::{collections::BTreeMap, error::Error, path::PathBuf, time::Duration};
 
 use clap::Args;
-use pgherd_core::backup::{BackupLocation, ClusterLocation, StoreConfig};
-use pgherd_stream::{replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls};
+use pgherd_core::backup::{BackupLocation, ClusterLocation, EncryptionConfig, StoreConfig};
+use pgherd_stream::{
+    encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls,
+};
 
 use super::recovery::Target;
 
 /// Where backups lie: a file, or all of it by flags.
 #[derive(Clone, Debug, Args)]
 pub struct LocationArgs {
-    /// JSON file with store, cluster, systemId and backupId; a flag overrides what it says of the system or the backup.
+    /// JSON file with store (and in it encryption), cluster, systemId and backupId; a flag overrides what it says of the system,
+    /// the backup or the keys.
     #[arg(long, value_name = "FILE")]
     pub location: Option<PathBuf>,
     /// https://host:port of the object store.
@@ -35,6 +38,15 @@ pub struct LocationArgs {
     /// PEM bundle to trust instead of the public roots.
     #[arg(long, value_name = "FILE")]
     pub store_ca: Option<String>,
+    /// age1… that what is written is encrypted for; the store never sees plain data. May be given again.
+    #[arg(long, value_name = "age1…")]
+    pub age_recipient: Vec<String>,
+    /// File with more of them, one a line; a line that begins with # is a comment.
+    #[arg(long, value_name = "FILE")]
+    pub age_recipients_file: Option<PathBuf>,
+    /// File with AGE-SECRET-KEY-1… lines that open what is encrypted; a backup alone does not need it.
+    #[arg(long, value_name = "FILE")]
+    pub age_identity_file: Option<PathBuf>,
     /// The cluster's name in the store.
     #[arg(long, required_unless_present = "location")]
     pub cluster: Option<String>,
@@ -65,7 +77,34 @@ impl LocationArgs {
         if !self.backup_id.is_empty() {
             location.backup_id.clone_from(&self.backup_id);
         }
+        let store = &mut location.cluster.store;
+        store.encryption = self.read_encryption(store.encryption.take())?;
         Ok(location)
+    }
+
+    /// The keys by file and flags. Every recipient is checked here: nothing is to begin with a mistyped one.
+    fn read_encryption(&self, stated: Option<EncryptionConfig>) -> Result<Option<EncryptionConfig>, Box<dyn Error>> {
+        let mut encryption = stated.unwrap_or_default();
+        let mut recipients = self.age_recipient.clone();
+        if let Some(path) = &self.age_recipients_file {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let before = recipients.len();
+            recipients.extend(lines.map(str::to_owned));
+            if recipients.len() == before {
+                return Err(format!("{} names no recipient", path.display()).into());
+            }
+        }
+        if !recipients.is_empty() {
+            encryption.recipients = recipients;
+        }
+        for recipient in &encryption.recipients {
+            parse_recipient(recipient)?;
+        }
+        if let Some(path) = &self.age_identity_file {
+            encryption.identity_file = Some(path.display().to_string());
+        }
+        Ok(Some(encryption).filter(|encryption| *encryption != EncryptionConfig::default()))
     }
 
     fn build_cluster(&self) -> ClusterLocation {
@@ -78,6 +117,7 @@ impl LocationArgs {
                 path_style: !self.virtual_hosted,
                 credentials_dir: self.credentials_dir.clone().unwrap_or_default(),
                 ca_file: self.store_ca.clone(),
+                encryption: None,
             },
             cluster: self.cluster.clone().unwrap_or_default(),
             system_id: self.system_id.clone(),
@@ -293,4 +333,57 @@ pub struct FetchWalArgs {
     pub name: String,
     /// Where to put it, relative to the data directory (%p).
     pub path: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const ONE: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+    const TWO: &str = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        location: LocationArgs,
+    }
+
+    fn read(more: &[&str]) -> Result<Option<EncryptionConfig>, String> {
+        let line = ["x", "--endpoint=http://m", "--bucket=b", "--credentials-dir=/c", "--cluster=c"];
+        let line = Line::try_parse_from(line.iter().chain(more).copied()).unwrap();
+        line.location.read().map(|location| location.cluster.store.encryption).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn keys_come_from_flags_a_file_of_recipients_and_the_location_and_none_is_taken_unread() {
+        assert_eq!(read(&[]).unwrap(), None);
+        let dir = std::env::temp_dir().join(format!("pgherd-args-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let (team, location) = (dir.join("team"), dir.join("location.json"));
+        std::fs::write(&team, format!("# the team\n\n{TWO}\n")).unwrap();
+        let team = format!("--age-recipients-file={}", team.display());
+        let both = read(&["--age-recipient", ONE, &team, "--age-identity-file=/id"]).unwrap().unwrap();
+        assert_eq!((both.recipients, both.identity_file.as_deref()), (vec![ONE.into(), TWO.into()], Some("/id")));
+        let mistyped = ONE.replace("zvkyg", "zvkyq");
+        assert!(read(&["--age-recipient", &mistyped]).unwrap_err().contains(&mistyped));
+        std::fs::write(dir.join("team"), "# nobody\n").unwrap();
+        assert!(read(&[&team]).unwrap_err().contains("names no recipient"));
+
+        let stated = format!(
+            r#"{{"store": {{"endpoint": "http://m", "bucket": "b", "pathStyle": true, "credentialsDir": "/c",
+            "encryption": {{"recipients": ["{ONE}"], "identityFile": "/id"}}}}, "cluster": "c", "systemId": ""}}"#
+        );
+        std::fs::write(&location, stated).unwrap();
+        let location = format!("--location={}", location.display());
+        let read = |more: &[&str]| {
+            let line = Line::try_parse_from(["x", location.as_str()].iter().chain(more).copied()).unwrap();
+            line.location.read().unwrap().cluster.store.encryption.unwrap()
+        };
+        assert_eq!(read(&[]).recipients, [ONE]);
+        let other = read(&["--age-recipient", TWO]);
+        assert_eq!((other.recipients, other.identity_file.as_deref()), (vec![TWO.into()], Some("/id")));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

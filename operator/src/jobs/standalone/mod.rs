@@ -139,6 +139,7 @@ pub fn list(args: &LocationArgs) -> Outcome {
             "stopLsn": record.stop_lsn,
             "tarBytes": record.tar_bytes,
             "storedBytes": record.stored_bytes,
+            "recipients": record.encryption.as_ref().map(|encryption| &encryption.recipients),
         }))?;
     }
     Ok(ExitCode::SUCCESS)

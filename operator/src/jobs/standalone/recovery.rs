@@ -42,6 +42,9 @@ pub(super) fn write_recovery(
     let absolute = |path: &str| fs::canonicalize(path).map(|path| path.display().to_string());
     location.cluster.store.credentials_dir = absolute(&location.cluster.store.credentials_dir)?;
     location.cluster.store.ca_file = location.cluster.store.ca_file.as_deref().map(absolute).transpose()?;
+    if let Some(encryption) = &mut location.cluster.store.encryption {
+        encryption.identity_file = encryption.identity_file.as_deref().map(absolute).transpose()?;
+    }
     fs::write(data.join(LOCATION_FILE), serde_json::to_vec_pretty(&location)?)?;
     let mut settings = OpenOptions::new().append(true).create(true).open(data.join("postgresql.auto.conf"))?;
     settings.write_all(render_settings(&program.display().to_string(), target).as_bytes())?;

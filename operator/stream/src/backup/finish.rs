@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use pgherd_core::{
-    backup::{ArchiveRecord, BackupRecord},
+    backup::{AGE_SUFFIX, ArchiveRecord, BackupRecord, EncryptionRecord},
     lsn::Lsn,
     timeline::TimelineId,
 };
@@ -16,6 +16,7 @@ use super::{
     upload::StoredArchive,
 };
 use crate::{
+    age::{Recipient, seal},
     catalogue::RECORD_FORMAT,
     index::{ArchiveIndex, BackupIndex, INDEX_FORMAT, IndexEntry},
     manifest::{Manifest, SeenFile, render_hex},
@@ -40,6 +41,11 @@ pub(super) struct BackupIdentity {
     pub(super) start_lsn: Lsn,
     pub(super) started_at: String,
     pub(super) wal_segment_bytes: u64,
+}
+
+/// Name of the index or the manifest as an object.
+pub(crate) fn render_companion_name(name: &str, sealed: bool) -> String {
+    format!("{name}{}", if sealed { AGE_SUFFIX } else { "" })
 }
 
 /// Path of a file below the data directory.
@@ -93,6 +99,7 @@ pub(super) fn build_record(
     scanned: ScannedBackup,
     stored: Vec<StoredArchive>,
     stopped_at: String,
+    encryption: Option<EncryptionRecord>,
 ) -> Result<(BackupRecord, BackupIndex, Vec<u8>), BackupError> {
     let ScannedBackup { archives, manifest, stop_lsn, .. } = scanned;
     if archives.len() != stored.len() {
@@ -115,6 +122,7 @@ pub(super) fn build_record(
         stored_bytes: 0,
         wal_segment_bytes: identity.wal_segment_bytes,
         index_sha256: None,
+        encryption,
         checksum: None,
     };
     let mut index = BackupIndex { format: INDEX_FORMAT, archives: Vec::new() };
@@ -133,16 +141,27 @@ pub(super) fn build_record(
     Ok((record, index, manifest))
 }
 
-/// Writes index and manifest; returns the SHA-256 of the index.
+/// Writes index and manifest, encrypted for the recipients if there are any; returns the SHA-256 of the plain index.
 pub(super) async fn write_companions(
     store: &ObjectStore,
     prefix: &str,
+    recipients: Vec<Recipient>,
     index: BackupIndex,
     manifest: Vec<u8>,
 ) -> Result<String, BackupError> {
-    let encoded = tokio::task::spawn_blocking(move || index.encode()).await.map_err(BackupError::Task)??;
-    let sha256 = render_hex(&Sha256::digest(&encoded));
-    store.put(&format!("{prefix}{INDEX_NAME}"), Bytes::from(encoded)).await?;
-    store.put(&format!("{prefix}{MANIFEST_NAME}"), Bytes::from(manifest)).await?;
+    let sealed = !recipients.is_empty();
+    let encode = move || {
+        let encoded = index.encode()?;
+        drop(index);
+        let sha256 = render_hex(&Sha256::digest(&encoded));
+        if !sealed {
+            return Ok((sha256, encoded, manifest));
+        }
+        Ok::<_, BackupError>((sha256, seal(&recipients, &encoded)?, seal(&recipients, &manifest)?))
+    };
+    let (sha256, index, manifest) = tokio::task::spawn_blocking(encode).await.map_err(BackupError::Task)??;
+    let key = |name: &str| format!("{prefix}{}", render_companion_name(name, sealed));
+    store.put(&key(INDEX_NAME), Bytes::from(index)).await?;
+    store.put(&key(MANIFEST_NAME), Bytes::from(manifest)).await?;
     Ok(sha256)
 }

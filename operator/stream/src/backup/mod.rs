@@ -7,6 +7,7 @@
 //! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
 //! + (workers + 1) x context of zstd (about 1 MiB at level 1)
 //! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
+//! + 64 KiB where the backup is encrypted
 //! ```
 //! With the defaults (2 workers, 3 parts of 5 MiB in flight) frames and parts take at most 12 + 20 MiB, and less for data that
 //! compresses: an output buffer is touched only as far as its frame is long. All queues wait; a slow store becomes TCP
@@ -27,14 +28,17 @@ use pgherd_core::{
     timeline::TimelineId,
 };
 
-pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path};
+pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_companion_name, render_data_path};
 pub(crate) use marker::{MARKER_NAME, Marker};
 pub use run::{observe_peak_rss, run_backup};
 pub(crate) use sweep::remove_rest;
 pub use sweep::{SILENT_AGE, SweepScope, sweep_abandoned};
+pub(crate) use upload::render_object_name;
 
 use crate::{
+    age::AgeError,
     base_backup::BaseBackupError,
+    encryption::KeyError,
     frames::FrameError,
     index::IndexError,
     manifest::ManifestError,
@@ -161,6 +165,12 @@ pub enum BackupError {
     /// Compression failed.
     #[error("compressing")]
     Frame(#[from] FrameError),
+    /// The recipients cannot be used.
+    #[error("the keys of the backup")]
+    Key(#[from] KeyError),
+    /// Encryption failed.
+    #[error("encrypting")]
+    Age(#[from] AgeError),
     /// What passed does not fit the manifest.
     #[error("checking the backup against its manifest")]
     Manifest(#[from] ManifestError),

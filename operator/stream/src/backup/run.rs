@@ -26,6 +26,7 @@ use super::{
 use crate::{
     base_backup::{BaseBackup, BaseBackupEvent, BaseBackupOptions, Tablespace},
     catalogue::render_checksum,
+    encryption::Keys,
     frames,
     replication::{ReplicationClient, ReplicationError},
     store::ObjectStore,
@@ -49,6 +50,9 @@ pub async fn run_backup(
     cancel: CancellationToken,
 ) -> Result<BackupOutcome, BackupError> {
     let progress = Arc::new(progress);
+    let keys = Keys::of(&options.location.store)?;
+    // Where the identity is at hand, a backup that it does not open is refused. A Job of a cluster has none.
+    keys.validate_pair()?;
     let began = async {
         let store = ObjectStore::connect(&options.location.store).await?;
         store.probe().await?;
@@ -64,7 +68,8 @@ pub async fn run_backup(
     let archives = source.archives.clone();
     // Of its own, so that the backup can end itself without ending its caller.
     let cancel = cancel.child_token();
-    let run = Run { options: &options, store: &store, prefix: &prefix, progress: &progress, cancel: &cancel };
+    let run =
+        Run { options: &options, keys: &keys, store: &store, prefix: &prefix, progress: &progress, cancel: &cancel };
     let result = run.copy(source).await;
     if let Err(error) = &result
         && !matches!(error, BackupError::IdTaken(_))
@@ -147,6 +152,7 @@ fn render_id(started: Timestamp, timeline: TimelineId, lsn: Lsn) -> String {
 
 struct Run<'a> {
     options: &'a BackupOptions,
+    keys: &'a Keys,
     store: &'a ObjectStore,
     prefix: &'a str,
     progress: &'a Arc<watch::Sender<BackupProgress>>,
@@ -239,6 +245,7 @@ impl Run<'_> {
         let uploader = Uploader {
             store: self.store.clone(),
             prefix: self.prefix.to_owned(),
+            recipients: self.keys.recipients().to_vec(),
             part_bytes: self.part_bytes(),
             concurrency: self.options.concurrency.max(1),
             progress: Arc::clone(self.progress),
@@ -278,12 +285,14 @@ impl Run<'_> {
         scanned: ScannedBackup,
         stored: Vec<StoredArchive>,
     ) -> Result<BackupRecord, BackupError> {
+        let encryption = self.keys.record();
         let check = move || {
             validate_backup(&identity, &scanned)?;
-            build_record(identity, scanned, stored, Timestamp::now().to_string())
+            build_record(identity, scanned, stored, Timestamp::now().to_string(), encryption)
         };
         let (mut record, index, manifest) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
-        record.index_sha256 = Some(write_companions(self.store, self.prefix, index, manifest).await?);
+        let recipients = self.keys.recipients().to_vec();
+        record.index_sha256 = Some(write_companions(self.store, self.prefix, recipients, index, manifest).await?);
         record.checksum = Some(render_checksum(&record).map_err(BackupError::Record)?);
         Ok(record)
     }

@@ -144,14 +144,17 @@ fn observe_archives(prefix: &str, present: &[StoredObject]) -> Vec<String> {
     archives
 }
 
-/// The keys that may have an open upload: of each archive the objects that are there, and the one after them.
+/// The keys that may have an open upload: of each archive the objects that are there, and the one after them; plain or not
+/// is not known.
 fn decide_keys<'a>(prefix: &str, archives: &[String], present: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
     let mut keys = Vec::new();
     for archive in archives {
         let stem = format!("{prefix}{archive}.tar.zst.");
         let numbers = present.clone().filter_map(|key| key.strip_prefix(&stem)?.get(..4)?.parse::<usize>().ok());
         let next = numbers.max().map_or(0, |number| number + 1);
-        keys.extend((0..=next).map(|number| format!("{prefix}{}", render_object_name(archive, number))));
+        let names =
+            (0..=next).flat_map(|number| [false, true].map(|sealed| render_object_name(archive, number, sealed)));
+        keys.extend(names.map(|name| format!("{prefix}{name}")));
     }
     keys
 }
@@ -173,10 +176,15 @@ mod tests {
 
     #[test]
     fn the_object_after_those_that_are_there_may_be_open() {
-        let present = ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/inprogress.json"];
-        let keys = decide_keys("p/", &["16384".to_owned(), "base".to_owned()], present.into_iter());
         let expected = ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/16384.tar.zst.0002", "p/base.tar.zst.0000"];
-        assert_eq!(keys, expected);
+        let expected: Vec<String> = expected.iter().flat_map(|key| [(*key).to_owned(), format!("{key}.age")]).collect();
+        for present in [
+            ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/inprogress.json"],
+            ["p/16384.tar.zst.0000.age", "p/16384.tar.zst.0001.age", "p/inprogress.json"],
+        ] {
+            let keys = decide_keys("p/", &["16384".to_owned(), "base".to_owned()], present.into_iter());
+            assert_eq!(keys, expected);
+        }
     }
 
     #[test]

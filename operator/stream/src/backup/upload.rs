@@ -1,14 +1,17 @@
-//! Frames into objects: parts are filled from frames and sent concurrently; an object ends at a frame's border.
+//! Frames into objects: parts are filled from frames and sent concurrently; an object ends at a frame's border. Where there are
+//! recipients, each object is an age file of its own.
 //!
 //! This side cleans up after itself: whatever ends it, no multipart upload stays open that it knows of.
 
 use std::sync::Arc;
 
+use pgherd_core::backup::AGE_SUFFIX;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{BackupError, BackupProgress};
 use crate::{
+    age::{MAX_HEADER_BYTES, Recipient, Sealer, sealed_bytes},
     frames::{Frame, FrameItem, FrameReader},
     store::{MultipartUpload, ObjectStore, PartBuffer, PartBuffers},
 };
@@ -22,7 +25,7 @@ const MAX_PARTS: u64 = 1000;
 pub(super) struct StoredArchive {
     /// For each object its frames: stored and decoded bytes.
     pub(super) segments: Vec<Vec<(u32, u32)>>,
-    /// Bytes of each object.
+    /// Bytes of each object, as stored.
     pub(super) sizes: Vec<u64>,
 }
 
@@ -31,6 +34,8 @@ pub(super) struct Uploader {
     pub(super) store: ObjectStore,
     /// Key prefix of the backup, with a slash at its end.
     pub(super) prefix: String,
+    /// For whom the objects are encrypted; nobody for plain ones.
+    pub(super) recipients: Vec<Recipient>,
     pub(super) part_bytes: usize,
     pub(super) concurrency: usize,
     pub(super) progress: Arc<watch::Sender<BackupProgress>>,
@@ -39,8 +44,8 @@ pub(super) struct Uploader {
 }
 
 /// Name of an archive's object.
-pub(super) fn render_object_name(archive: &str, number: usize) -> String {
-    format!("{archive}.tar.zst.{number:04}")
+pub(crate) fn render_object_name(archive: &str, number: usize, sealed: bool) -> String {
+    format!("{archive}.tar.zst.{number:04}{}", if sealed { AGE_SUFFIX } else { "" })
 }
 
 /// One object on its way. It becomes a multipart upload only when the first part is full.
@@ -48,7 +53,20 @@ struct OpenObject {
     key: String,
     upload: Option<MultipartUpload>,
     buffer: Option<PartBuffer>,
+    sealer: Option<Sealer>,
+    /// Bytes of its frames.
+    plain: u64,
+    /// Bytes given to parts.
     bytes: u64,
+}
+
+impl OpenObject {
+    /// How long it is when frames of `more` bytes follow and then its end.
+    fn foretell_bytes(&self, more: u64) -> u64 {
+        let plain = self.plain + more;
+        // A header is well below the part size, and the limit is whole parts.
+        if self.sealer.is_some() { sealed_bytes(plain) + MAX_HEADER_BYTES as u64 } else { plain }
+    }
 }
 
 impl Uploader {
@@ -93,22 +111,50 @@ impl Uploader {
     async fn store_frame(&self, frame: &Frame, state: &mut State) -> Result<(), BackupError> {
         let length = frame.bytes().len() as u64;
         let limit = MAX_OBJECT_BYTES.min(self.part_bytes as u64 * MAX_PARTS);
-        if state.open.as_ref().is_some_and(|object| object.bytes + length > limit) {
+        if state.open.as_ref().is_some_and(|object| object.foretell_bytes(length) > limit) {
             self.finish_object(state).await?;
         }
-        let Some((name, stored)) = &mut state.archive else { return Err(BackupError::Interrupted) };
-        let object = match &mut state.open {
-            Some(object) => object,
-            None => {
-                let key = format!("{}{}", self.prefix, render_object_name(name, stored.segments.len()));
-                stored.segments.push(Vec::new());
-                state.open.insert(OpenObject { key, upload: None, buffer: None, bytes: 0 })
-            }
-        };
+        if state.open.is_none() {
+            self.begin_object(state).await?;
+        }
+        let State { buffers, open, archive, .. } = state;
+        let (Some(object), Some((_, stored))) = (open, archive) else { return Err(BackupError::Interrupted) };
         let entry = (u32::try_from(length).unwrap_or(u32::MAX), u32::try_from(frame.input_bytes()).unwrap_or(u32::MAX));
         stored.segments.last_mut().into_iter().for_each(|segment| segment.push(entry));
-        object.bytes += length;
+        object.plain += length;
         let mut input = frame.bytes();
+        let Some(mut sealer) = object.sealer.take() else { return self.fill(object, buffers, input).await };
+        while let Some(chunk) = sealer.push(&mut input)? {
+            self.fill(object, buffers, chunk).await?;
+        }
+        object.sealer = Some(sealer);
+        Ok(())
+    }
+
+    /// Opens the next object of the archive, with the header of an age file if it is to be one.
+    async fn begin_object(&self, state: &mut State) -> Result<(), BackupError> {
+        let State { buffers, open, archive, .. } = state;
+        let Some((name, stored)) = archive else { return Err(BackupError::Interrupted) };
+        let sealed = !self.recipients.is_empty();
+        let key = format!("{}{}", self.prefix, render_object_name(name, stored.segments.len(), sealed));
+        stored.segments.push(Vec::new());
+        let object = open.insert(OpenObject { key, upload: None, buffer: None, sealer: None, plain: 0, bytes: 0 });
+        if sealed {
+            let (sealer, header) = Sealer::begin(&self.recipients)?;
+            object.sealer = Some(sealer);
+            self.fill(object, buffers, &header).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts bytes into parts, and sends those that are full and not the last.
+    async fn fill(
+        &self,
+        object: &mut OpenObject,
+        buffers: &mut PartBuffers,
+        mut input: &[u8],
+    ) -> Result<(), BackupError> {
+        object.bytes += input.len() as u64;
         while !input.is_empty() {
             let buffer = match object.buffer.take() {
                 Some(buffer) if buffer.is_full() => {
@@ -119,7 +165,7 @@ impl Uploader {
             };
             let mut buffer = match buffer {
                 Some(buffer) => buffer,
-                None => state.buffers.take().await,
+                None => buffers.take().await,
             };
             buffer.fill(&mut input);
             object.buffer = Some(buffer);
@@ -140,7 +186,11 @@ impl Uploader {
 
     /// Sends the rest of the open object and makes it appear. On failure the object stays in the state to be aborted.
     async fn finish_object(&self, state: &mut State) -> Result<(), BackupError> {
-        let (Some(object), Some((_, stored))) = (&mut state.open, &mut state.archive) else { return Ok(()) };
+        let State { buffers, open, archive, .. } = state;
+        let (Some(object), Some((_, stored))) = (open, archive) else { return Ok(()) };
+        if let Some(mut sealer) = object.sealer.take() {
+            self.fill(object, buffers, sealer.finish()?).await?;
+        }
         let rest = object.buffer.take();
         let rest_bytes = rest.as_ref().map_or(0, |buffer| buffer.as_ref().len() as u64);
         match (&mut object.upload, rest) {

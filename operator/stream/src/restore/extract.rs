@@ -6,8 +6,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bytes::Bytes;
-
 use super::{RestoreError, plan::FrameRun, target::Target};
 use crate::{frames::decode_frame, index::IndexEntry};
 
@@ -43,7 +41,7 @@ impl Extraction {
     }
 
     /// Decodes the frames of a run and writes them; returns the decoded bytes.
-    pub(super) fn write_run(&self, key: &str, run: &FrameRun, body: &Bytes) -> Result<u64, RestoreError> {
+    pub(super) fn write_run(&self, key: &str, run: &FrameRun, body: &[u8]) -> Result<u64, RestoreError> {
         let mut output = Vec::new();
         let (mut at, mut tar_offset) = (0usize, run.tar_offset);
         for (stored, decoded) in &run.frames {
@@ -156,7 +154,7 @@ mod tests {
             extraction.make_empty_files().unwrap();
             let mut runs = Vec::new();
             for (number, chunk) in tar.chunks(frame_bytes).enumerate() {
-                let body = Bytes::from(zstd::bulk::compress(chunk, 1).unwrap());
+                let body = zstd::bulk::compress(chunk, 1).unwrap();
                 let frame = (u32::try_from(body.len()).unwrap(), u32::try_from(chunk.len()).unwrap());
                 let tar_offset = (number * frame_bytes) as u64;
                 runs.push((FrameRun { object: 0, offset: 0, stored: body.len() as u64, frames: vec![frame], tar_offset }, body));
@@ -181,7 +179,7 @@ mod tests {
         let extract = |tar: &[u8], name: &str| {
             let extraction =
                 Extraction::new(Some(Arc::new(Target::prepare(&dir.path().join(name)).unwrap())), entries(&files));
-            let body = Bytes::from(zstd::bulk::compress(tar, 1).unwrap());
+            let body = zstd::bulk::compress(tar, 1).unwrap();
             let frame = (u32::try_from(body.len()).unwrap(), u32::try_from(tar.len()).unwrap());
             let run = FrameRun { object: 0, offset: 0, stored: body.len() as u64, frames: vec![frame], tar_offset: 0 };
             extraction.write_run("key", &run, &body).unwrap();

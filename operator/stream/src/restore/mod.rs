@@ -1,11 +1,13 @@
 //! A backup from the object store into a data directory, verified while it is written.
 //!
 //! Runs of frames are fetched, decoded and written in parallel. Every file is checked against the manifest's CRC32C before
-//! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 4 MiB stored + 2 MiB decoded) + about 300 bytes per file.
+//! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 4 MiB stored + 2 MiB decoded) + about 300 bytes per file;
+//! what is encrypted is decrypted where it lies.
 
 mod extract;
 mod lock;
 mod plan;
+mod sealed;
 mod target;
 mod verify;
 
@@ -24,8 +26,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backup::{INDEX_NAME, MANIFEST_NAME},
+    backup::{INDEX_NAME, MANIFEST_NAME, render_companion_name},
     catalogue::{CatalogueError, read_record},
+    encryption::KeyError,
     frames::FrameError,
     index::{BackupIndex, IndexError},
     manifest::{Manifest, ManifestError, render_hex},
@@ -35,7 +38,8 @@ use crate::{
 use extract::Extraction;
 use lock::RestoreLock;
 pub(crate) use lock::{LOCK_AGE, observe_locks};
-use plan::{ArchivePlan, FrameRun, RestorePlan, build_plan};
+use plan::{ArchivePlan, RestorePlan, build_plan};
+use sealed::{ArchiveSource, BackupKeys};
 pub use target::INCOMPLETE_MARKER;
 pub(crate) use target::Target;
 pub use verify::{VerifyOutcome, verify_backup};
@@ -82,6 +86,9 @@ pub enum RestoreError {
     /// The manifest is wrong, or does not fit.
     #[error("checking against the manifest")]
     Manifest(#[from] ManifestError),
+    /// The backup is encrypted, and there is no identity that opens it, or one of its objects is damaged.
+    #[error("decrypting the backup")]
+    Key(#[from] KeyError),
     /// A path or an archive is not acceptable.
     #[error("the backup's tar archive")]
     Tar(#[from] TarError),
@@ -234,8 +241,9 @@ async fn explain_absence<T>(
 struct Scene {
     record: BackupRecord,
     plan: RestorePlan,
-    manifest: bytes::Bytes,
+    manifest: Vec<u8>,
     prefix: String,
+    keys: Option<BackupKeys>,
 }
 
 /// Reads record, index and manifest, and has them agree.
@@ -244,8 +252,10 @@ async fn observe_scene(store: &ObjectStore, location: &BackupLocation) -> Result
     let record = read_record(store, &location.cluster, &location.backup_id)
         .await?
         .ok_or_else(|| RestoreError::MissingObject(format!("{prefix}{}", crate::catalogue::RECORD_NAME)))?;
-    let index = get_companion(store, &prefix, INDEX_NAME).await?;
-    let manifest = get_companion(store, &prefix, MANIFEST_NAME).await?;
+    // A missing or wrong identity is told before anything else is asked for.
+    let keys = BackupKeys::read(&location.cluster.store, &record)?;
+    let index = get_companion(store, &prefix, INDEX_NAME, keys.as_ref()).await?;
+    let manifest = get_companion(store, &prefix, MANIFEST_NAME, keys.as_ref()).await?;
     let (checked, names) = (record.clone(), prefix.clone());
     let plan = move || {
         let other = |name: &str| RestoreError::Inconsistent(format!("{names}{name} is not the one of the record"));
@@ -259,7 +269,7 @@ async fn observe_scene(store: &ObjectStore, location: &BackupLocation) -> Result
         Ok((plan, manifest))
     };
     let (plan, manifest) = tokio::task::spawn_blocking(plan).await??;
-    Ok(Scene { record, plan, manifest, prefix })
+    Ok(Scene { record, plan, manifest, prefix, keys })
 }
 
 /// Each tablespace's place; `None` below the data directory.
@@ -289,7 +299,7 @@ async fn restore(
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<RestoreOutcome, RestoreError> {
     let began = Instant::now();
-    let Scene { record, plan, manifest, prefix } = observe_scene(store, location).await?;
+    let Scene { record, plan, manifest, prefix, keys } = observe_scene(store, location).await?;
     let places = decide_places(&record, places)?;
     let RestorePlan { directories, archives, bytes } = plan;
     progress.send_modify(|progress| progress.bytes_total = Some(record.tar_bytes));
@@ -308,7 +318,8 @@ async fn restore(
         Ok::<_, RestoreError>(Arc::new(target))
     };
     let target = tokio::task::spawn_blocking(prepare).await??;
-    let files = read_archives(store, &prefix, archives, Some(&target), progress).await?;
+    let source = ArchiveSource { store, prefix: &prefix, keys: keys.as_ref() };
+    let files = read_archives(&source, archives, Some(&target), progress).await?;
     let finish = move || {
         let target = Arc::into_inner(target)
             .ok_or_else(|| RestoreError::Inconsistent("a writer is still running".to_owned()))?;
@@ -327,25 +338,47 @@ async fn restore(
     Ok(RestoreOutcome { record, files, bytes, seconds: began.elapsed().as_secs_f64() })
 }
 
-async fn get_companion(store: &ObjectStore, prefix: &str, name: &str) -> Result<bytes::Bytes, RestoreError> {
-    let key = format!("{prefix}{name}");
-    store.get(&key).await?.ok_or(RestoreError::MissingObject(key))
+async fn get_companion(
+    store: &ObjectStore,
+    prefix: &str,
+    name: &str,
+    keys: Option<&BackupKeys>,
+) -> Result<Vec<u8>, RestoreError> {
+    let key = format!("{prefix}{}", render_companion_name(name, keys.is_some()));
+    let Some(body) = store.get(&key).await? else { return Err(RestoreError::MissingObject(key)) };
+    match keys {
+        Some(keys) => Ok(keys.open_whole(&key, body.into())?),
+        None => Ok(body.into()),
+    }
 }
 
 /// Reads all archives and checks every file; writes them where there is a target. Returns the number of files.
 async fn read_archives(
-    store: &ObjectStore,
-    prefix: &str,
+    source: &ArchiveSource<'_>,
     archives: Vec<ArchivePlan>,
     target: Option<&Arc<Target>>,
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<u64, RestoreError> {
     let mut count = 0;
-    for ArchivePlan { name, files, runs } in archives {
+    for ArchivePlan { name, files, objects, runs } in archives {
         let extraction = Arc::new(Extraction::new(target.cloned(), files));
         let empty = Arc::clone(&extraction);
         tokio::task::spawn_blocking(move || empty.make_empty_files()).await??;
-        fetch_runs(store, &format!("{prefix}{name}.tar.zst."), runs, &extraction, progress).await?;
+        let objects = source.open_objects(&name, &objects).await?;
+        let fetches = stream::iter(runs).map(|run| {
+            let (objects, extraction) = (&objects, Arc::clone(&extraction));
+            async move {
+                let fetched = source.fetch(objects, &run).await?;
+                let write = move || {
+                    let (key, frames) = fetched.open()?;
+                    extraction.write_run(&key, &run, &frames)
+                };
+                let written = tokio::task::spawn_blocking(write).await??;
+                progress.send_modify(|progress| progress.bytes_done += written);
+                Ok::<_, RestoreError>(())
+            }
+        });
+        fetches.buffer_unordered(CONCURRENT_RUNS).try_for_each(|()| async { Ok(()) }).await?;
         let verify = move || {
             let extraction = Arc::into_inner(extraction)
                 .ok_or_else(|| RestoreError::Inconsistent("a writer is still running".to_owned()))?;
@@ -354,25 +387,4 @@ async fn read_archives(
         count += tokio::task::spawn_blocking(verify).await??;
     }
     Ok(count)
-}
-
-async fn fetch_runs(
-    store: &ObjectStore,
-    stem: &str,
-    runs: Vec<FrameRun>,
-    extraction: &Arc<Extraction>,
-    progress: &watch::Sender<RestoreProgress>,
-) -> Result<(), RestoreError> {
-    let fetches = stream::iter(runs).map(|run| async move {
-        let key = format!("{stem}{:04}", run.object);
-        let body = store.get_range(&key, run.offset, run.stored).await.map_err(|error| match error {
-            StoreError::NoSuchObject(key) => RestoreError::MissingObject(key),
-            error => error.into(),
-        })?;
-        let extraction = Arc::clone(extraction);
-        let written = tokio::task::spawn_blocking(move || extraction.write_run(&key, &run, &body)).await??;
-        progress.send_modify(|progress| progress.bytes_done += written);
-        Ok::<_, RestoreError>(())
-    });
-    fetches.buffer_unordered(CONCURRENT_RUNS).try_for_each(|()| async { Ok(()) }).await
 }

@@ -6,6 +6,7 @@ use pgherd_core::backup::{ArchiveRecord, BackupRecord};
 
 use super::RestoreError;
 use crate::{
+    age::{MAX_HEADER_BYTES, sealed_bytes},
     backup::render_data_path,
     index::{ArchiveIndex, BackupIndex, IndexEntry},
     manifest::{Manifest, SeenFile},
@@ -20,14 +21,23 @@ const RUN_BYTES: u64 = 4 << 20;
 pub(super) struct FrameRun {
     /// The object's number within its archive.
     pub(super) object: usize,
-    /// Where in the object.
+    /// Where in the object, before it is encrypted.
     pub(super) offset: u64,
-    /// How many stored bytes.
+    /// How many stored bytes, before they are encrypted.
     pub(super) stored: u64,
     /// Stored and decoded bytes of each frame.
     pub(super) frames: Vec<(u32, u32)>,
     /// Where in the tar archive the first frame begins.
     pub(super) tar_offset: u64,
+}
+
+/// An object of an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ObjectPlan {
+    /// Bytes in the store.
+    pub(super) stored: u64,
+    /// Bytes of its frames: the same, unless it is encrypted.
+    pub(super) plain: u64,
 }
 
 /// What to do for one archive.
@@ -37,6 +47,7 @@ pub(super) struct ArchivePlan {
     pub(super) name: String,
     /// Files by their place in the archive, with paths below the data directory.
     pub(super) files: Vec<IndexEntry>,
+    pub(super) objects: Vec<ObjectPlan>,
     pub(super) runs: Vec<FrameRun>,
 }
 
@@ -63,7 +74,7 @@ pub(super) fn build_plan(
     let mut plan = RestorePlan { directories: Vec::new(), archives: Vec::new(), bytes: 0 };
     let mut paths = HashSet::new();
     for (archive, stored) in index.archives.into_iter().zip(&record.archives) {
-        plan_archive(&mut plan, &mut paths, archive, stored)?;
+        plan_archive(&mut plan, &mut paths, archive, stored, record.encryption.is_some())?;
     }
     // The index must promise what the manifest demands; the content is checked against the index while it is written.
     let promised = |file: &IndexEntry| (file.path.clone(), SeenFile { size: file.size, crc32c: file.crc32c });
@@ -78,11 +89,12 @@ fn plan_archive(
     paths: &mut HashSet<String>,
     archive: ArchiveIndex,
     stored: &ArchiveRecord,
+    sealed: bool,
 ) -> Result<(), RestoreError> {
     if archive.name != stored.name || (archive.name != "base" && archive.name.parse::<u32>().is_err()) {
         return Err(RestoreError::Inconsistent("the index describes another archive".to_owned()));
     }
-    let runs = plan_runs(&archive, stored)?;
+    let (objects, runs) = plan_runs(&archive, stored, sealed)?;
     let mut files = Vec::new();
     let mut end = 0;
     for mut entry in archive.entries {
@@ -104,12 +116,16 @@ fn plan_archive(
             TarKind::Symlink(_) => return Err(RestoreError::Symlink(entry.path)),
         }
     }
-    plan.archives.push(ArchivePlan { name: archive.name, files, runs });
+    plan.archives.push(ArchivePlan { name: archive.name, files, objects, runs });
     Ok(())
 }
 
-fn plan_runs(archive: &ArchiveIndex, stored: &ArchiveRecord) -> Result<Vec<FrameRun>, RestoreError> {
-    let mut runs: Vec<FrameRun> = Vec::new();
+fn plan_runs(
+    archive: &ArchiveIndex,
+    stored: &ArchiveRecord,
+    sealed: bool,
+) -> Result<(Vec<ObjectPlan>, Vec<FrameRun>), RestoreError> {
+    let (mut objects, mut runs): (Vec<ObjectPlan>, Vec<FrameRun>) = (Vec::new(), Vec::new());
     let mut tar_offset = 0;
     if archive.segments.len() != stored.segments.len() {
         return Err(RestoreError::Inconsistent("record and index differ in the number of objects".to_owned()));
@@ -131,12 +147,15 @@ fn plan_runs(archive: &ArchiveIndex, stored: &ArchiveRecord) -> Result<Vec<Frame
             offset += length;
             tar_offset += u64::from(*decoded);
         }
-        if offset != *size {
+        // What an age file has beside its chunks is its header.
+        let beside = size.checked_sub(if sealed { sealed_bytes(offset) } else { offset });
+        if beside.is_none_or(|beside| (beside > 0) != sealed || beside > MAX_HEADER_BYTES as u64) {
             return Err(RestoreError::Inconsistent(format!("object {object} has {size} bytes, its frames {offset}")));
         }
+        objects.push(ObjectPlan { stored: *size, plain: offset });
     }
     if tar_offset == stored.tar_bytes {
-        return Ok(runs);
+        return Ok((objects, runs));
     }
     Err(RestoreError::Inconsistent(format!("the archive has {} bytes, its frames {tar_offset}", stored.tar_bytes)))
 }
@@ -157,13 +176,23 @@ mod tests {
             segments: vec![7 << 20, 2 << 20],
             tar_bytes: 20 << 20,
         };
-        let runs = plan_runs(&archive, &record).unwrap();
+        let (objects, runs) = plan_runs(&archive, &record, false).unwrap();
+        assert_eq!(objects, [7u64, 2].map(|size| ObjectPlan { stored: size << 20, plain: size << 20 }));
         let short: Vec<_> =
             runs.iter().map(|r| (r.object, r.offset >> 20, r.stored >> 20, r.tar_offset >> 20)).collect();
         assert_eq!(short, [(0, 0, 4, 0), (0, 4, 3, 8), (1, 0, 2, 12)]);
         let wrong = ArchiveRecord { segments: vec![7 << 20, 3 << 20], ..record.clone() };
-        assert!(plan_runs(&archive, &wrong).is_err());
-        let wrong = ArchiveRecord { tar_bytes: 1, ..record };
-        assert!(plan_runs(&archive, &wrong).is_err());
+        assert!(plan_runs(&archive, &wrong, false).is_err());
+        let wrong = ArchiveRecord { tar_bytes: 1, ..record.clone() };
+        assert!(plan_runs(&archive, &wrong, false).is_err());
+        assert!(plan_runs(&archive, &record, true).is_err(), "no room for a header");
+        let sealed = |header: u64| [7u64 << 20, 2 << 20].map(|plain| sealed_bytes(plain) + header).to_vec();
+        let encrypted = ArchiveRecord { segments: sealed(200), ..record.clone() };
+        let (objects, again) = plan_runs(&archive, &encrypted, true).unwrap();
+        assert_eq!(again, runs, "frames lie where they lie in the plain object");
+        assert_eq!(objects.iter().map(|object| object.plain).collect::<Vec<_>>(), record.segments);
+        assert!(plan_runs(&archive, &encrypted, false).is_err());
+        let huge = ArchiveRecord { segments: sealed(1 << 20), ..record };
+        assert!(plan_runs(&archive, &huge, true).is_err());
     }
 }

@@ -7,7 +7,10 @@ use pgherd_core::backup::{BackupLocation, BackupRecord};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{RestoreError, RestoreProgress, Scene, explain_absence, lock::RestoreLock, observe_scene, read_archives};
+use super::{
+    ArchiveSource, RestoreError, RestoreProgress, Scene, explain_absence, lock::RestoreLock, observe_scene,
+    read_archives,
+};
 use crate::store::ObjectStore;
 
 /// A backup that was read and found whole.
@@ -50,8 +53,9 @@ async fn verify(
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<VerifyOutcome, RestoreError> {
     let began = Instant::now();
-    let Scene { record, plan, prefix, .. } = observe_scene(store, location).await?;
+    let Scene { record, plan, prefix, keys, .. } = observe_scene(store, location).await?;
     progress.send_modify(|progress| progress.bytes_total = Some(record.tar_bytes));
-    let files = read_archives(store, &prefix, plan.archives, None, progress).await?;
+    let source = ArchiveSource { store, prefix: &prefix, keys: keys.as_ref() };
+    let files = read_archives(&source, plan.archives, None, progress).await?;
     Ok(VerifyOutcome { record, files, bytes: plan.bytes, seconds: began.elapsed().as_secs_f64() })
 }

@@ -9,7 +9,7 @@ mod error;
 mod multipart;
 mod trust;
 
-use std::{fmt::Debug, time::Duration};
+use std::{collections::HashMap, fmt::Debug, time::Duration};
 
 use aws_sdk_s3::{
     Client,
@@ -96,9 +96,24 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<PutOutcome, StoreError> {
+        self.put_if_absent_noted(key, body, None).await
+    }
+
+    /// As [`ObjectStore::put_if_absent`], with an entry (name, value) of the object's metadata, which the store keeps beside it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_if_absent_noted(
+        &self,
+        key: &str,
+        body: Bytes,
+        note: Option<(&str, &str)>,
+    ) -> Result<PutOutcome, StoreError> {
         let mut attempt = 0;
+        let metadata = note.map(|(name, value)| HashMap::from([(name.to_owned(), value.to_owned())]));
         loop {
             let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
+            let request = request.set_metadata(metadata.clone());
             let error = match request.body(ByteStream::from(body.clone())).send().await {
                 Ok(_) => return Ok(PutOutcome::Created),
                 Err(error) => error,
@@ -163,6 +178,18 @@ impl ObjectStore {
                 self.probe().await?;
                 Ok(None)
             }
+            Err(error) => Err(classify(self.request("HEAD", key), error)),
+        }
+    }
+
+    /// An entry of an object's metadata; `None` when there is no such entry, or no such object.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn head_note(&self, key: &str, name: &str) -> Result<Option<String>, StoreError> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(answer) => Ok(answer.metadata().and_then(|metadata| metadata.get(name).cloned())),
+            Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(classify(self.request("HEAD", key), error)),
         }
     }

@@ -12,7 +12,7 @@ use super::{WalError, name::segment_name};
 use crate::store::ObjectStore;
 
 /// What the archive lacks to replay `[from, to)` along `history`: segments in the order of replay, and before them the
-/// `.history` files of the timelines that are entered.
+/// `.history` files of the timelines that are entered. Plain or encrypted is the same here.
 ///
 /// A segment in which a timeline was left is asked for on the newest timeline that has it, as PostgreSQL's recovery does.
 /// To end before a segment that is at hand elsewhere, round `to` down to its start.
@@ -45,7 +45,11 @@ pub async fn missing_segments(
             present.insert(key);
         }
     }
-    Ok(needed.into_iter().filter(|name| !present.contains(&location.wal_key(name))).collect())
+    let is_there = |name: &String| {
+        let sealed = location.sealed_wal_key(name);
+        present.contains(&location.wal_key(name)) || sealed.is_some_and(|key| present.contains(&key))
+    };
+    Ok(needed.into_iter().filter(|name| !is_there(name)).collect())
 }
 
 /// The files that a replay of `[from, to)` along `history` reads, in its order.

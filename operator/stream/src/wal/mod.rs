@@ -1,8 +1,10 @@
-//! The WAL archive: one object per file, create-only. Segments are one zstd frame each, `.history` files are plain.
+//! The WAL archive: one object per file, create-only. Segments are one zstd frame each, `.history` files are plain. Where there
+//! are recipients a segment is an age file of another name; readers know both, so encryption can begin and end at any segment.
 //!
 //! A push is done when the store acknowledged it; a file is absent only when the store said so. No object is ever
 //! overwritten or deleted here.
 
+mod body;
 mod gaps;
 mod name;
 mod segment;
@@ -14,14 +16,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bytes::Bytes;
-use pgherd_core::backup::ClusterLocation;
+use pgherd_core::backup::{AGE_SUFFIX, ClusterLocation};
 
 pub use gaps::{decide_needed, missing_segments};
 pub use name::{WalName, segment_name, segment_names};
 pub use survey::{Survey, SurveyError, survey_archive};
 
-use crate::store::{ObjectStore, PutOutcome, StoreError};
+use crate::{
+    age,
+    encryption::{KeyError, Keys},
+    store::{ObjectStore, PutOutcome, StoreError},
+};
+use body::{DIGEST_NOTE, decode, encode, fits_digest, render_digest};
 
 /// Whether a push wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,18 @@ pub enum WalError {
         /// The object's key.
         key: String,
     },
+    /// The archive holds this file encrypted, and nothing tells whether it is the same: its metadata was lost, and no identity is
+    /// configured.
+    #[error(
+        "the archive holds {key} already; whether with the same bytes cannot be told without an identity that opens it"
+    )]
+    Unproven {
+        /// The object's key.
+        key: String,
+    },
+    /// A key is missing or wrong, or an object is no age file.
+    #[error("the keys of the WAL archive")]
+    Key(#[from] KeyError),
     /// A background task died.
     #[error("a background task died")]
     Task(#[from] tokio::task::JoinError),
@@ -89,9 +107,34 @@ pub enum WalError {
     },
 }
 
-/// No WAL file is larger when decoded: the largest segment.
-const MAX_FILE_BYTES: usize = 1 << 30;
-const LEVEL: i32 = 1;
+/// The two names that one file can have in the archive.
+struct Names {
+    plain: String,
+    /// None for a file that is never encrypted.
+    sealed: Option<String>,
+}
+
+impl Names {
+    fn of(location: &ClusterLocation, name: &str) -> Self {
+        Self { plain: location.wal_key(name), sealed: location.sealed_wal_key(name) }
+    }
+
+    /// The one to write, or to look at first.
+    fn preferred(&self, keys: &Keys) -> &str {
+        self.sealed.as_ref().filter(|_| keys.seals()).unwrap_or(&self.plain)
+    }
+
+    fn is_sealed(&self, key: &str) -> bool {
+        self.sealed.as_deref() == Some(key)
+    }
+
+    /// Which of them are in the store.
+    async fn observe(&self, store: &ObjectStore) -> Result<Vec<String>, StoreError> {
+        // The one begins with the other: one request tells of both, and proves that the bucket is there.
+        let present = store.list(&self.plain).await?.into_iter().map(|(key, _)| key);
+        Ok(present.filter(|key| *key == self.plain || self.is_sealed(key)).collect())
+    }
+}
 
 /// Archives one file under its name, create-only. `location` carries the system id that the file must have.
 ///
@@ -103,7 +146,7 @@ pub async fn push(
     file: &Path,
     name: &str,
 ) -> Result<PushOutcome, WalError> {
-    push_as(store, location, file, name, location.wal_key(name)).await
+    push_as(store, location, file, name, Names::of(location, name)).await
 }
 
 /// Keeps one segment of a branch that was left, create-only, under `prefix` and not in the archive.
@@ -117,7 +160,8 @@ pub async fn push_divergent(
     name: &str,
     prefix: &str,
 ) -> Result<PushOutcome, WalError> {
-    push_as(store, location, file, name, format!("{prefix}{name}.zst")).await
+    let plain = format!("{prefix}{name}.zst");
+    push_as(store, location, file, name, Names { sealed: Some(format!("{plain}{AGE_SUFFIX}")), plain }).await
 }
 
 async fn push_as(
@@ -125,25 +169,81 @@ async fn push_as(
     location: &ClusterLocation,
     file: &Path,
     name: &str,
-    key: String,
+    names: Names,
 ) -> Result<PushOutcome, WalError> {
     let parsed = WalName::parse(name)?;
+    let keys = Keys::of(&location.store)?;
+    let key = names.preferred(&keys).to_owned();
+    let sealed = names.is_sealed(&key);
     let path = file.to_owned();
-    let (task_name, system_id) = (name.to_owned(), location.system_id.clone());
+    let (task_key, task_name, system_id) = (key.clone(), name.to_owned(), location.system_id.clone());
+    let task_keys = keys.clone();
     let prepare = move || {
+        task_keys.validate_pair()?;
         let content = std::fs::read(&path).map_err(|source| WalError::File { what: "reading", path, source })?;
         segment::validate_segment(&content, &task_name, parsed, &system_id)?;
-        let body = encode(&task_name, &content)?;
-        Ok::<_, WalError>((content, body))
+        let body = encode(&task_key, &task_name, &content, task_keys.recipients())?;
+        let digest = if sealed { Some(render_digest(&content)?) } else { None };
+        Ok::<_, WalError>((content, body, digest))
     };
-    let (content, body) = tokio::task::spawn_blocking(prepare).await??;
-    if store.put_if_absent(&key, body).await? == PutOutcome::Created {
+    let prepare = async { tokio::task::spawn_blocking(prepare).await? };
+    let (prepared, present) = tokio::join!(prepare, names.observe(store));
+    let (content, body, digest) = prepared?;
+    let pushed = Pushed { store, keys: &keys, names: &names, name, content: &content };
+    let present = present?;
+    if !present.is_empty() {
+        // PostgreSQL archives a file again when it did not hear of the success: the same bytes are fine.
+        pushed.compare(&present).await?;
+        return Ok(PushOutcome::AlreadyThere);
+    }
+    let note = digest.as_deref().map(|digest| (DIGEST_NOTE, digest));
+    let outcome = store.put_if_absent_noted(&key, body, note).await?;
+    if outcome == PutOutcome::Created && names.sealed.is_none() {
         return Ok(PushOutcome::Pushed);
     }
-    // PostgreSQL archives a file again when it did not hear of the success: the same bytes are fine.
-    match read(store, &key, name).await? {
-        Some(archived) if archived == content => Ok(PushOutcome::AlreadyThere),
-        _ => Err(WalError::WalConflict { key }),
+    // Create-only holds for one name; who wrote under the other one meanwhile sees this one, as this one is seen here.
+    let mut others = names.observe(store).await?;
+    match outcome {
+        PutOutcome::Created => others.retain(|found| *found != key),
+        PutOutcome::Exists if !others.contains(&key) => return Err(WalError::WalConflict { key }),
+        PutOutcome::Exists => {}
+    }
+    pushed.compare(&others).await?;
+    Ok(if outcome == PutOutcome::Created { PushOutcome::Pushed } else { PushOutcome::AlreadyThere })
+}
+
+/// A file that the archive may hold already.
+struct Pushed<'a> {
+    store: &'a ObjectStore,
+    keys: &'a Keys,
+    names: &'a Names,
+    name: &'a str,
+    content: &'a [u8],
+}
+
+impl Pushed<'_> {
+    /// Every one of the objects must hold the same bytes.
+    async fn compare(&self, present: &[String]) -> Result<(), WalError> {
+        for key in present {
+            if !self.is_same(key).await? {
+                return Err(WalError::WalConflict { key: key.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_same(&self, key: &str) -> Result<bool, WalError> {
+        if self.names.is_sealed(key) {
+            let digest = self.store.head_note(key, DIGEST_NOTE).await?;
+            if let Some(same) = digest.and_then(|digest| fits_digest(&digest, self.content)) {
+                return Ok(same);
+            }
+            if !self.keys.has_identity() {
+                return Err(WalError::Unproven { key: key.to_owned() });
+            }
+        }
+        let archived = read(self.store, self.keys, self.names, key, self.name).await?;
+        Ok(archived.is_some_and(|archived| archived == self.content))
     }
 }
 
@@ -158,8 +258,16 @@ pub async fn fetch(
     dest: &Path,
 ) -> Result<FetchOutcome, WalError> {
     let parsed = WalName::parse(name)?;
-    let key = location.wal_key(name);
-    let Some(content) = read(store, &key, name).await? else { return Ok(FetchOutcome::Absent) };
+    let (keys, names) = (Keys::of(&location.store)?, Names::of(location, name));
+    let first = names.preferred(&keys);
+    let mut content = read(store, &keys, &names, first, name).await?;
+    if content.is_none()
+        && let Some(sealed) = &names.sealed
+    {
+        let second = if names.is_sealed(first) { &names.plain } else { sealed };
+        content = read(store, &keys, &names, second, name).await?;
+    }
+    let Some(content) = content else { return Ok(FetchOutcome::Absent) };
     let (task_name, system_id, dest) = (name.to_owned(), location.system_id.clone(), dest.to_owned());
     let finish = move || {
         segment::validate_segment(&content, &task_name, parsed, &system_id)?;
@@ -169,47 +277,38 @@ pub async fn fetch(
     Ok(FetchOutcome::Fetched)
 }
 
-/// Whether the archive holds a file of this name.
+/// Whether the archive holds a file of this name, plain or encrypted.
 ///
 /// # Errors
 /// [`WalError`] for anything but a sure answer.
 pub async fn is_archived(store: &ObjectStore, location: &ClusterLocation, name: &str) -> Result<bool, WalError> {
     WalName::parse(name)?;
-    Ok(store.head(&location.wal_key(name)).await?.is_some())
+    Ok(!Names::of(location, name).observe(store).await?.is_empty())
 }
 
-async fn read(store: &ObjectStore, key: &str, name: &str) -> Result<Option<Vec<u8>>, WalError> {
+async fn read(
+    store: &ObjectStore,
+    keys: &Keys,
+    names: &Names,
+    key: &str,
+    name: &str,
+) -> Result<Option<Vec<u8>>, WalError> {
     let Some(body) = store.get(key).await? else { return Ok(None) };
-    if !is_compressed(name) {
-        return Ok(Some(body.to_vec()));
-    }
-    let decode = move || zstd::bulk::decompress(&body, content_size(&body)?);
-    let decoded = tokio::task::spawn_blocking(decode).await?;
-    decoded.map(Some).map_err(|source| WalError::Decode { key: key.to_owned(), source })
-}
-
-/// The decoded size by the frame's header, within reason.
-fn content_size(frame: &[u8]) -> io::Result<usize> {
-    let size = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
-    let size = size.and_then(|size| usize::try_from(size).ok()).filter(|size| *size <= MAX_FILE_BYTES);
-    size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no zstd frame with a usable content size"))
-}
-
-fn is_compressed(name: &str) -> bool {
-    !name.ends_with(".history")
-}
-
-fn encode(name: &str, content: &[u8]) -> Result<Bytes, WalError> {
-    if !is_compressed(name) {
-        return Ok(Bytes::copy_from_slice(content));
-    }
-    let compress = || {
-        let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
-        compressor.include_checksum(true)?;
-        compressor.include_contentsize(true)?;
-        compressor.compress(content)
+    let identities = match names.is_sealed(key) {
+        true => Some(keys.identities(&format!("the object {key}"), &[])?),
+        false => None,
     };
-    compress().map(Bytes::from).map_err(|source| WalError::Decode { key: name.to_owned(), source })
+    let (key, name) = (key.to_owned(), name.to_owned());
+    let finish = move || {
+        let body = match identities {
+            Some(identities) => {
+                age::open(identities.all(), body.into()).map_err(|error| identities.explain(&key, &[], error))?
+            }
+            None => body.into(),
+        };
+        decode(&key, &name, body)
+    };
+    tokio::task::spawn_blocking(finish).await?.map(Some)
 }
 
 fn write_durably(dest: &Path, content: &[u8]) -> Result<(), WalError> {

@@ -167,7 +167,8 @@ async fn a_read_that_breaks_off_is_repeated_and_one_that_lies_is_found() {
     scene.assert_sound(1).await;
 }
 
-fn chain(error: &dyn Error) -> String {
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

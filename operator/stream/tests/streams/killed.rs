@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backups::back_up,
+    encryption::{Pair, with_keys},
     failures::assert_no_upload,
     minio::Minio,
     postgres::{Postgres, workspace},
@@ -29,18 +30,19 @@ async fn start_slow(
 ) -> (Process, String) {
     let base = format!("{}/base/", location.root());
     let before = store.list_dirs(&base).await.unwrap();
-    let Errand::Backup { sockets, port, location, .. } = Errand::backup(server, location.clone()) else { panic!() };
+    let Errand::Backup { sockets, port, .. } = Errand::backup(server, location.clone()) else { panic!() };
     let owner = Some(BackupOwner { id: owner.to_owned(), attempt });
-    let process = Process::start(&Errand::Backup { sockets, port, location, owner, slow: true });
+    let process = Process::start(&Errand::Backup { sockets, port, location: location.clone(), owner, slow: true });
     let mut first_object = String::new();
     crate::wait_until("an upload is open", async || {
         let ids = store.list_dirs(&base).await.unwrap();
         let Some(id) = ids.iter().find(|id| !before.contains(id)) else { return false };
-        first_object = format!("{base}{id}/base.tar.zst.0000");
+        let suffix = if location.store.encryption.is_some() { ".age" } else { "" };
+        first_object = format!("{base}{id}/base.tar.zst.0000{suffix}");
         store.list_uploads(&first_object).await.unwrap().len() == 1
     })
     .await;
-    let record = first_object.replace("base.tar.zst.0000", "backup.json");
+    let record = format!("{}/backup.json", first_object.rsplit_once('/').unwrap().0);
     assert_eq!(store.list_uploads(&record).await.unwrap().len(), 1, "its record is an upload from the start");
     (process, first_object)
 }
@@ -54,9 +56,19 @@ async fn run_attempt(server: &Postgres, location: &ClusterLocation, owner: &str,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_attempt_removes_what_a_killed_one_left_and_spares_the_running_and_the_complete() {
-    if crate::without_real_parts() {
-        return;
+    if !crate::without_real_parts() {
+        kill_one_of_two(false).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_attempt_removes_what_a_killed_encrypted_one_left() {
+    if !crate::without_real_parts() {
+        kill_one_of_two(true).await;
+    }
+}
+
+async fn kill_one_of_two(encrypted: bool) {
     let dir = workspace();
     let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
     server.fill_with_noise(25_000);
@@ -64,6 +76,9 @@ async fn the_next_attempt_removes_what_a_killed_one_left_and_spares_the_running_
     let mut location = minio.location();
     location.system_id =
         ReplicationClient::connect(&server.connect()).await.unwrap().identify_system().await.unwrap().system_id;
+    if encrypted {
+        location = with_keys(&location, &[&Pair::make(dir.path(), "identity")], None);
+    }
     let complete = back_up(&server, location.clone()).await.0.record.id;
 
     let (other, others_object) = start_slow(&server, &store, &location, "another Backup", 1).await;

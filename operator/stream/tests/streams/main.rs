@@ -6,6 +6,8 @@
 
 mod backups;
 mod connections;
+mod encrypted_wal;
+mod encryption;
 mod failures;
 mod fake_server;
 mod faults;

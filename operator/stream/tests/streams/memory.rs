@@ -3,6 +3,7 @@
 use pgherd_core::backup::{BackupLocation, ClusterLocation};
 
 use crate::{
+    encryption::{Pair, with_keys},
     fake_server::{Content, FakeServer, SYSTEM_ID},
     minio::Minio,
     postgres::workspace,
@@ -11,10 +12,14 @@ use crate::{
 
 const LIMIT: u64 = 64 << 20;
 
-async fn measure(content: Content, megabytes: usize, restore: bool) {
+async fn measure(content: Content, megabytes: usize, restore: bool, encrypted: bool) {
     let dir = workspace();
     let (server, minio) = (FakeServer::start(dir.path(), content, megabytes), Minio::start(dir.path()).await);
-    let location = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
+    let mut location = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
+    if encrypted {
+        let pair = Pair::make(dir.path(), "identity");
+        location = with_keys(&location, &[&pair], Some(&pair.file));
+    }
     let sockets = server.sockets.to_str().unwrap().to_owned();
     let errand = Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false };
     let backup = Process::start(&errand).finish().await;
@@ -44,14 +49,21 @@ fn report(what: &str, content: Content, found: &Findings) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gigabyte_that_does_not_compress_passes_through_less_than_64_mebibytes() {
     if !crate::without_real_parts() {
-        measure(Content::Noise, 1000, true).await;
+        measure(Content::Noise, 1000, true, false).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gigabyte_of_rows_passes_through_less_than_64_mebibytes() {
     if !crate::without_real_parts() {
-        measure(Content::Rows, 1000, true).await;
+        measure(Content::Rows, 1000, true, false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_gigabyte_passes_through_less_than_64_mebibytes() {
+    if !crate::without_real_parts() {
+        measure(Content::Noise, 1000, true, true).await;
     }
 }
 
@@ -59,6 +71,6 @@ async fn a_gigabyte_of_rows_passes_through_less_than_64_mebibytes() {
 #[ignore = "moves 40 GB"]
 async fn twenty_gigabytes_pass_through_less_than_64_mebibytes() {
     for content in [Content::Rows, Content::Noise] {
-        measure(content, 20_000, false).await;
+        measure(content, 20_000, false, false).await;
     }
 }

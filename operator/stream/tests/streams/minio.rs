@@ -59,6 +59,7 @@ impl Minio {
             path_style: true,
             credentials_dir: write_credentials(&parent.join("credentials"), USER, PASSWORD),
             ca_file: None,
+            encryption: None,
         };
         let minio = Self { child, config, folder };
         let store = minio.store().await;

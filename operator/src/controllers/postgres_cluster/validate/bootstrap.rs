@@ -12,10 +12,14 @@ use pgherd_crds::{
     v1alpha1::postgres_cluster::{Recovery, RecoverySource, Target},
 };
 
-use super::{Problems, References, ValidatedStore, store::validate_store};
+use super::{
+    Problems, References, ValidatedStore,
+    store::{Folders, add_identity, validate_store},
+};
 
 const FIELD: &str = "spec.bootstrap.recovery";
-const FOLDERS: [&str; 2] = [paths::RECOVERY_STORE, paths::RECOVERY_STORE_CA];
+const FOLDERS: Folders =
+    Folders { credentials: paths::RECOVERY_STORE, ca: paths::RECOVERY_STORE_CA, identity: paths::RECOVERY_ENCRYPTION };
 
 /// The bootstrap, and the store that pods need for it. None of the latter once there is a database: pods must not depend on
 /// the Secrets of another cluster for ever.
@@ -46,9 +50,18 @@ fn resolve_source(
 ) -> Option<(BackupLocation, ValidatedStore)> {
     let from = &recovery.from;
     match (&from.backup_ref, &from.object_store) {
+        (Some(_), None) if from.encryption.is_some() => {
+            let message = "goes with objectStore: with backupRef the identity of the Backup's cluster is used";
+            problems.add(format!("{FIELD}.from.encryption"), message);
+            None
+        }
         (Some(reference), None) => resolve_backup(&reference.name, namespace, references, problems),
         (None, Some(store)) => {
-            let store = validate_store(store, namespace, &format!("{FIELD}.from.objectStore"), FOLDERS, problems);
+            let mut store = validate_store(store, namespace, &format!("{FIELD}.from.objectStore"), FOLDERS, problems);
+            if let Some(encryption) = &from.encryption {
+                let field = format!("{FIELD}.from.encryption");
+                add_identity(&mut store, &encryption.identity_secret_ref, &field, FOLDERS, problems);
+            }
             let Some(name) = from.cluster.clone().filter(|name| !name.is_empty()) else {
                 let message = "objectStore needs cluster: the name that the cluster had when it was backed up";
                 problems.add(format!("{FIELD}.from.cluster"), message);
@@ -100,7 +113,11 @@ fn resolve_backup(
         problems.add(field, format!("the PostgresCluster {source} of this Backup is gone or has no object store any more; give from.objectStore and from.cluster: {source} instead"));
         return None;
     };
-    let store = validate_store(&store.object_store, namespace, &field, FOLDERS, problems);
+    let encryption = store.encryption.as_ref();
+    let mut store = validate_store(&store.object_store, namespace, &field, FOLDERS, problems);
+    if let Some(encryption) = encryption {
+        add_identity(&mut store, &encryption.identity_secret_ref, &field, FOLDERS, problems);
+    }
     let cluster = ClusterLocation { store: store.config.clone(), cluster: source.clone(), system_id };
     Some((BackupLocation { cluster, backup_id }, store))
 }

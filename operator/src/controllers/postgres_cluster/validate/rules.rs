@@ -1,6 +1,7 @@
 //! The rules of the schema, once more: an API server without the current schema must not let through what would hurt.
 
 use pgherd_crds::{PostgresClusterSpec, v1alpha1::shared::ObjectStore};
+use pgherd_stream::encryption::parse_recipient;
 
 use super::Problems;
 
@@ -58,6 +59,16 @@ pub(super) fn check_store(store: &ObjectStore, field: &str, problems: &mut Probl
     }
     if store.ca_secret_ref.as_ref().is_some_and(|reference| reference.name.is_empty()) {
         problems.add(format!("{field}.caSecretRef.name"), "must name a Secret with ca.crt");
+    }
+}
+
+/// The checksum of each as well, which the schema can't check: what is encrypted for a mistyped key, nobody can open.
+pub(super) fn check_recipients(recipients: &[String], field: &str, problems: &mut Problems) {
+    if !(1..=8).contains(&recipients.len()) {
+        problems.add(field, format!("has {} entries, but must have 1 to 8", recipients.len()));
+    }
+    for (index, recipient) in recipients.iter().enumerate() {
+        problems.keep(&format!("{field}[{index}]"), parse_recipient(recipient));
     }
 }
 

@@ -1,12 +1,32 @@
 //! The object store of a cluster as pods use it: with the folders that its Secrets are mounted in. Pure.
 
-use pgherd_core::{backup::StoreConfig, instance::paths};
-use pgherd_crds::{PostgresCluster, v1alpha1::shared::ObjectStore};
+use pgherd_core::{
+    backup::{EncryptionConfig, StoreConfig},
+    instance::paths,
+};
+use pgherd_crds::{
+    PostgresCluster,
+    v1alpha1::{
+        postgres_cluster::BackupConfig,
+        shared::{LocalReference, ObjectStore},
+    },
+};
 
 use super::{InvalidSpec, Problems, ValidatedStore, rules};
 
-/// Where `spec.backup.objectStore` is wrong.
-const FIELD: &str = "spec.backup.objectStore";
+/// Where `spec.backup` is wrong.
+const FIELD: &str = "spec.backup";
+
+/// Where the Secrets of a store are mounted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Folders {
+    pub(super) credentials: &'static str,
+    pub(super) ca: &'static str,
+    pub(super) identity: &'static str,
+}
+
+/// Those of the archive.
+const OWN: Folders = Folders { credentials: paths::STORE, ca: paths::STORE_CA, identity: paths::ENCRYPTION };
 
 /// The store in the cluster's spec, as a backup Job uses it; None when there is none.
 ///
@@ -15,8 +35,39 @@ const FIELD: &str = "spec.backup.objectStore";
 pub fn find_store(cluster: &PostgresCluster, namespace: &str) -> Result<Option<ValidatedStore>, InvalidSpec> {
     let Some(backup) = &cluster.spec.backup else { return Ok(None) };
     let mut problems = Problems::default();
-    let store = validate_store(&backup.object_store, namespace, FIELD, [paths::STORE, paths::STORE_CA], &mut problems);
+    let store = validate_own_store(backup, namespace, &mut problems);
     if problems.0.is_empty() { Ok(Some(store)) } else { Err(InvalidSpec(problems.0)) }
+}
+
+/// Where the cluster's own backups and WAL go, and how they are encrypted.
+pub(super) fn validate_own_store(backup: &BackupConfig, namespace: &str, problems: &mut Problems) -> ValidatedStore {
+    let mut store = validate_store(&backup.object_store, namespace, &format!("{FIELD}.objectStore"), OWN, problems);
+    if let Some(encryption) = &backup.encryption {
+        let field = format!("{FIELD}.encryption");
+        rules::check_recipients(&encryption.recipients, &format!("{field}.recipients"), problems);
+        add_identity(&mut store, &encryption.identity_secret_ref, &field, OWN, problems);
+        if let Some(config) = &mut store.config.encryption {
+            config.recipients.clone_from(&encryption.recipients);
+        }
+    }
+    store
+}
+
+/// Has pods open what is encrypted there.
+pub(super) fn add_identity(
+    store: &mut ValidatedStore,
+    secret: &LocalReference,
+    field: &str,
+    folders: Folders,
+    problems: &mut Problems,
+) {
+    if secret.name.is_empty() {
+        let message = format!("must name a Secret with the key {}", paths::AGE_IDENTITY);
+        problems.add(format!("{field}.identitySecretRef.name"), message);
+    }
+    store.identity_secret = Some(secret.name.clone());
+    let identity_file = Some(format!("{}/{}", folders.identity, paths::AGE_IDENTITY));
+    store.config.encryption = Some(EncryptionConfig { recipients: Vec::new(), identity_file });
 }
 
 /// The store as pods use it: with the folders of its Secrets.
@@ -24,7 +75,7 @@ pub(super) fn validate_store(
     store: &ObjectStore,
     namespace: &str,
     field: &str,
-    [credentials_dir, ca_dir]: [&str; 2],
+    folders: Folders,
     problems: &mut Problems,
 ) -> ValidatedStore {
     rules::check_store(store, field, problems);
@@ -36,10 +87,12 @@ pub(super) fn validate_store(
             prefix: store.prefix.clone().unwrap_or_else(|| namespace.to_owned()),
             region: store.region.clone(),
             path_style: store.path_style.unwrap_or(true),
-            credentials_dir: credentials_dir.to_owned(),
-            ca_file: ca_secret.is_some().then(|| format!("{ca_dir}/ca.crt")),
+            credentials_dir: folders.credentials.to_owned(),
+            ca_file: ca_secret.is_some().then(|| format!("{}/ca.crt", folders.ca)),
+            encryption: None,
         },
         credentials_secret: store.credentials_secret_ref.name.clone(),
         ca_secret,
+        identity_secret: None,
     }
 }

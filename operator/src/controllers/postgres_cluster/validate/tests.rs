@@ -10,6 +10,9 @@ use crate::controllers::postgres_cluster::{
     test_support::{FULL, MINIMAL, cluster, images, validate, validated},
 };
 
+/// A recipient.
+const GOOD: &str = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
+
 fn fields(spec: &str) -> Vec<String> {
     validate(spec).unwrap_err().0.into_iter().map(|problem| problem.field).collect()
 }
@@ -33,10 +36,37 @@ fn everything_that_a_user_can_say_is_taken_over() {
     assert_eq!((store.config.endpoint.as_str(), store.config.prefix.as_str()), ("https://minio.minio.svc:9000", "web"));
     assert_eq!(store.config.ca_file.as_deref(), Some("/etc/pgherd/object-store-ca/ca.crt"));
     assert!(store.config.path_style);
+    let encryption = store.config.encryption.unwrap();
+    assert_eq!((encryption.recipients.len(), store.identity_secret.as_deref()), (1, Some("shop-age")));
+    assert_eq!(encryption.identity_file.as_deref(), Some("/etc/pgherd/encryption/identity"));
     let Bootstrap::Recovery { from, target } = valid.bootstrap else { panic!("no recovery") };
     assert_eq!((from.cluster.cluster.as_str(), from.cluster.store.prefix.as_str()), ("shop-old", "a/b"));
     assert_eq!(from.cluster.store.credentials_dir, "/etc/pgherd/recovery-store");
+    let encryption = from.cluster.store.encryption.unwrap();
+    assert!(encryption.recipients.is_empty(), "a recovery only reads");
+    assert_eq!(encryption.identity_file.as_deref(), Some("/etc/pgherd/recovery-encryption/identity"));
+    assert_eq!(valid.recovery_store.unwrap().identity_secret.as_deref(), Some("old-age"));
     assert_eq!(target, RecoveryTarget::Time("2026-11-22T02:00:00Z".into()));
+}
+
+#[test]
+fn a_recipient_that_nobody_could_open_is_told_by_its_place() {
+    let spec = |recipients: &str| {
+        format!(
+            r#"{{instances: 1, storage: {{size: 1Gi}}, backup: {{
+            objectStore: {{endpoint: "https://m", bucket: abc, credentialsSecretRef: {{name: m}}}},
+            encryption: {{recipients: [{recipients}], identitySecretRef: {{name: ""}}}}}}}}"#
+        )
+    };
+    // Well-formed for the schema; its checksum tells that a letter is wrong.
+    let mistyped = "age1zvkyq2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+    let fields_of = |recipients: &str| fields(&spec(recipients));
+    let (list, secret) = ("spec.backup.encryption.recipients", "spec.backup.encryption.identitySecretRef.name");
+    assert_eq!(fields_of(&format!("{GOOD}, {mistyped}")), [&format!("{list}[1]"), secret]);
+    assert_eq!(fields_of(""), [list, secret]);
+    assert_eq!(fields_of(&[GOOD; 9].join(", ")), [list, secret]);
+    let problems = validate(&spec(mistyped)).unwrap_err().to_string();
+    assert!(problems.contains(mistyped) && problems.contains("mistyped"), "{problems}");
 }
 
 #[test]

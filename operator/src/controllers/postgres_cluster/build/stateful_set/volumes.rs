@@ -2,7 +2,7 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        ConfigMapVolumeSource, EmptyDirVolumeSource, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+        ConfigMapVolumeSource, EmptyDirVolumeSource, KeyToPath, PersistentVolumeClaim, PersistentVolumeClaimSpec,
         SecretVolumeSource, Volume, VolumeMount, VolumeResourceRequirements,
     },
     apimachinery::pkg::api::resource::Quantity,
@@ -31,16 +31,29 @@ const APP: &str = "app";
 const KEY_MODE: i32 = 0o640;
 const SECRET_MODE: i32 = 0o440;
 
-/// Volumes and mount folders of the stores: archive and recovery.
-fn stores(
-    cluster: &ValidatedCluster,
-) -> Vec<(&'static str, &'static str, &'static str, &'static str, &ValidatedStore)> {
-    let archive = ("object-store", paths::STORE, "object-store-ca", paths::STORE_CA);
-    let recovery = ("recovery-store", paths::RECOVERY_STORE, "recovery-store-ca", paths::RECOVERY_STORE_CA);
-    [(archive, &cluster.store), (recovery, &cluster.recovery_store)]
-        .into_iter()
-        .filter_map(|((name, path, ca_name, ca_path), store)| Some((name, path, ca_name, ca_path, store.as_ref()?)))
-        .collect()
+/// A Secret of a store: volume, mount folder, the Secret, and its one key that is wanted (None for all).
+type StoreSecret<'a> = (&'static str, &'static str, &'a str, Option<&'static str>);
+
+/// The Secrets of the stores: archive and recovery.
+fn store_secrets(cluster: &ValidatedCluster) -> Vec<StoreSecret<'_>> {
+    let archive = ["object-store", "object-store-ca", "encryption"];
+    let archive_paths = [paths::STORE, paths::STORE_CA, paths::ENCRYPTION];
+    let recovery = ["recovery-store", "recovery-store-ca", "recovery-encryption"];
+    let recovery_paths = [paths::RECOVERY_STORE, paths::RECOVERY_STORE_CA, paths::RECOVERY_ENCRYPTION];
+    let mut secrets = Vec::new();
+    for (names, folders, store) in
+        [(archive, archive_paths, &cluster.store), (recovery, recovery_paths, &cluster.recovery_store)]
+    {
+        let Some(ValidatedStore { credentials_secret, ca_secret, identity_secret, config: _ }) = store else {
+            continue;
+        };
+        let ([name, ca_name, identity_name], [path, ca_path, identity_path]) = (names, folders);
+        secrets.push((name, path, credentials_secret.as_str(), None));
+        secrets.extend(ca_secret.as_deref().map(|secret| (ca_name, ca_path, secret, None)));
+        let key = Some(paths::AGE_IDENTITY);
+        secrets.extend(identity_secret.as_deref().map(|secret| (identity_name, identity_path, secret, key)));
+    }
+    secrets
 }
 
 /// Every volume but the claim.
@@ -62,10 +75,13 @@ pub fn build_volumes(cluster: &ValidatedCluster) -> Vec<Volume> {
         secret(TLS, &names::tls_secret(&cluster.name), KEY_MODE, false),
         secret(APP, &names::app_secret(&cluster.name), SECRET_MODE, false),
     ];
-    for (name, _, ca_name, _, store) in stores(cluster) {
+    for (name, _, store_secret, key) in store_secrets(cluster) {
         // Optional: a missing Secret must show in the status, not hold back a pod without a word.
-        volumes.push(secret(name, &store.credentials_secret, SECRET_MODE, true));
-        volumes.extend(store.ca_secret.as_ref().map(|ca| secret(ca_name, ca, SECRET_MODE, true)));
+        let mut volume = secret(name, store_secret, SECRET_MODE, true);
+        if let (Some(source), Some(key)) = (&mut volume.secret, key) {
+            source.items = Some(vec![KeyToPath { key: key.to_owned(), path: key.to_owned(), mode: None }]);
+        }
+        volumes.push(volume);
     }
     volumes
 }
@@ -86,10 +102,7 @@ pub fn build_mounts(cluster: &ValidatedCluster) -> Vec<VolumeMount> {
         read_only(TLS, paths::TLS),
         read_only(APP, paths::APP),
     ];
-    for (name, path, ca_name, ca_path, store) in stores(cluster) {
-        mounts.push(read_only(name, path));
-        mounts.extend(store.ca_secret.as_ref().map(|_| read_only(ca_name, ca_path)));
-    }
+    mounts.extend(store_secrets(cluster).into_iter().map(|(name, path, _, _)| read_only(name, path)));
     mounts
 }
 
