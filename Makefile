@@ -33,7 +33,7 @@ demo: deps cluster-up images load store ## Shows the whole job on a local Kubern
 	@$(STEP) "demo" e2e/with-cluster.sh $(BUILT)/demo
 
 .PHONY: test
-test: deps fmt-check cluster-up check images load store e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
+test: deps fmt-check cluster-up check sim images load store e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
 
 .PHONY: ci
 ci: test ## The same as test: what .ci/run runs.
@@ -107,6 +107,13 @@ lint: ## Runs clippy and shellcheck; a warning fails.
 .PHONY: unit
 unit: ## Runs unit, property and snapshot tests.
 	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) $(UNIT_TESTS)
+
+# The first seed, and how many follow.
+SEED := 1
+SEEDS := $(if $(filter-out undefined file,$(origin SEED)),1,200)
+.PHONY: sim
+sim: ## Simulates clusters under random pairs of faults: SEEDS=n runs n seeds, SEED=n one of them.
+	@$(STEP) "simulation" env PGHERD_SIM_SEED=$(SEED) PGHERD_SIM_SEEDS=$(SEEDS) cargo test $(ALL) --test sim -- --nocapture
 
 .PHONY: drift
 drift: build ## Checks that generated files are current.

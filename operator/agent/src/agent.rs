@@ -275,11 +275,13 @@ impl Agent {
         Boottime(self.disk_proved_at.load(Ordering::SeqCst))
     }
 
-    pub(crate) fn publish_sample(&self, sample: Sample) {
+    /// Publishes what the server says of itself.
+    pub fn publish_sample(&self, sample: Sample) {
         self.samples.send_replace(Some(sample));
     }
 
-    pub(crate) fn note_disk_proof(&self, started: Boottime) {
+    /// The disk took a write that began at `started`.
+    pub fn note_disk_proof(&self, started: Boottime) {
         self.disk_proved_at.store(started.0, Ordering::SeqCst);
     }
 

@@ -128,7 +128,7 @@ async fn apply_settings(agent: &Agent, register: &Register) -> Result<(), Action
 /// Takes the barrier once the setting is in effect, and sees whether enough voters have flushed it. In effect means: a
 /// session sees it, every process had time to read it, and the checkpointer, which publishes to all backends whether
 /// commits wait at all, was seen idle after that.
-fn pass_barrier(agent: &Agent, sample: &Sample) {
+pub fn pass_barrier(agent: &Agent, sample: &Sample) {
     agent.update_quorum(|progress| {
         let in_effect = sample.synchronous_standby_names == progress.names && sample.checkpointer_idle;
         if progress.barrier.is_none() && in_effect && sample.at.since(progress.since) >= SETTLE {

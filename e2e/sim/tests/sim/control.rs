@@ -1,0 +1,235 @@
+//! The control plane beside the API server: the StatefulSet controller and the kubelets. Pods come and go as Kubernetes
+//! does it: a forced deletion leaves the old container running for a while beside its twin.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use pgherd_core::instance::InstanceConfig;
+use serde_json::{Value, json};
+use tokio::{sync::watch, time::sleep};
+
+use crate::{
+    data::Content,
+    instance::Instance,
+    scope::{API, elapsed, node_name, node_of, wall},
+    store::Key,
+    trace::note,
+    world::World,
+};
+
+fn key(plural: &str, name: &str) -> Key {
+    (plural.to_owned(), "web".to_owned(), name.to_owned())
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(elapsed().as_millis()).unwrap()
+}
+
+fn second() -> String {
+    jiff::Timestamp::from_second(wall().as_second()).unwrap().to_string()
+}
+
+/// The StatefulSet controller; never ends.
+pub(crate) async fn run_stateful_sets(world: Arc<World>) {
+    while !world.is_stopping() {
+        sleep(Duration::from_millis(world.random.between(100, 300))).await;
+        if world.api.trouble().down {
+            continue;
+        }
+        let Some(set) = world.api.get("statefulsets", "web", "shop") else { continue };
+        let replicas = u32::try_from(set["spec"]["replicas"].as_u64().unwrap_or(0)).unwrap();
+        for ordinal in 0..replicas {
+            if world.api.get("pods", "web", &format!("shop-{ordinal}")).is_none() {
+                create_pod(&world, &set, ordinal);
+            }
+        }
+        for pod in world.api.list("pods") {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            let ordinal: u32 = name.trim_start_matches("shop-").parse().unwrap_or(0);
+            if ordinal >= replicas {
+                delete_pod(&world, &name);
+            }
+        }
+    }
+}
+
+/// A graceful deletion: the kubelet ends the container and then removes the object.
+pub(crate) fn delete_pod(world: &World, name: &str) {
+    let patch = json!({"metadata": {"deletionTimestamp": second()}});
+    let live = world.api.get("pods", "web", name);
+    if live.is_some_and(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
+        note(format!("{name} is deleted"));
+        world.api.edit(|objects| objects.patch(key("pods", name), patch, false, false, &second(), now_ms()));
+    }
+}
+
+/// A forced deletion: the object is gone at once, whatever still runs.
+pub(crate) fn force_delete_pod(world: &World, name: &str) {
+    note(format!("{name} is deleted by force"));
+    world.api.edit(|objects| objects.delete(&key("pods", name), now_ms()));
+}
+
+fn create_pod(world: &Arc<World>, set: &Value, ordinal: u32) {
+    let name = format!("shop-{ordinal}");
+    let labels = set["spec"]["template"]["metadata"]["labels"].clone();
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"labels": labels},
+        "spec": {"resources": {"requests": {"storage": "10Gi"}}}, "status": {"phase": "Bound"}});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"labels": labels, "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet",
+            "name": "shop", "uid": set["metadata"]["uid"], "controller": true}]},
+        "spec": {"nodeName": node_name(node_of(ordinal)), "containers": []}, "status": {"phase": "Pending"}});
+    let (_, made) = world.api.edit(|objects| {
+        let claim_key = key("persistentvolumeclaims", &format!("data-{name}"));
+        objects.create(claim_key, claim, &second(), now_ms());
+        objects.create(key("pods", &name), pod, &second(), now_ms())
+    });
+    let uid = made["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    note(format!("pod {name} is made ({uid})"));
+    tokio::spawn(run_pod(Arc::clone(world), name, uid, ordinal));
+}
+
+/// The kubelet's work for one pod, until the pod is gone.
+async fn run_pod(world: Arc<World>, name: String, uid: String, ordinal: u32) {
+    let number = world.next_number();
+    let ip: IpAddr = format!("10.0.{ordinal}.{}", number % 250 + 1).parse().unwrap();
+    let mut restarts = 0_u32;
+    sleep(Duration::from_millis(world.random.between(300, 2_000))).await;
+    loop {
+        let Some(config) = await_config(&world, &name, &uid).await else { break };
+        able(&world, ordinal).await;
+        if world.is_stopping() {
+            return;
+        }
+        let instance = Instance::start(&world, &name, &uid, ordinal, ip, config.subscribe());
+        note(format!("container {} of {name} starts", instance.number));
+        world.instances.lock().unwrap().push(Arc::clone(&instance));
+        if world.is_frozen(instance.scope.node) {
+            instance.scope.freeze();
+        }
+        show(&world, &name, &uid, ordinal, Some((ip, restarts))).await;
+        let gone = watch_over(&world, &instance, &config, ordinal).await;
+        if gone {
+            break;
+        }
+        show(&world, &name, &uid, ordinal, None).await;
+        restarts += 1;
+        sleep(Duration::from_secs(u64::from(restarts.min(8)))).await;
+    }
+    able(&world, ordinal).await;
+    if is_this(&world, &name, &uid) {
+        world.api.edit(|objects| objects.delete(&key("pods", &name), now_ms()));
+    }
+}
+
+fn object(world: &World, name: &str, uid: &str) -> Option<Value> {
+    world.api.get("pods", "web", name).filter(|pod| pod["metadata"]["uid"].as_str() == Some(uid))
+}
+
+fn is_this(world: &World, name: &str, uid: &str) -> bool {
+    object(world, name, uid).is_some()
+}
+
+fn is_ending(world: &World, name: &str, uid: &str) -> bool {
+    object(world, name, uid).is_none_or(|pod| !pod["metadata"]["deletionTimestamp"].is_null())
+}
+
+/// Waits until this node's kubelet runs and reaches the API server.
+async fn able(world: &World, ordinal: u32) {
+    let node = node_of(ordinal);
+    while (world.is_frozen(node) || world.api.trouble().down || world.net.is_cut(node, API) || world.net.is_cut(API, node))
+        && !world.is_stopping()
+    {
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn await_config(world: &World, name: &str, uid: &str) -> Option<watch::Sender<Arc<InstanceConfig>>> {
+    loop {
+        if is_ending(world, name, uid) || world.is_stopping() {
+            return None;
+        }
+        if let Some(config) = read_config(world) {
+            return Some(watch::Sender::new(Arc::new(config)));
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+}
+
+fn read_config(world: &World) -> Option<InstanceConfig> {
+    let map = world.api.get("configmaps", "web", "shop-config")?;
+    serde_json::from_str(map["data"]["instance.json"].as_str()?).ok()
+}
+
+async fn show(world: &World, name: &str, uid: &str, ordinal: u32, running: Option<(IpAddr, u32)>) {
+    able(world, ordinal).await;
+    if !is_this(world, name, uid) {
+        return;
+    }
+    let state = match running {
+        Some(_) => json!({"running": {"startedAt": second()}}),
+        None => json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}),
+    };
+    let restarts = running.map_or(0, |(_, restarts)| restarts);
+    let ready = if running.is_some() { "True" } else { "False" };
+    let mut status = json!({"phase": "Running",
+        "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": second()}],
+        "containerStatuses": [{"name": "postgres", "image": "i", "imageID": "", "ready": running.is_some(),
+            "restartCount": restarts, "state": state}]});
+    if let Some((ip, _)) = running {
+        status["podIP"] = json!(ip.to_string());
+    }
+    let patch = json!({"status": status});
+    world.api.edit(|objects| objects.patch(key("pods", name), patch, false, true, &second(), now_ms()));
+}
+
+/// Until the container has ended: true when the pod is to go.
+async fn watch_over(
+    world: &World,
+    instance: &Instance,
+    config: &watch::Sender<Arc<InstanceConfig>>,
+    ordinal: u32,
+) -> bool {
+    let mut ending_since = None;
+    let mut round = 0_u32;
+    loop {
+        sleep(Duration::from_millis(250)).await;
+        if world.is_stopping() {
+            instance.end(0);
+            return true;
+        }
+        if world.is_frozen(node_of(ordinal)) {
+            continue;
+        }
+        let reaches = !world.api.trouble().down && !world.net.is_cut(node_of(ordinal), API);
+        let ending = reaches && is_ending(world, &instance.pod, &instance.uid);
+        if instance.is_over() {
+            return ending;
+        }
+        round += 1;
+        if reaches && round.is_multiple_of(8) && let Some(now) = read_config(world) && **config.borrow() != now {
+            config.send_replace(Arc::new(now));
+        }
+        if !ending {
+            continue;
+        }
+        let gone = object(world, &instance.pod, &instance.uid).is_none();
+        let since: Duration = *ending_since.get_or_insert_with(elapsed);
+        if !gone {
+            instance.agent.shutdown.cancel();
+        }
+        // The kubelet takes a while to notice that an object is gone; a graceful end has its time.
+        let patience = Duration::from_secs(if gone { 6 } else { 60 });
+        if elapsed().saturating_sub(since) > patience {
+            instance.end(137);
+            return true;
+        }
+    }
+}
+
+/// The volume is lost.
+pub(crate) fn wipe(world: &World, ordinal: u32) {
+    note(format!("the volume of shop-{ordinal} is wiped"));
+    for instance in world.running().iter().filter(|instance| instance.pod == format!("shop-{ordinal}")) {
+        instance.end(137);
+    }
+    world.volume(ordinal).with(|content| *content = Content::Empty);
+}
