@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use pgherd_agent::{
     actions::{follow::locate, primary, stop},
     clock::Boottime,
-    lease::{self, Tenure},
     layout::slot_name,
+    lease::{self, Tenure},
     local_state::LocalState,
     machine::LocalAction,
     postgres::{config::Role, probe::Sample, wal_dir::is_diverged},
@@ -115,8 +115,7 @@ async fn bootstrap(on: &Instance, register: &Register) -> Result<(), Failed> {
     on.volume.with(|content| *content = Content::Partial);
     on.agent.board.say(Phase::Initializing, "initdb");
     sleep(Duration::from_millis(on.world.random.between(500, 2_500))).await;
-    let local =
-        LocalState { term: register.term, was_primary: true, promoted_term: register.term, ..new_member(on) };
+    let local = LocalState { term: register.term, was_primary: true, promoted_term: register.term, ..new_member(on) };
     on.volume.with(|content| *content = Content::Complete(DataDir::initdb(local, SYSTEM_ID)));
     Ok(())
 }

@@ -147,7 +147,11 @@ async fn serve(world: Arc<World>, caller: Arc<Caller>, request: Request<Body>) -
         Outcome::Plain((code, value)) => {
             let text = serde_json::to_vec(&value).map_err(io::Error::other)?;
             let body = Full::new(Bytes::from(text)).boxed_unsync();
-            Response::builder().status(code).header("content-type", "application/json").body(body).map_err(io::Error::other)
+            Response::builder()
+                .status(code)
+                .header("content-type", "application/json")
+                .body(body)
+                .map_err(io::Error::other)
         }
         Outcome::Watch(watch) => {
             let frames = stream::unfold(watch, |mut watch| async move {
@@ -174,6 +178,7 @@ async fn exchange(
     if caller.dead.load(Ordering::SeqCst) {
         std::future::pending::<()>().await;
     }
+    world.while_frozen(caller.node).await;
     world.net.travel(random, caller.node, API).await;
     if api.trouble().down {
         if random.percent(50) {
@@ -212,9 +217,14 @@ async fn exchange(
         die_if_due(caller, false).await;
     }
     if is_write && trouble.fail_after > 0 && random.percent(trouble.fail_after) {
-        return if random.percent(50) { Err(broken("reset after")) } else { Ok(Outcome::Plain(refusal(504, "Timeout"))) };
+        return if random.percent(50) {
+            Err(broken("reset after"))
+        } else {
+            Ok(Outcome::Plain(refusal(504, "Timeout")))
+        };
     }
     world.net.travel(random, API, caller.node).await;
+    world.while_frozen(caller.node).await;
     Ok(Outcome::Plain(answer))
 }
 
@@ -378,6 +388,7 @@ impl Watching {
                 sleep(Duration::from_millis(world.random.between(0, trouble.watch_lag_ms))).await;
             }
             world.net.travel(&world.random, API, self.caller.node).await;
+            world.while_frozen(self.caller.node).await;
             let gone = trouble.gone > 0 && world.random.percent(trouble.gone);
             if gone || change.version <= world.api.objects.lock().unwrap().compacted {
                 self.over = true;

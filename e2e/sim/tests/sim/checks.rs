@@ -5,12 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    data::DataDir,
-    scope::elapsed,
-    trace::note,
-    world::World,
-};
+use crate::{data::DataDir, scope::elapsed, trace::note, world::World};
 
 /// From the last healing until the cluster is Ready, writable and all replicas stream.
 const HEALS_WITHIN: Duration = Duration::from_secs(240);
@@ -116,7 +111,11 @@ fn check_data(world: &World) {
     note(format!("{} kept, {} lost, {} seen and gone", kept.len(), lost.len(), vanished.len()));
     drop(ledger);
     if world.required && !lost.is_empty() {
-        world.violate(format!("I1: {} acknowledged transactions are lost: {:?}", lost.len(), &lost[..lost.len().min(9)]));
+        world.violate(format!(
+            "I1: {} acknowledged transactions are lost: {:?}",
+            lost.len(),
+            &lost[..lost.len().min(9)]
+        ));
     }
     if !world.required && !lost.is_empty() {
         check_told(world, &lost);
@@ -139,7 +138,9 @@ fn check_data(world: &World) {
 /// I6: without a quorum a loss is told.
 fn check_told(world: &World, lost: &[u64]) {
     let cluster = world.cluster().unwrap_or_default();
-    if cluster["status"]["lastFailover"].is_null() {
+    let told = &cluster["status"]["lastFailover"];
+    note(format!("I6: {} lost, the status tells of at most {} bytes", lost.len(), told["possibleLossBytes"]));
+    if told.is_null() {
         world.violate(format!("I6: {} transactions are lost and status.lastFailover is empty", lost.len()));
     }
 }

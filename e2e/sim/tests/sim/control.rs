@@ -95,7 +95,7 @@ async fn run_pod(world: Arc<World>, name: String, uid: String, ordinal: u32) {
     sleep(Duration::from_millis(world.random.between(300, 2_000))).await;
     loop {
         let Some(config) = await_config(&world, &name, &uid).await else { break };
-        able(&world, ordinal).await;
+        world.while_frozen(node_of(ordinal)).await;
         if world.is_stopping() {
             return;
         }
@@ -105,12 +105,11 @@ async fn run_pod(world: Arc<World>, name: String, uid: String, ordinal: u32) {
         if world.is_frozen(instance.scope.node) {
             instance.scope.freeze();
         }
-        show(&world, &name, &uid, ordinal, Some((ip, restarts))).await;
-        let gone = watch_over(&world, &instance, &config, ordinal).await;
+        let gone = watch_over(&world, &instance, &config, ordinal, restarts).await;
         if gone {
             break;
         }
-        show(&world, &name, &uid, ordinal, None).await;
+        show(&world, &instance, ordinal, None);
         restarts += 1;
         sleep(Duration::from_secs(u64::from(restarts.min(8)))).await;
     }
@@ -135,7 +134,10 @@ fn is_ending(world: &World, name: &str, uid: &str) -> bool {
 /// Waits until this node's kubelet runs and reaches the API server.
 async fn able(world: &World, ordinal: u32) {
     let node = node_of(ordinal);
-    while (world.is_frozen(node) || world.api.trouble().down || world.net.is_cut(node, API) || world.net.is_cut(API, node))
+    while (world.is_frozen(node)
+        || world.api.trouble().down
+        || world.net.is_cut(node, API)
+        || world.net.is_cut(API, node))
         && !world.is_stopping()
     {
         sleep(Duration::from_millis(500)).await;
@@ -159,23 +161,26 @@ fn read_config(world: &World) -> Option<InstanceConfig> {
     serde_json::from_str(map["data"]["instance.json"].as_str()?).ok()
 }
 
-async fn show(world: &World, name: &str, uid: &str, ordinal: u32, running: Option<(IpAddr, u32)>) {
-    able(world, ordinal).await;
-    if !is_this(world, name, uid) {
+/// Writes the pod's status, if the API server can be reached; if not, the next round does. `running` is the number of
+/// restarts.
+fn show(world: &World, instance: &Instance, ordinal: u32, running: Option<u32>) {
+    let (node, name) = (node_of(ordinal), &instance.pod);
+    let reaches = !world.api.trouble().down && !world.net.is_cut(node, API) && !world.net.is_cut(API, node);
+    if !reaches || !is_this(world, name, &instance.uid) {
         return;
     }
     let state = match running {
-        Some(_) => json!({"running": {"startedAt": second()}}),
+        Some(_) => json!({"running": {}}),
         None => json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}),
     };
-    let restarts = running.map_or(0, |(_, restarts)| restarts);
+    let restarts = running.unwrap_or(0);
     let ready = if running.is_some() { "True" } else { "False" };
     let mut status = json!({"phase": "Running",
-        "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": second()}],
+        "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-11-25T09:00:00Z"}],
         "containerStatuses": [{"name": "postgres", "image": "i", "imageID": "", "ready": running.is_some(),
             "restartCount": restarts, "state": state}]});
-    if let Some((ip, _)) = running {
-        status["podIP"] = json!(ip.to_string());
+    if running.is_some() {
+        status["podIP"] = json!(instance.ip.to_string());
     }
     let patch = json!({"status": status});
     world.api.edit(|objects| objects.patch(key("pods", name), patch, false, true, &second(), now_ms()));
@@ -187,6 +192,7 @@ async fn watch_over(
     instance: &Instance,
     config: &watch::Sender<Arc<InstanceConfig>>,
     ordinal: u32,
+    restarts: u32,
 ) -> bool {
     let mut ending_since = None;
     let mut round = 0_u32;
@@ -204,8 +210,13 @@ async fn watch_over(
         if instance.is_over() {
             return ending;
         }
+        show(world, instance, ordinal, Some(restarts));
         round += 1;
-        if reaches && round.is_multiple_of(8) && let Some(now) = read_config(world) && **config.borrow() != now {
+        if reaches
+            && round.is_multiple_of(8)
+            && let Some(now) = read_config(world)
+            && **config.borrow() != now
+        {
             config.send_replace(Arc::new(now));
         }
         if !ending {

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, atomic::{AtomicU64, Ordering}},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use pgherd_agent::local_state::LocalState;
@@ -64,7 +67,15 @@ impl DataDir {
     pub(crate) fn copied(source: &Self, local: LocalState) -> Self {
         let wal = source.wal[..source.flushed].to_vec();
         let (flushed, replayed) = (wal.len(), wal.len());
-        Self { local, system_id: source.system_id.clone(), wal, flushed, replayed, history: source.history.clone(), slots: BTreeMap::new() }
+        Self {
+            local,
+            system_id: source.system_id.clone(),
+            wal,
+            flushed,
+            replayed,
+            history: source.history.clone(),
+            slots: BTreeMap::new(),
+        }
     }
 
     /// The end of the first `count` records.
@@ -100,10 +111,13 @@ impl DataDir {
     }
 
     pub(crate) fn ids(&self) -> BTreeSet<u64> {
-        self.wal.iter().filter_map(|record| match record.what {
-            What::Insert(id) => Some(id),
-            What::Other => None,
-        }).collect()
+        self.wal
+            .iter()
+            .filter_map(|record| match record.what {
+                What::Insert(id) => Some(id),
+                What::Other => None,
+            })
+            .collect()
     }
 }
 

@@ -37,7 +37,15 @@ pub(crate) enum Fault {
     /// The processes of PostgreSQL are stopped, the agent goes on.
     Halt(Whom),
     /// The node's links to the API server, the other instances, the operators and the clients.
-    Cut { whom: Whom, api: bool, peers: bool, operators: bool, clients: bool, from: bool, to: bool },
+    Cut {
+        whom: Whom,
+        api: bool,
+        peers: bool,
+        operators: bool,
+        clients: bool,
+        from: bool,
+        to: bool,
+    },
     SlowLinks(Whom),
     SlowDisk(Whom, u64),
     Wipe,
@@ -46,7 +54,10 @@ pub(crate) enum Fault {
     ApiErrors,
     Conflicts,
     StaleWatches,
-    OperatorDies { n: u64, before: bool },
+    OperatorDies {
+        n: u64,
+        before: bool,
+    },
     OperatorKilled,
     /// The node of the primary and that of the operator at once.
     FreezeWithOperator,

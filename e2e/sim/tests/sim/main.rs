@@ -20,12 +20,17 @@ mod trace;
 mod workload;
 mod world;
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use faults::{Fault, Planned, Whom};
 use run::{Report, Scenario, run};
+use world::Mutant;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
@@ -73,4 +78,83 @@ fn a_cluster_heals_from_any_pair_of_faults_and_loses_nothing() {
     let from = number("PGHERD_SIM_SEED", 1);
     let count = number("PGHERD_SIM_SEEDS", 20);
     assert_none(&run_all((from..from + count).map(Scenario::of).collect()));
+}
+
+/// One fault, drawn by hand.
+fn scenario(seed: u64, required: bool, mutant: Mutant, fault: Fault) -> Scenario {
+    let planned = Planned { fault, at: Duration::from_secs(2), lasts: Duration::from_secs(60) };
+    Scenario { seed, mutant, required, acks: 1, faults: vec![planned] }
+}
+
+/// True when one of these seeds ends with a violation of `invariant`.
+fn some_seed_violates(invariant: &str, required: bool, mutant: Mutant, fault: &Fault) -> bool {
+    (1..=8).any(|seed| {
+        let report = run(scenario(seed, required, mutant, fault.clone()));
+        println!("{report}");
+        report.violations.iter().any(|violation| violation.starts_with(invariant))
+    })
+}
+
+/// The old primary goes on with its clients while its pod is gone for everybody else.
+const FORCED: Fault = Fault::ForceDelete(Whom::Primary);
+
+/// The primary loses all but its clients.
+const ISOLATED: Fault =
+    Fault::Cut { whom: Whom::Primary, api: true, peers: true, operators: true, clients: false, from: true, to: true };
+
+#[test]
+fn without_the_seal_an_acknowledged_transaction_is_lost() {
+    assert!(some_seed_violates("I1", true, Mutant::NoSeal, &FORCED));
+}
+
+#[test]
+fn with_the_seal_a_forced_deletion_loses_nothing() {
+    assert_none(&run_all((1..=8).map(|seed| scenario(seed, true, Mutant::None, FORCED)).collect()));
+}
+
+#[test]
+fn without_the_fencer_two_primaries_acknowledge() {
+    assert!(some_seed_violates("I2", false, Mutant::NoFence, &ISOLATED));
+}
+
+#[test]
+fn with_the_fencer_an_isolated_primary_stops_before_the_next_one_starts() {
+    assert_none(&run_all((1..=8).map(|seed| scenario(seed, false, Mutant::None, ISOLATED)).collect()));
+}
+
+/// Seeds that found a bug once.
+const REGRESSIONS: [u64; 0] = [];
+
+#[test]
+fn seeds_that_found_a_bug_pass() {
+    assert_none(&run_all(REGRESSIONS.map(Scenario::of).to_vec()));
+}
+
+/// The systematic mode: the operator dies before and after each of its writes while a primary is replaced.
+#[test]
+fn an_operator_may_die_at_any_of_its_writes() {
+    let faults = |n, before| {
+        let dies = Fault::OperatorDies { n, before };
+        let died = Planned { fault: dies, at: Duration::from_secs(1), lasts: Duration::from_secs(40) };
+        let killed = Fault::KillContainer(Whom::Primary);
+        vec![died, Planned { fault: killed, at: Duration::from_secs(2), lasts: Duration::from_secs(1) }]
+    };
+    let scenarios = (1..=number("PGHERD_SIM_WRITES", 12)).flat_map(|n| {
+        [true, false].map(|before| Scenario {
+            seed: n,
+            mutant: Mutant::None,
+            required: true,
+            acks: 1,
+            faults: faults(n, before),
+        })
+    });
+    assert_none(&run_all(scenarios.collect()));
+}
+
+#[test]
+fn a_seed_repeats_itself() {
+    let [first, second] = [1, 1].map(|seed| run(Scenario::of(seed)));
+    let differs = first.trace.iter().zip(&second.trace).find(|(a, b)| a != b);
+    assert_eq!(differs, None);
+    assert_eq!(first.trace.len(), second.trace.len());
 }

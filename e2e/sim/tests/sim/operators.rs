@@ -47,8 +47,6 @@ pub(crate) struct Operator {
     killed: Notify,
     /// Name of its leader Lease; another one than the others' lets it lead beside them.
     lease: Mutex<String>,
-    /// It dies at the n-th write after its next start; 0 for never.
-    dies_at: Mutex<(u64, bool)>,
 }
 
 impl Operator {
@@ -59,7 +57,6 @@ impl Operator {
             caller: Mutex::default(),
             killed: Notify::new(),
             lease: Mutex::new("pgherd-operator".to_owned()),
-            dies_at: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&operator).keep_running());
         operator
@@ -89,7 +86,6 @@ impl Operator {
         let caller = self.caller.lock().unwrap().clone();
         caller.dies_before.store(before, Ordering::SeqCst);
         caller.dies_after.store(n, Ordering::SeqCst);
-        *self.dies_at.lock().unwrap() = (n, before);
     }
 
     async fn keep_running(self: Arc<Self>) {
@@ -203,9 +199,7 @@ impl Wire {
         if self.caller.dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        while world.is_frozen(self.node) {
-            sleep(Duration::from_millis(50)).await;
-        }
+        world.while_frozen(self.node).await;
         let at = || world.running().into_iter().find(|instance| instance.ip == agent.ip);
         let there = at().map(|instance| instance.scope.node);
         let Some(there) = there else { return Err("connection refused".to_owned()) };

@@ -4,7 +4,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, atomic::{AtomicBool, Ordering}},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -335,11 +338,13 @@ impl Postgres {
             return None;
         }
         let waiting = self.state.lock().unwrap().waiting.clone();
-        let mut seen = self.volume.with(|content| content.data().map(|data| {
-            let mut flushed = data.clone();
-            flushed.wal.truncate(data.flushed);
-            flushed.ids()
-        }))?;
+        let mut seen = self.volume.with(|content| {
+            content.data().map(|data| {
+                let mut flushed = data.clone();
+                flushed.wal.truncate(data.flushed);
+                flushed.ids()
+            })
+        })?;
         seen.retain(|id| !waiting.contains(id));
         Some(seen)
     }
@@ -356,12 +361,15 @@ impl Postgres {
                 continue;
             };
             self.receive(&upstream, following).await;
-            let mut state = self.state.lock().unwrap();
-            if state.following == following {
-                state.receiver = None;
-            }
-            drop(state);
+            self.forget_receiver(following);
             sleep(RETRY).await;
+        }
+    }
+
+    fn forget_receiver(&self, following: u64) {
+        let mut state = self.state.lock().unwrap();
+        if state.following == following {
+            state.receiver = None;
         }
     }
 

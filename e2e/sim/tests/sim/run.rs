@@ -125,11 +125,8 @@ async fn play(world: &Arc<World>, scenario: &Scenario) {
 }
 
 fn create_cluster(world: &World, scenario: &Scenario) {
-    let synchronous = if scenario.required {
-        json!({"mode": "Required", "replicas": scenario.acks})
-    } else {
-        json!({"mode": "Off"})
-    };
+    let synchronous =
+        if scenario.required { json!({"mode": "Required", "replicas": scenario.acks}) } else { json!({"mode": "Off"}) };
     let cluster = json!({"apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {},
         "spec": {"instances": 3, "storage": {"size": "10Gi"}, "synchronous": synchronous}});
     let key = ("postgresclusters".to_owned(), "web".to_owned(), "shop".to_owned());

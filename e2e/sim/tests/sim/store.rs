@@ -80,7 +80,15 @@ impl Objects {
     }
 
     /// A merge patch, or server-side apply; `status` patches the status alone.
-    pub(crate) fn patch(&mut self, key: Key, patch: Value, apply: bool, status: bool, wall: &str, at_ms: u64) -> Answer {
+    pub(crate) fn patch(
+        &mut self,
+        key: Key,
+        patch: Value,
+        apply: bool,
+        status: bool,
+        wall: &str,
+        at_ms: u64,
+    ) -> Answer {
         let Some(live) = self.live.get(&key).cloned() else {
             return if apply && !status { self.create(key, patch, wall, at_ms) } else { refusal(404, "NotFound") };
         };

@@ -1,11 +1,7 @@
 //! Clients: writers and a reader through `shop-rw`, which hold their session until it breaks, and a writer pinned to each
 //! container, whatever its role. All they learn goes to the ledger.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::oneshot,

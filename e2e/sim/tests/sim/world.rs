@@ -160,6 +160,13 @@ impl World {
         self.frozen.lock().unwrap().contains(&node)
     }
 
+    /// Returns once the node runs: for what is not polled in a scope of its own.
+    pub(crate) async fn while_frozen(&self, node: Node) {
+        while self.is_frozen(node) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     pub(crate) fn freeze(&self, node: Node) {
         self.frozen.lock().unwrap().insert(node);
         self.running().iter().filter(|i| i.scope.node == node).for_each(|i| i.scope.freeze());
