@@ -60,7 +60,7 @@ pub(crate) async fn after_healing(world: &Arc<World>) {
         world.violate(format!("I3: Ready, but nothing was acknowledged since {last:?} (healed at {healed_at:?})"));
     }
     check_settled(world).await;
-    world.stopping.store(true, std::sync::atomic::Ordering::SeqCst);
+    world.quiet.store(true, std::sync::atomic::Ordering::SeqCst);
     // What is on its way arrives.
     sleep(Duration::from_secs(8)).await;
     check_data(world);

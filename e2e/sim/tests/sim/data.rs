@@ -176,7 +176,7 @@ impl Volume {
     }
 
     pub(crate) fn lock(&self, container: u64) -> bool {
-        self.user.compare_exchange(0, container, Ordering::SeqCst, Ordering::SeqCst).is_ok_and(|_| true)
+        self.user.compare_exchange(0, container, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     pub(crate) fn unlock(&self, container: u64) {

@@ -35,9 +35,9 @@ async fn connect(world: &World) -> Option<Arc<Instance>> {
 }
 
 async fn write_through_service(world: Arc<World>) {
-    while !world.is_stopping() {
+    while !world.is_quiet() {
         let Some(session) = connect(&world).await else { continue };
-        while !world.is_stopping() {
+        while !world.is_quiet() {
             if insert(&world, &session).await != Outcome::Acknowledged {
                 break;
             }
@@ -50,12 +50,12 @@ async fn write_through_service(world: Arc<World>) {
 /// As a poll of every pod for writability.
 async fn write_everywhere(world: Arc<World>) {
     let mut known = BTreeSet::new();
-    while !world.is_stopping() {
+    while !world.is_quiet() {
         for instance in world.running() {
             if known.insert(instance.number) {
                 let world = Arc::clone(&world);
                 tokio::spawn(async move {
-                    while !instance.is_over() && !world.is_stopping() {
+                    while !instance.is_over() && !world.is_quiet() {
                         insert(&world, &instance).await;
                         sleep(Duration::from_millis(world.random.between(200, 500))).await;
                     }
@@ -106,7 +106,7 @@ async fn ask(world: &Arc<World>, to: &Arc<Instance>, id: u64) -> Outcome {
 }
 
 async fn read_through_service(world: Arc<World>) {
-    while !world.is_stopping() {
+    while !world.is_quiet() {
         sleep(Duration::from_millis(world.random.between(200, 500))).await;
         let Some(instance) = connect(&world).await else { continue };
         let there = instance.scope.node;

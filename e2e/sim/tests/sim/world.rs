@@ -71,6 +71,8 @@ pub(crate) struct World {
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) violations: Mutex<Vec<String>>,
     pub(crate) stopping: AtomicBool,
+    /// Clients have ended.
+    pub(crate) quiet: AtomicBool,
     pub(crate) instances: Mutex<Vec<Arc<Instance>>>,
     /// Two operators may lead at once: label checks are those of the end.
     pub(crate) two_leaders: AtomicBool,
@@ -93,6 +95,7 @@ impl World {
             ledger: Mutex::default(),
             violations: Mutex::default(),
             stopping: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             instances: Mutex::default(),
             two_leaders: AtomicBool::new(false),
             volumes: Mutex::default(),
@@ -115,6 +118,10 @@ impl World {
         let what = what.into();
         note(format!("VIOLATION {what}"));
         self.violations.lock().unwrap().push(what);
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
