@@ -303,6 +303,7 @@ impl Postgres {
         let bytes = self.world.random.between(64, 300);
         let lsn = self.volume.with(|content| content.data_mut().map(|data| data.append(What::Insert(id), bytes)));
         let Some(lsn) = lsn else { return Outcome::Refused };
+        self.world.sizes.lock().unwrap().insert(id, bytes);
         self.state.lock().unwrap().waiting.insert(id);
         let mut work = self.work.subscribe();
         self.poke();

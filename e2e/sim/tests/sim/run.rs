@@ -47,6 +47,7 @@ impl Scenario {
 pub(crate) struct Report {
     pub(crate) scenario: Scenario,
     pub(crate) violations: Vec<String>,
+    pub(crate) remarks: Vec<String>,
     pub(crate) trace: Vec<String>,
     pub(crate) acknowledged: usize,
     pub(crate) unknown: usize,
@@ -69,8 +70,11 @@ impl fmt::Display for Report {
             self.longest_gap.as_secs_f64(),
             self.simulated.as_secs_f64()
         )?;
+        for remark in &self.remarks {
+            write!(f, "\n  ({remark})")?;
+        }
         for violation in &self.violations {
-            write!(f, "\n  {violation}")?;
+            write!(f, "\n  FAILED {violation}")?;
         }
         Ok(())
     }
@@ -95,6 +99,7 @@ pub(crate) fn run(scenario: Scenario) -> Report {
     let ledger = world.ledger.lock().unwrap();
     Report {
         violations: world.violations.lock().unwrap().clone(),
+        remarks: world.remarks.lock().unwrap().clone(),
         trace: trace::take(),
         acknowledged: ledger.acknowledged.len(),
         unknown: ledger.unknown.len(),

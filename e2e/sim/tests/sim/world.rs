@@ -70,6 +70,7 @@ pub(crate) struct World {
     pub(crate) required: bool,
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) violations: Mutex<Vec<String>>,
+    pub(crate) remarks: Mutex<Vec<String>>,
     pub(crate) stopping: AtomicBool,
     /// Clients have ended.
     pub(crate) quiet: AtomicBool,
@@ -80,6 +81,8 @@ pub(crate) struct World {
     frozen: Mutex<BTreeSet<Node>>,
     thawed_at: Mutex<BTreeMap<Node, Duration>>,
     acknowledged: Mutex<Acknowledged>,
+    /// Bytes of WAL of each transaction.
+    pub(crate) sizes: Mutex<BTreeMap<u64, u64>>,
     numbers: AtomicU64,
 }
 
@@ -94,6 +97,7 @@ impl World {
             required,
             ledger: Mutex::default(),
             violations: Mutex::default(),
+            remarks: Mutex::default(),
             stopping: AtomicBool::new(false),
             quiet: AtomicBool::new(false),
             instances: Mutex::default(),
@@ -102,6 +106,7 @@ impl World {
             frozen: Mutex::default(),
             thawed_at: Mutex::default(),
             acknowledged: Mutex::default(),
+            sizes: Mutex::default(),
             numbers: AtomicU64::new(0),
         })
     }
@@ -118,6 +123,13 @@ impl World {
         let what = what.into();
         note(format!("VIOLATION {what}"));
         self.violations.lock().unwrap().push(what);
+    }
+
+    /// Something for the report that is no violation.
+    pub(crate) fn remark(&self, what: impl Into<String>) {
+        let what = what.into();
+        note(format!("REMARK {what}"));
+        self.remarks.lock().unwrap().push(what);
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
