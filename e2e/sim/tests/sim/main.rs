@@ -1,6 +1,6 @@
 //! A deterministic simulation of whole clusters: the operator and the agent's decisions as they are, over simulated time,
 //! network, API server and PostgreSQL. `make sim SEEDS=n` runs n random pairs of faults; see docs/adr/0003-simulation.md.
-#![allow(unreachable_pub, reason = "one program")]
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "a test of its own")]
 
 mod actions;
 mod api;
