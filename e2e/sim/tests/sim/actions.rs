@@ -24,7 +24,7 @@ use crate::{
     instance::Instance,
     postgres::Postgres,
     trace::note,
-    world::{Mutant, SYSTEM_ID},
+    world::SYSTEM_ID,
 };
 
 /// A step that did not work; it is decided again.
@@ -411,7 +411,7 @@ pub(crate) async fn seal(on: &Instance, term: Term) -> Result<SealReport, (u16, 
         return Err((409, format!("promised {} and followed {}", known.sealed_term, known.term)));
     }
     let unavailable = |error: Failed| (503, error.0);
-    if on.world.mutant != Mutant::NoSeal {
+    if on.world.mutant.seals() {
         if matches!(on.agent.role(), Some(Role::Primary { .. })) {
             stop_now(on, "a failover has begun");
         }
@@ -425,9 +425,9 @@ pub(crate) async fn seal(on: &Instance, term: Term) -> Result<SealReport, (u16, 
     let mut before = None;
     while Instant::now() < deadline {
         if let Some(sample) = on.sample_now().await {
-            let cut = sample.receiver.is_none() || on.world.mutant == Mutant::NoSeal;
+            let cut = sample.receiver.is_none() || !on.world.mutant.seals();
             let ended = sample.in_recovery && cut && sample.replayed >= sample.received;
-            if ended && (before == Some(sample.replayed) || on.world.mutant == Mutant::NoSeal) {
+            if ended && (before == Some(sample.replayed) || !on.world.mutant.seals()) {
                 on.agent.board.say(Phase::Sealed, "sealed: waiting for the decision");
                 let history = on.volume.with(|content| content.data().map(|data| data.history.clone()));
                 let history = history.ok_or((503, "its timeline is not known".to_owned()))?;

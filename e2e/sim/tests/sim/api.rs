@@ -67,8 +67,6 @@ pub(crate) struct Api {
     pub(crate) trouble: Mutex<Trouble>,
     pub(crate) writes: Mutex<Vec<Write>>,
     pub(crate) changed: watch::Sender<u64>,
-    /// Called with each change of an object, for the checks that hold at every moment.
-    pub(crate) epoch: AtomicU64,
 }
 
 /// Somebody who may be told to die at its n-th write.
@@ -91,7 +89,6 @@ impl Api {
             trouble: Mutex::default(),
             writes: Mutex::default(),
             changed: watch::Sender::new(0),
-            epoch: AtomicU64::new(0),
         }
     }
 
@@ -115,10 +112,6 @@ impl Api {
         self.changed.send_modify(|version| *version += 1);
         outcome
     }
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(elapsed().as_millis()).unwrap()
 }
 
 /// A real client for this caller.
@@ -174,7 +167,8 @@ async fn exchange(
     parts: &http::request::Parts,
     body: &Bytes,
 ) -> Result<Outcome, io::Error> {
-    let (random, api) = (&world.random, &world.api);
+    let random = &world.random.fork(&format!("{} {} {}", caller.name, parts.method, parts.uri));
+    let api = &world.api;
     if caller.dead.load(Ordering::SeqCst) {
         std::future::pending::<()>().await;
     }
@@ -284,7 +278,7 @@ impl Path {
 
 fn carry_out(world: &World, caller: &Caller, parts: &http::request::Parts, path: &Path, body: &Bytes) -> Answer {
     let sent: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    let (at_ms, wall) = (now_ms(), jiff::Timestamp::from_second(wall().as_second()).unwrap().to_string());
+    let wall = jiff::Timestamp::from_second(wall().as_second()).unwrap().to_string();
     let content = parts.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let mut objects = world.api.objects.lock().unwrap();
     let before = objects.version;
@@ -296,13 +290,13 @@ fn carry_out(world: &World, caller: &Caller, parts: &http::request::Parts, path:
         (&Method::GET, None) => list(world, &objects, path),
         (&Method::POST, _) => {
             let name = sent["metadata"]["name"].as_str().map_or_else(|| format!("generated-{before}"), str::to_owned);
-            objects.create(path.key(&name), sent, &wall, at_ms)
+            objects.create(path.key(&name), sent, &wall)
         }
-        (&Method::PUT, Some(name)) => objects.replace(path.key(name), sent, at_ms),
+        (&Method::PUT, Some(name)) => objects.replace(path.key(name), sent),
         (&Method::PATCH, Some(name)) => {
-            objects.patch(path.key(name), sent, content.contains("apply-patch"), path.status, &wall, at_ms)
+            objects.patch(path.key(name), sent, content.contains("apply-patch"), path.status, &wall)
         }
-        (&Method::DELETE, Some(name)) => objects.delete(&path.key(name), at_ms),
+        (&Method::DELETE, Some(name)) => objects.delete(&path.key(name)),
         _ => refusal(405, "MethodNotAllowed"),
     };
     let changed = objects.version != before;
@@ -384,12 +378,13 @@ impl Watching {
                 continue;
             };
             let trouble = world.api.trouble();
+            let random = world.random.fork(&format!("{} {} {}", self.caller.name, self.path.plural, change.version));
             if trouble.watch_lag_ms > 0 {
-                sleep(Duration::from_millis(world.random.between(0, trouble.watch_lag_ms))).await;
+                sleep(Duration::from_millis(random.between(0, trouble.watch_lag_ms))).await;
             }
-            world.net.travel(&world.random, API, self.caller.node).await;
+            world.net.travel(&random, API, self.caller.node).await;
             world.while_frozen(self.caller.node).await;
-            let gone = trouble.gone > 0 && world.random.percent(trouble.gone);
+            let gone = trouble.gone > 0 && random.percent(trouble.gone);
             if gone || change.version <= world.api.objects.lock().unwrap().compacted {
                 self.over = true;
                 return Some(line(&json!({"type": "ERROR", "object": refusal(410, "Expired").1})));

@@ -20,10 +20,6 @@ fn key(plural: &str, name: &str) -> Key {
     (plural.to_owned(), "web".to_owned(), name.to_owned())
 }
 
-fn now_ms() -> u64 {
-    u64::try_from(elapsed().as_millis()).unwrap()
-}
-
 fn second() -> String {
     jiff::Timestamp::from_second(wall().as_second()).unwrap().to_string()
 }
@@ -58,14 +54,14 @@ pub(crate) fn delete_pod(world: &World, name: &str) {
     let live = world.api.get("pods", "web", name);
     if live.is_some_and(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
         note(format!("{name} is deleted"));
-        world.api.edit(|objects| objects.patch(key("pods", name), patch, false, false, &second(), now_ms()));
+        world.api.edit(|objects| objects.patch(key("pods", name), patch, false, false, &second()));
     }
 }
 
 /// A forced deletion: the object is gone at once, whatever still runs.
 pub(crate) fn force_delete_pod(world: &World, name: &str) {
     note(format!("{name} is deleted by force"));
-    world.api.edit(|objects| objects.delete(&key("pods", name), now_ms()));
+    world.api.edit(|objects| objects.delete(&key("pods", name)));
 }
 
 fn create_pod(world: &Arc<World>, set: &Value, ordinal: u32) {
@@ -79,8 +75,8 @@ fn create_pod(world: &Arc<World>, set: &Value, ordinal: u32) {
         "spec": {"nodeName": node_name(node_of(ordinal)), "containers": []}, "status": {"phase": "Pending"}});
     let (_, made) = world.api.edit(|objects| {
         let claim_key = key("persistentvolumeclaims", &format!("data-{name}"));
-        objects.create(claim_key, claim, &second(), now_ms());
-        objects.create(key("pods", &name), pod, &second(), now_ms())
+        objects.create(claim_key, claim, &second());
+        objects.create(key("pods", &name), pod, &second())
     });
     let uid = made["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
     note(format!("pod {name} is made ({uid})"));
@@ -115,7 +111,7 @@ async fn run_pod(world: Arc<World>, name: String, uid: String, ordinal: u32) {
     }
     able(&world, ordinal).await;
     if is_this(&world, &name, &uid) {
-        world.api.edit(|objects| objects.delete(&key("pods", &name), now_ms()));
+        world.api.edit(|objects| objects.delete(&key("pods", &name)));
     }
 }
 
@@ -183,7 +179,7 @@ fn show(world: &World, instance: &Instance, ordinal: u32, running: Option<u32>) 
         status["podIP"] = json!(instance.ip.to_string());
     }
     let patch = json!({"status": status});
-    world.api.edit(|objects| objects.patch(key("pods", name), patch, false, true, &second(), now_ms()));
+    world.api.edit(|objects| objects.patch(key("pods", name), patch, false, true, &second()));
 }
 
 /// Until the container has ended: true when the pod is to go.

@@ -291,6 +291,5 @@ impl Targets {
 /// A person edits the cluster.
 fn set_spec(world: &World, patch: serde_json::Value) {
     let key = ("postgresclusters".to_owned(), "web".to_owned(), "shop".to_owned());
-    let at_ms = u64::try_from(crate::scope::elapsed().as_millis()).unwrap();
-    world.api.edit(|objects| objects.patch(key, patch, false, false, "", at_ms));
+    world.api.edit(|objects| objects.patch(key, patch, false, false, ""));
 }

@@ -37,7 +37,7 @@ use crate::{
     postgres::Postgres,
     scope::{Scope, node_of},
     trace::note,
-    world::{Mutant, World},
+    world::World,
 };
 
 /// Exit code after a fencing.
@@ -136,11 +136,6 @@ impl Instance {
         status::show_local(&self.agent, Some(local), Some(crate::world::SYSTEM_ID));
     }
 
-    /// The server was told to run and does not.
-    pub(crate) fn server_died(&self) -> bool {
-        self.server().is_some_and(|server| server.is_stopped())
-    }
-
     /// Restates the supervisor's loop: whatever queued up is read before the deadline is judged.
     async fn keep_fencing(&self, socket: &UnixDatagram) {
         let mut deadline: Option<Boottime> = None;
@@ -154,7 +149,7 @@ impl Instance {
                 }
             }
             let due = deadline.is_some_and(|deadline| Boottime::now() >= deadline);
-            if due && self.world.mutant != Mutant::NoFence {
+            if due && self.world.mutant.fences() {
                 note(format!("{} fences itself", self.pod));
                 self.end(EXIT_FENCED);
                 return;
@@ -323,7 +318,7 @@ impl Instance {
         decide_local(&LocalInput {
             pod: &self.pod,
             pod_uid: &self.uid,
-            register: if self.world.mutant == Mutant::NoSeal { &unsealed } else { register },
+            register: if self.world.mutant.seals() { register } else { &unsealed },
             data,
             postgres: &postgres,
             instances: self.agent.config().instances,

@@ -203,7 +203,8 @@ impl Wire {
         let at = || world.running().into_iter().find(|instance| instance.ip == agent.ip);
         let there = at().map(|instance| instance.scope.node);
         let Some(there) = there else { return Err("connection refused".to_owned()) };
-        world.net.travel(&world.random, self.node, there).await;
+        let random = world.random.fork(&format!("{} {} {path}", self.caller.name, agent.pod));
+        world.net.travel(&random, self.node, there).await;
         let Some(instance) = at() else { return Err("connection refused".to_owned()) };
         let (answer, answered) = oneshot::channel();
         let (path, body, server) = (path.to_owned(), body.clone(), Arc::clone(&instance));
@@ -212,7 +213,7 @@ impl Wire {
             let _ = answer.send(handle(&server, &path, &body).await);
         });
         let answer = answered.await.map_err(|_| "connection reset".to_owned())?;
-        world.net.travel(&world.random, there, self.node).await;
+        world.net.travel(&random, there, self.node).await;
         Ok(answer)
     }
 }

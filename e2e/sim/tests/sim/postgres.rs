@@ -210,10 +210,6 @@ impl Postgres {
         !self.is_stopped() && !self.state.lock().unwrap().in_recovery
     }
 
-    pub(crate) fn upstream(&self) -> Option<String> {
-        self.state.lock().unwrap().upstream.clone()
-    }
-
     pub(crate) fn receiver(&self) -> Option<Receiver> {
         self.state.lock().unwrap().receiver.clone()
     }

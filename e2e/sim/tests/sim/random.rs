@@ -1,23 +1,43 @@
-//! The only source of chance: a generator that is seeded once a run. Knows nothing of what is drawn for.
+//! The only source of chance. What is drawn follows from the seed, the simulated time, and the place or the thing that
+//! it is drawn for; not from the order in which tasks that are ready at the same moment are polled.
 
-use std::sync::Mutex;
+use std::{
+    collections::{BTreeMap, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+    sync::Mutex,
+    time::Duration,
+};
 
-/// SplitMix64; one of them for a whole run, so that the order of draws is part of the replay.
+use crate::scope::{Node, elapsed, here};
+
+/// The draws of this moment, by place.
+type Moment = (Duration, BTreeMap<Option<Node>, u64>);
+
 #[derive(Debug)]
-pub(crate) struct Random(Mutex<u64>);
+pub(crate) struct Random {
+    seed: u64,
+    drawn: Mutex<Moment>,
+}
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(Mutex::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5DEE_CE66_D1CE_4E5B))
+        Self { seed, drawn: Mutex::default() }
+    }
+
+    /// A source for one thing that begins now.
+    pub(crate) fn fork(&self, what: &str) -> Self {
+        Self::new(mix(&(self.seed, what, elapsed())))
     }
 
     pub(crate) fn next(&self) -> u64 {
-        let mut state = self.0.lock().unwrap();
-        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = *state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
+        let (now, place) = (elapsed(), here());
+        let mut drawn = self.drawn.lock().unwrap();
+        if drawn.0 != now {
+            *drawn = (now, BTreeMap::new());
+        }
+        let count = drawn.1.entry(place).or_default();
+        *count += 1;
+        mix(&(self.seed, now, place, *count))
     }
 
     /// At least `from`, below `to`.
@@ -33,4 +53,11 @@ impl Random {
         let index = usize::try_from(self.between(0, from.len() as u64)).unwrap();
         &from[index]
     }
+}
+
+fn mix(of: &impl Hash) -> u64 {
+    // Its keys are fixed: the same in every process.
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }

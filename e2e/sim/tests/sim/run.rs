@@ -135,5 +135,5 @@ fn create_cluster(world: &World, scenario: &Scenario) {
     let cluster = json!({"apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {},
         "spec": {"instances": 3, "storage": {"size": "10Gi"}, "synchronous": synchronous}});
     let key = ("postgresclusters".to_owned(), "web".to_owned(), "shop".to_owned());
-    world.api.edit(|objects| objects.create(key, cluster, "2026-11-25T09:00:00Z", 0));
+    world.api.edit(|objects| objects.create(key, cluster, "2026-11-25T09:00:00Z"));
 }

@@ -16,8 +16,6 @@ pub(crate) struct Change {
     pub(crate) kind: &'static str,
     pub(crate) key: Key,
     pub(crate) object: Value,
-    /// When, in milliseconds of the run.
-    pub(crate) at_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +38,7 @@ pub(crate) fn refusal(code: u16, reason: &str) -> Answer {
 }
 
 impl Objects {
-    fn commit(&mut self, kind: &'static str, key: Key, mut object: Value, at_ms: u64) -> Value {
+    fn commit(&mut self, kind: &'static str, key: Key, mut object: Value) -> Value {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         if kind == "DELETED" {
@@ -48,11 +46,11 @@ impl Objects {
         } else {
             self.live.insert(key.clone(), object.clone());
         }
-        self.log.push(Change { version: self.version, kind, key, object: object.clone(), at_ms });
+        self.log.push(Change { version: self.version, kind, key, object: object.clone() });
         object
     }
 
-    pub(crate) fn create(&mut self, key: Key, mut object: Value, wall: &str, at_ms: u64) -> Answer {
+    pub(crate) fn create(&mut self, key: Key, mut object: Value, wall: &str) -> Answer {
         if self.live.contains_key(&key) {
             return refusal(409, "AlreadyExists");
         }
@@ -64,10 +62,10 @@ impl Objects {
         if has_generation(&key.0) {
             object["metadata"]["generation"] = json!(1);
         }
-        (201, self.commit("ADDED", key, object, at_ms))
+        (201, self.commit("ADDED", key, object))
     }
 
-    pub(crate) fn replace(&mut self, key: Key, mut object: Value, at_ms: u64) -> Answer {
+    pub(crate) fn replace(&mut self, key: Key, mut object: Value) -> Answer {
         let Some(live) = self.live.get(&key) else { return refusal(404, "NotFound") };
         let sent = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         if !sent.is_empty() && live["metadata"]["resourceVersion"].as_str() != Some(sent) {
@@ -76,21 +74,13 @@ impl Objects {
         for field in ["uid", "creationTimestamp", "generation"] {
             object["metadata"][field] = live["metadata"][field].clone();
         }
-        self.write(key, object, at_ms)
+        self.write(key, object)
     }
 
     /// A merge patch, or server-side apply; `status` patches the status alone.
-    pub(crate) fn patch(
-        &mut self,
-        key: Key,
-        patch: Value,
-        apply: bool,
-        status: bool,
-        wall: &str,
-        at_ms: u64,
-    ) -> Answer {
+    pub(crate) fn patch(&mut self, key: Key, patch: Value, apply: bool, status: bool, wall: &str) -> Answer {
         let Some(live) = self.live.get(&key).cloned() else {
-            return if apply && !status { self.create(key, patch, wall, at_ms) } else { refusal(404, "NotFound") };
+            return if apply && !status { self.create(key, patch, wall) } else { refusal(404, "NotFound") };
         };
         let uid = &patch["metadata"]["uid"];
         if !uid.is_null() && *uid != live["metadata"]["uid"] {
@@ -103,10 +93,10 @@ impl Objects {
             let patch = if apply { without(patch, "status") } else { patch };
             merge(&mut object, &patch);
         }
-        self.write(key, object, at_ms)
+        self.write(key, object)
     }
 
-    fn write(&mut self, key: Key, mut object: Value, at_ms: u64) -> Answer {
+    fn write(&mut self, key: Key, mut object: Value) -> Answer {
         let live = self.live.get(&key).cloned().unwrap_or_default();
         object["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
         if object == live {
@@ -115,12 +105,12 @@ impl Objects {
         if has_generation(&key.0) && object["spec"] != live["spec"] {
             object["metadata"]["generation"] = json!(live["metadata"]["generation"].as_u64().unwrap_or(0) + 1);
         }
-        (200, self.commit("MODIFIED", key, object, at_ms))
+        (200, self.commit("MODIFIED", key, object))
     }
 
-    pub(crate) fn delete(&mut self, key: &Key, at_ms: u64) -> Answer {
+    pub(crate) fn delete(&mut self, key: &Key) -> Answer {
         match self.live.get(key).cloned() {
-            Some(object) => (200, self.commit("DELETED", key.clone(), object, at_ms)),
+            Some(object) => (200, self.commit("DELETED", key.clone(), object)),
             None => refusal(404, "NotFound"),
         }
     }

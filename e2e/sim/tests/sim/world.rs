@@ -36,10 +36,20 @@ pub(crate) enum Mutant {
     /// All rules hold.
     #[default]
     None,
-    /// Members answer a seal without cutting the replication, stopping or promising.
-    NoSeal,
     /// The fencer lets its deadline pass.
     NoFence,
+    /// That, and members answer a seal without cutting the replication, stopping or promising.
+    NoFenceNoSeal,
+}
+
+impl Mutant {
+    pub(crate) fn seals(self) -> bool {
+        self != Self::NoFenceNoSeal
+    }
+
+    pub(crate) fn fences(self) -> bool {
+        self == Self::None
+    }
 }
 
 /// What clients know.
