@@ -302,6 +302,18 @@ impl Agent {
         self.tenure.borrow().map(|tenure| tenure.term)
     }
 
+    /// The server serves: from now on a renewal needs its answers. Without this a server that hangs within the time that
+    /// its start was given would be renewed for until that time is over.
+    pub fn end_excuse(&self) {
+        self.tenure.send_if_modified(|tenure| match tenure {
+            Some(tenure) if tenure.excused_until > Boottime(0) => {
+                tenure.excused_until = Boottime(0);
+                true
+            }
+            _ => false,
+        });
+    }
+
     /// Takes a sample over a session of its own and publishes it; for steps that can't wait for the next one.
     ///
     /// # Errors

@@ -162,6 +162,7 @@ async fn keep_primary(on: &Instance, register: &Register) -> Result<(), Failed> 
         agent.board.say(phase, "PostgreSQL does not answer");
         return Ok(());
     };
+    agent.end_excuse();
     primary::pass_barrier(agent, &sample);
     let (instances, prefix) = (agent.config().instances, format!("{}_", slot_name("shop")));
     on.volume.with(|content| {

@@ -84,6 +84,7 @@ pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError>
     let Some(sample) = agent.sample().filter(|sample| !sample.in_recovery) else {
         return give_up_on_recovery(agent, register).await;
     };
+    agent.end_excuse();
     ensure_roles(agent).await?;
     pass_barrier(agent, &sample);
     drop_slots_of_removed_pods(agent, &sample).await;
