@@ -16,7 +16,7 @@ use crate::{
     faults::{Planned, Targets, draw},
     operators::Operator,
     random::Random,
-    scope::{elapsed, start_clocks},
+    scope::{elapsed, start_clocks, stop_clocks},
     trace::{self, note},
     workload,
     world::{Mutant, World},
@@ -95,6 +95,7 @@ pub(crate) fn run(scenario: Scenario) -> Report {
     let simulated = runtime.block_on(async { elapsed() });
     // Tasks hold the world: they end with the runtime.
     drop(runtime);
+    stop_clocks();
     world.instances.lock().unwrap().clear();
     let ledger = world.ledger.lock().unwrap();
     Report {

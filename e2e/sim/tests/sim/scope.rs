@@ -54,6 +54,11 @@ pub(crate) fn start_clocks() {
     pgherd_agent::clock::install_source(boottime);
 }
 
+/// Ends them: what is drawn for the next run follows from its seed alone.
+pub(crate) fn stop_clocks() {
+    CLOCKS.with_borrow_mut(|slot| *slot = None);
+}
+
 /// The node's clock stood still for this long.
 pub(crate) fn hold_clock_back(node: Node, for_how_long: Duration) {
     CLOCKS.with_borrow_mut(|slot| {
