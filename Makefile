@@ -108,6 +108,11 @@ lint: ## Runs clippy and shellcheck; a warning fails.
 unit: ## Runs unit, property and snapshot tests.
 	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) $(UNIT_TESTS)
 
+.PHONY: model
+model: ## Checks the failover protocol in every order of steps within bounds; T=deep goes further (docs/adr/0002).
+	@$(STEP) "model of the failover" cargo test --locked -p pgherd-core --test model -- --nocapture \
+	  $(if $(filter deep%,$(T)),--ignored) $(T)
+
 # The first seed, and how many follow.
 SEED := 1
 SEEDS := $(if $(filter-out undefined file,$(origin SEED)),1,200)
@@ -142,6 +147,14 @@ e2e: chart-check crds-e2e ## Runs the tests on the cluster that is up; T=name ru
 	@[ -n "$(strip $(E2E_TESTS))" ] || { echo "error: no tests in e2e/tests" >&2; exit 1; }
 	@$(STEP) "tests on Kubernetes" e2e/with-cluster.sh env PGHERD_E2E=1 \
 	  cargo test $(ALL) $(E2E_TESTS) -- --ignored --test-threads=1 --nocapture $(T)
+
+.PHONY: faults
+faults: ## Injects faults on the cluster that is up; T=name (or number) some, SHORT=1 a short selection, RUNS=n times each.
+	@$(STEP) "faults" e2e/with-cluster.sh $(BUILT)/faults $(if $(SHORT),--short) $(if $(RUNS),--runs $(RUNS)) $(T)
+
+.PHONY: bench-failover
+bench-failover: ## Measures failovers on the cluster that is up: RUNS=n (20) of each; T=name some.
+	@$(STEP) "failover benchmark" e2e/with-cluster.sh $(BUILT)/bench-failover $(if $(RUNS),--runs $(RUNS)) $(T)
 
 .PHONY: crds-e2e
 crds-e2e: ## Checks the custom resources' rules against the API server of the cluster that is up.

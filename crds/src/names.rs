@@ -10,6 +10,11 @@ pub mod keys {
     pub const SCHEDULE: &str = "pgherd.dev/schedule";
     /// Label on Jobs and their pods: the backup that they run.
     pub const BACKUP: &str = "pgherd.dev/backup";
+    /// Annotation on a PostgresCluster: move the primary role to this pod, or to the best one (`any`). Removed when it was
+    /// taken up or refused.
+    pub const SWITCHOVER: &str = "pgherd.dev/switchover";
+    /// Annotation on a PostgresCluster: `POD@TERM`, promote this pod although no quorum can be had. Removed likewise.
+    pub const FORCE_PROMOTE: &str = "pgherd.dev/force-promote";
     /// The standard label whose value is `pgherd`.
     pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
     /// The standard label whose value is `postgresql` or `pgherd-backup`.

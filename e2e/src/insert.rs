@@ -1,35 +1,43 @@
-//! The writer itself: one row a transaction, each outcome entered in the ledger as acknowledged, failed or unknown.
+//! The writer itself: one row a transaction, each outcome entered in the ledger as acknowledged, failed or unknown; and a
+//! reader that notes which rows it saw.
 
 use std::{
-    collections::BTreeSet,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use pgherd_e2e::{
     Result,
-    ledger::{self, LedgerReport, Verification},
+    appends::Outcome,
+    ledger::{Ledger, LedgerReport, Verification},
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject};
-use tokio_postgres::{Client, Config, Statement};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::Statement;
 
-/// A commit that takes longer than this is given up as unknown: the connection may be dead without a word.
-const COMMIT_PATIENCE: Duration = Duration::from_secs(3);
+use crate::{
+    lists::Lists,
+    session::{Connector, Session},
+};
+
+/// How long a client tries to connect before it begins anew.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a client tries again; the gap that is measured can't be finer than this.
+pub(crate) const RETRY: Duration = Duration::from_millis(20);
+/// How often the reader reads.
+const READ_EVERY: Duration = Duration::from_millis(200);
+/// How far back the reader looks each time: more rows than come between two reads.
+const READ_BACK: i64 = 100;
 
 /// Inserts rows and remembers what became of each.
 pub(crate) struct Writer {
-    config: Config,
-    tls: MakeRustlsConnect,
+    connector: Connector,
     state: Mutex<State>,
+    pub(crate) lists: Lists,
 }
 
 struct State {
     next: i64,
-    acknowledged: BTreeSet<i64>,
-    unknown: u64,
-    failed: u64,
+    ledger: Ledger,
+    cancelled: u64,
     last_ack: Instant,
     longest_gap: Duration,
     last_error: String,
@@ -37,36 +45,17 @@ struct State {
 }
 
 impl Writer {
-    pub(crate) fn new(host: String, credentials: &Path, ca: &Path) -> Result<Self> {
-        let read = |name: &str| std::fs::read_to_string(credentials.join(name));
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(ca)? {
-            roots.add(certificate?)?;
-        }
-        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let mut config = Config::new();
-        config
-            .host(host)
-            .port(5432)
-            .user(read("username")?)
-            .password(read("password")?)
-            .dbname(read("dbname")?)
-            .ssl_mode(tokio_postgres::config::SslMode::Require)
-            .connect_timeout(Duration::from_secs(1))
-            .tcp_user_timeout(COMMIT_PATIENCE)
-            .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite)
-            .application_name("pgherd-e2e-writer");
+    pub(crate) fn new(connector: Connector) -> Self {
         let state = State {
             next: 1,
-            acknowledged: BTreeSet::new(),
-            unknown: 0,
-            failed: 0,
+            ledger: Ledger::default(),
+            cancelled: 0,
             last_ack: Instant::now(),
             longest_gap: Duration::ZERO,
             last_error: String::new(),
             paused: false,
         };
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls), state: Mutex::new(state) })
+        Self { connector, state: Mutex::new(state), lists: Lists::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -75,16 +64,23 @@ impl Writer {
     }
 
     pub(crate) fn report(&self) -> LedgerReport {
+        let appends = self.lists.acknowledged();
         let state = self.state();
         let since = if state.paused { Duration::ZERO } else { state.last_ack.elapsed() };
         LedgerReport {
-            acknowledged: state.acknowledged.len() as u64,
-            unknown: state.unknown,
-            failed: state.failed,
+            acknowledged: state.ledger.acknowledged.len() as u64,
+            unknown: state.ledger.unknown.len() as u64,
+            failed: state.ledger.failed.len() as u64,
             longest_gap_ms: millis(state.longest_gap.max(since)),
             since_last_ack_ms: millis(since),
             last_error: state.last_error.clone(),
+            cancelled: state.cancelled + self.lists.cancelled(),
+            appends,
         }
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.state().paused
     }
 
     pub(crate) fn set_paused(&self, paused: bool) {
@@ -99,78 +95,83 @@ impl Writer {
     }
 
     pub(crate) async fn verify(&self) -> Result<Verification> {
-        let client = self.connect().await?;
-        // What is acknowledged is read first: a row written meanwhile can then only be in the table, never missing.
-        let (acknowledged, sent) = {
+        let session = self.connect().await?;
+        // What was promised is copied first: a row written meanwhile can then only be in the table, never missing.
+        let (ledger, sent) = {
             let state = self.state();
-            (state.acknowledged.clone(), state.next)
+            (state.ledger.clone(), state.next)
         };
-        let rows = client.query("SELECT id FROM ledger", &[]).await?;
+        let rows = session.client.query("SELECT id FROM ledger", &[]).await?;
         let present = rows.iter().map(|row| row.get(0)).collect();
         let sent = sent.max(self.state().next);
-        Ok(ledger::verify(&acknowledged, &present, sent))
+        let lists = self.lists.check(&session).await?;
+        Ok(Verification { lists, ..ledger.check(&present, sent) })
     }
 
-    async fn connect(&self) -> Result<Client> {
-        let connect = self.config.connect(self.tls.clone());
-        let (client, connection) = tokio::time::timeout(Duration::from_secs(2), connect).await??;
-        tokio::spawn(async move {
-            // The client sees the same error at its next call and enters it in the ledger.
-            drop(connection.await);
-        });
-        Ok(client)
+    pub(crate) async fn connect(&self) -> Result<Session> {
+        self.connector.connect(CONNECT_PATIENCE).await
     }
 
     async fn insert_until_error(&self, interval_ms: u64) -> Result<()> {
-        let client = self.connect().await?;
-        client
+        let session = self.connect().await?;
+        session
+            .client
             .batch_execute(
                 "SET lock_timeout = '2s'; CREATE TABLE IF NOT EXISTS ledger \
                  (id bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp())",
             )
             .await?;
-        let statement = client.prepare("INSERT INTO ledger (id) VALUES ($1)").await?;
+        let statement = session.client.prepare("INSERT INTO ledger (id) VALUES ($1)").await?;
         let mut ticks = tokio::time::interval(Duration::from_millis(interval_ms));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if !self.state().paused {
-                self.insert_one(&client, &statement).await?;
+            if !self.is_paused() {
+                self.insert_one(&session, &statement).await?;
             }
         }
     }
 
-    async fn insert_one(&self, client: &Client, statement: &Statement) -> Result<()> {
+    async fn insert_one(&self, session: &Session, statement: &Statement) -> Result<()> {
         let id = {
             let mut state = self.state();
             let id = state.next;
             state.next += 1;
             id
         };
-        let outcome = tokio::time::timeout(COMMIT_PATIENCE, client.execute(statement, &[&id])).await;
+        let attempt = session.attempt(statement, &[&id]).await;
         let mut state = self.state();
-        match outcome {
-            Ok(Ok(_)) => {
+        state.cancelled += u64::from(attempt.cancelled);
+        match attempt.outcome {
+            Outcome::Acknowledged => {
                 state.longest_gap = state.longest_gap.max(state.last_ack.elapsed());
                 state.last_ack = Instant::now();
-                state.acknowledged.insert(id);
-                Ok(())
+                state.ledger.acknowledged.insert(id);
             }
-            // The server said no to this statement: nothing was written. A FATAL tells nothing of the kind: a session that
-            // is ended while its commit waits for replicas may have committed.
-            Ok(Err(error)) if is_plain_error(&error) => {
-                state.failed += 1;
-                Err(error.into())
-            }
-            Ok(Err(error)) => {
-                state.unknown += 1;
-                Err(error.into())
-            }
-            Err(elapsed) => {
-                state.unknown += 1;
-                Err(elapsed.into())
-            }
+            Outcome::Failed => drop(state.ledger.failed.insert(id)),
+            Outcome::Unknown => drop(state.ledger.unknown.insert(id)),
         }
+        attempt.error.map_or(Ok(()), Err)
+    }
+
+    async fn read_until_error(&self) -> Result<()> {
+        let session = self.connect().await?;
+        let rows = session.client.prepare("SELECT id FROM ledger WHERE id > $1").await?;
+        let mut newest = 0_i64;
+        loop {
+            let since = newest - READ_BACK;
+            let read = async { session.client.query(&rows, &[&since]).await };
+            let ids: Vec<i64> =
+                tokio::time::timeout(CONNECT_PATIENCE, read).await??.iter().map(|row| row.get(0)).collect();
+            newest = ids.iter().copied().max().unwrap_or(newest);
+            self.state().ledger.seen.extend(ids);
+            self.lists.read(&session).await?;
+            tokio::time::sleep(READ_EVERY).await;
+        }
+    }
+
+    pub(crate) fn note_error(&self, error: &pgherd_e2e::Error) {
+        self.state().last_error = error.to_string();
     }
 }
 
@@ -178,15 +179,19 @@ impl Writer {
 pub(crate) async fn run(writer: Arc<Writer>, interval_ms: u64) {
     loop {
         if let Err(error) = writer.insert_until_error(interval_ms).await {
-            writer.state().last_error = error.to_string();
+            writer.note_error(&error);
         }
-        // How often a client tries again; the gap that is measured can't be finer than this.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(RETRY).await;
     }
 }
 
-fn is_plain_error(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|db| db.severity() == "ERROR")
+/// Reads for ever.
+pub(crate) async fn run_reader(writer: Arc<Writer>) {
+    loop {
+        // Writers report what is wrong; a reader that fails has only seen less.
+        drop(writer.read_until_error().await);
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 fn millis(duration: Duration) -> u64 {

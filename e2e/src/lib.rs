@@ -3,12 +3,19 @@
 //! Nothing here is mocked. A wait is a poll with a deadline, and its error says what was seen last.
 #![forbid(unsafe_code)]
 
+pub mod appends;
 pub mod cluster;
+pub mod containers;
+pub mod control_plane;
 pub mod kubectl;
 pub mod ledger;
 pub mod namespace;
 pub mod nodes;
+pub mod operators;
+pub mod overlap;
+pub mod partition;
 pub mod postgres;
+pub mod probes;
 pub mod store;
 pub mod toolbox;
 pub mod wait;

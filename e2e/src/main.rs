@@ -1,11 +1,21 @@
 //! The program of the test image: inserts rows without pause and remembers which were acknowledged.
 //!
-//! `pgherd-e2e writer --host shop-rw.demo.svc` runs in a pod; the API server's pod proxy leads to its HTTP port 8080.
+//! `pgherd-e2e writer --host shop-rw.demo.svc` runs in a pod; the API server's pod proxy leads to its HTTP port 8080. The other
+//! commands run on the machine of the nodes: a client inside a pod's network, and a slow way to the API server.
 #![forbid(unsafe_code)]
 
 mod insert;
+mod lists;
+mod probe;
+mod session;
+mod slow_proxy;
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -13,9 +23,13 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use insert::Writer;
-use pgherd_e2e::ledger::{LedgerReport, Verification};
+use pgherd_e2e::{
+    Result,
+    ledger::{LedgerReport, Verification},
+};
+use session::Connector;
 
 #[derive(Parser)]
 struct Cli {
@@ -23,31 +37,84 @@ struct Cli {
     command: Command,
 }
 
+#[derive(Args)]
+struct Target {
+    /// The name to connect to; it is checked against the certificate.
+    #[arg(long)]
+    host: String,
+    /// The address, if the name is not to be looked up.
+    #[arg(long)]
+    address: Option<IpAddr>,
+    /// Folder with `username`, `password` and `dbname`.
+    #[arg(long, default_value = "/etc/app")]
+    credentials: PathBuf,
+    /// The cluster's CA.
+    #[arg(long, default_value = "/etc/ca/ca.crt")]
+    ca: PathBuf,
+}
+
+impl Target {
+    fn connector(&self) -> Result<Connector> {
+        Connector::new(&self.host, self.address, &self.credentials, &self.ca)
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Insert rows into `ledger`, one transaction each, and serve the ledger over HTTP.
     Writer {
-        /// The Service to connect to; its name is checked against the certificate.
-        #[arg(long)]
-        host: String,
-        /// Folder with `username`, `password` and `dbname`.
-        #[arg(long, default_value = "/etc/app")]
-        credentials: std::path::PathBuf,
-        /// The cluster's CA.
-        #[arg(long, default_value = "/etc/ca/ca.crt")]
-        ca: std::path::PathBuf,
+        #[command(flatten)]
+        target: Target,
         /// Milliseconds between two rows.
         #[arg(long, default_value_t = 10)]
         interval_ms: u64,
+        /// Clients that append to lists besides, and one that reads.
+        #[arg(long, default_value_t = 0)]
+        appenders: u32,
+    },
+    /// Ask one instance each 100 ms whether it takes writes.
+    Probe {
+        #[command(flatten)]
+        target: Target,
+        /// Tells this pod's rows from those of others.
+        #[arg(long)]
+        name: String,
+    },
+    /// Hand connections on with a delay.
+    SlowProxy {
+        /// Where to listen.
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Where to hand on to.
+        #[arg(long)]
+        to: SocketAddr,
+        /// How much later the client's bytes come, in milliseconds.
+        #[arg(long)]
+        delay_ms: u64,
     },
 }
 
 #[tokio::main]
-async fn main() -> pgherd_e2e::Result<()> {
-    let Command::Writer { host, credentials, ca, interval_ms } = Cli::parse().command;
+async fn main() -> Result<()> {
     rustls::crypto::ring::default_provider().install_default().map_err(|_| "a TLS provider was already installed")?;
-    let writer = Arc::new(Writer::new(host, &credentials, &ca)?);
+    match Cli::parse().command {
+        Command::Writer { target, interval_ms, appenders } => write(&target, interval_ms, appenders).await,
+        Command::Probe { target, name } => probe::run(target.connector()?, name).await,
+        Command::SlowProxy { listen, to, delay_ms } => {
+            slow_proxy::run(listen, to, Duration::from_millis(delay_ms)).await
+        }
+    }
+}
+
+async fn write(target: &Target, interval_ms: u64, appenders: u32) -> Result<()> {
+    let writer = Arc::new(Writer::new(target.connector()?.only_to_primary()));
     tokio::spawn(insert::run(Arc::clone(&writer), interval_ms));
+    for _ in 0..appenders {
+        tokio::spawn(lists::run(Arc::clone(&writer)));
+    }
+    if appenders > 0 {
+        tokio::spawn(insert::run_reader(Arc::clone(&writer)));
+    }
     let routes = Router::new()
         .route("/ledger", get(async |State(writer): State<Arc<Writer>>| Json::<LedgerReport>(writer.report())))
         .route("/verify", get(verify))
@@ -60,6 +127,6 @@ async fn main() -> pgherd_e2e::Result<()> {
     Ok(())
 }
 
-async fn verify(State(writer): State<Arc<Writer>>) -> Result<Json<Verification>, (StatusCode, String)> {
+async fn verify(State(writer): State<Arc<Writer>>) -> std::result::Result<Json<Verification>, (StatusCode, String)> {
     writer.verify().await.map(Json).map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }

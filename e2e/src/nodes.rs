@@ -9,7 +9,9 @@ use crate::{
 /// nodes are not ours has nothing to heal, therefore errors count for nothing.
 pub async fn heal_all() {
     for node in 1..=3 {
-        drop(script("node.sh", &["heal", &format!("kn{node}")]).await);
+        let node = format!("kn{node}");
+        drop(script("node.sh", &["thaw", &node]).await);
+        drop(script("node.sh", &["heal", &node]).await);
     }
 }
 
@@ -21,6 +23,17 @@ pub async fn while_cut<T>(node: &str, work: impl AsyncFnOnce() -> Result<T>) -> 
     script("node.sh", &["cut", node]).await?;
     let outcome = work().await;
     script("node.sh", &["heal", node]).await?;
+    outcome
+}
+
+/// Stops everything on a node, as if the machine hung, does the work, and lets the node go on whatever came of the work.
+///
+/// # Errors
+/// The node can't be frozen or thawed, or the work's error.
+pub async fn while_frozen<T>(node: &str, work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+    script("node.sh", &["freeze", node]).await?;
+    let outcome = work().await;
+    script("node.sh", &["thaw", node]).await?;
     outcome
 }
 

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     Result,
     cluster::PATIENCE,
-    kubectl::apply,
+    kubectl::{apply, kubectl},
     ledger::{LedgerReport, Verification},
     wait::{Look, until},
 };
@@ -24,7 +24,23 @@ impl WriterPod {
     /// # Errors
     /// The pod was not made or wrote nothing in time.
     pub async fn start(client: &Client, namespace: &str, cluster: &str, avoid_node: &str) -> Result<Self> {
+        Self::start_with(client, namespace, cluster, avoid_node, 0).await
+    }
+
+    /// As [`Self::start`], with clients that append to lists and one that reads what is there.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        client: &Client,
+        namespace: &str,
+        cluster: &str,
+        avoid_node: &str,
+        appenders: u32,
+    ) -> Result<Self> {
+        let more = format!("CLUSTER-rw.NAMESPACE.svc, --appenders, \"{appenders}\"]");
         let manifest = include_str!("../demo/writer.yaml")
+            .replace("CLUSTER-rw.NAMESPACE.svc]", &more)
             .replace("CLUSTER", cluster)
             .replace("NAMESPACE", namespace)
             .replace("AVOID_NODE", avoid_node);
@@ -32,6 +48,14 @@ impl WriterPod {
         let writer = Self { client: client.clone(), namespace: namespace.into() };
         writer.wait_acknowledged(1).await?;
         Ok(writer)
+    }
+
+    /// Removes the pod, and with it the ledger.
+    ///
+    /// # Errors
+    /// kubectl failed.
+    pub async fn stop(&self) -> Result<()> {
+        remove(&self.namespace).await
     }
 
     /// Waits until at least `rows` rows are acknowledged.
@@ -97,4 +121,14 @@ impl WriterPod {
         let request = http::Request::builder().method(method).uri(uri).body(Vec::new())?;
         Ok(self.client.request_text(request).await?)
     }
+}
+
+/// Removes the writer of a namespace, if there is one.
+///
+/// # Errors
+/// kubectl failed.
+pub async fn remove(namespace: &str) -> Result<()> {
+    kubectl(namespace, &["delete", "pod", "writer", "--ignore-not-found", "--force", "--grace-period=0"])
+        .await
+        .map(drop)
 }

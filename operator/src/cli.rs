@@ -1,10 +1,13 @@
 //! The subcommands. Each builds the runtime that it needs, if it needs one.
 
-use std::{error::Error, path::PathBuf, process::ExitCode};
+use std::{error::Error, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::settings::OperatorArgs;
+use crate::{
+    jobs::standalone::{self, BackupArgs, FetchWalArgs, LocationArgs, PruneArgs, RestoreArgs, VerifyArgs},
+    settings::OperatorArgs,
+};
 
 /// PostgreSQL on Kubernetes.
 #[derive(Debug, Parser)]
@@ -20,12 +23,18 @@ pub struct Cli {
 pub enum Command {
     /// Runs the operator.
     Operator(OperatorArgs),
-    /// Streams one base backup to the object store (runs in a Job).
-    Backup {
-        /// JSON file that says what to back up and where to.
-        #[arg(long)]
-        config: PathBuf,
-    },
+    /// Streams one base backup to the object store: by flags, or in a Job by its --config.
+    Backup(BackupArgs),
+    /// Restores a backup into a directory, verified while it is written.
+    Restore(RestoreArgs),
+    /// Reads a backup and checks every file against its manifest; writes nothing to a disk.
+    Verify(VerifyArgs),
+    /// Lists the backups in the store, one JSON object a line.
+    ListBackups(LocationArgs),
+    /// Says which backups and WAL are beyond the retention; with --apply it deletes them.
+    Prune(PruneArgs),
+    /// A restore_command for a data directory that was restored by hand.
+    FetchWal(FetchWalArgs),
     /// PID 1 of a PostgreSQL container: starts the agent, reaps children, and kills PostgreSQL when the Lease is lost.
     Agent,
     /// The agent itself; started by `agent`.
@@ -58,7 +67,15 @@ pub enum Command {
 pub fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     match cli.command {
         Command::Operator(args) => crate::operator::run(args),
-        Command::Backup { config } => crate::jobs::run_backup(&config),
+        Command::Backup(args) => match &args.config {
+            Some(config) => crate::jobs::run_backup(config),
+            None => standalone::backup(&args),
+        },
+        Command::Restore(args) => standalone::restore(&args),
+        Command::Verify(args) => standalone::verify(&args),
+        Command::ListBackups(args) => standalone::list(&args),
+        Command::Prune(args) => standalone::prune(&args),
+        Command::FetchWal(args) => Ok(standalone::fetch_wal(&args)),
         Command::Agent => Ok(pgherd_agent::supervise()),
         Command::AgentMain => Ok(pgherd_agent::run_main()),
         Command::AgentInstall => Ok(pgherd_agent::install()),
@@ -94,6 +111,23 @@ mod tests {
         let args = ["pgherd", "operator", "--image=a", "--postgres-images=/etc/x.yaml", "--namespaces=a,b"];
         let Command::Operator(args) = Cli::try_parse_from(args).unwrap().command else { panic!("another command") };
         assert_eq!((args.namespaces, args.listen.port()), (vec!["a".to_owned(), "b".to_owned()], 8080));
+    }
+
+    #[test]
+    fn a_backup_is_told_by_a_job_s_file_or_by_flags() {
+        let parse = |args: &[&str]| Cli::try_parse_from(args).map(|cli| cli.command);
+        let job = parse(&["pgherd", "backup", "--config", "/etc/pgherd/backup/backup.json"]).unwrap();
+        assert!(matches!(job, Command::Backup(args) if args.config.is_some()));
+        let flags = ["pgherd", "backup", "--host=/tmp", "--endpoint=http://m:9000", "--bucket=b", "--cluster=c"];
+        assert!(parse(&flags).is_err(), "without credentials");
+        let flags: Vec<&str> = flags.into_iter().chain(["--credentials-dir=/c", "--level=-3"]).collect();
+        let by_hand = parse(&flags).unwrap();
+        assert!(matches!(by_hand, Command::Backup(args) if args.config.is_none() && args.level == -3));
+        let location =
+            ["pgherd", "restore", "--location=/l.json", "--target=/d", "--target-latest", "--tablespaces-in-place"];
+        assert!(matches!(parse(&location).unwrap(), Command::Restore(args) if args.target_latest));
+        let both = ["pgherd", "restore", "--location=/l.json", "--target=/d", "--target-latest", "--target-lsn=0/1"];
+        assert!(parse(&both).is_err(), "two targets");
     }
 
     #[test]

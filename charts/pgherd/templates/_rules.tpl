@@ -4,8 +4,12 @@ What the operator may do where PostgresClusters are. It must itself hold what it
 goes with it, by owner references.
 */ -}}
 {{- define "pgherd.rules" -}}
+# Patch: a request by annotation is removed once it was taken up.
 - apiGroups: [pgherd.dev]
-  resources: [postgresclusters, backupschedules]
+  resources: [postgresclusters]
+  verbs: [get, list, watch, patch]
+- apiGroups: [pgherd.dev]
+  resources: [backupschedules]
   verbs: [get, list, watch]
 - apiGroups: [pgherd.dev]
   resources: [backups]

@@ -53,7 +53,9 @@ pub struct PostgresClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 500))]
     pub image: Option<String>,
-    /// How many instances run: one primary, the others replicas.
+    /// How many instances run: one primary, the others replicas. With two or more the primary's pod can't be evicted: when
+    /// its node is cordoned or drained, the role moves to a replica on another node first; where there is none for ten
+    /// minutes, the eviction is let through. A single instance can always be evicted, and is away until its pod runs again.
     #[schemars(range(min = 1, max = 100))]
     pub instances: u32,
     /// The volume of each instance.
@@ -174,7 +176,9 @@ pub enum HbaMethod {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Synchronous {
-    /// `Off`: commits don't wait. `Required`: an acknowledged commit is on `replicas` replicas, else it waits.
+    /// `Off`: commits don't wait. `Required`: an acknowledged commit is on `replicas` replicas, else it waits. `Preferred`:
+    /// as `Required` while that many replicas stream; when one has been missing for three seconds, commits wait for as many
+    /// as there are, down to none.
     pub mode: SynchronousMode,
     /// How many replicas must have a commit on disk. Without it: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -188,6 +192,9 @@ pub enum SynchronousMode {
     /// A commit waits for nobody; a failover can lose the last moments, and says how much.
     #[default]
     Off,
+    /// A commit waits for the replicas that are there; a failover loses nothing that was acknowledged while `replicas` or
+    /// fewer of them were, and as in `Off` what was acknowledged while none was.
+    Preferred,
     /// A commit waits for its replicas; a failover loses nothing that was acknowledged.
     Required,
 }
@@ -336,6 +343,12 @@ pub struct PostgresClusterStatus {
     /// The values in effect where the spec says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effective: Option<EffectiveValues>,
+    /// What commits wait for now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synchronous: Option<SynchronousStatus>,
+    /// The last planned change of the primary that was asked for, or became necessary, and what became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switchover: Option<SwitchoverStatus>,
     /// One entry an instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
@@ -353,15 +366,46 @@ pub struct PostgresClusterStatus {
 pub struct EffectiveValues {
     /// The image that instances run.
     pub image: String,
-    /// `Off` or `Required`.
+    /// `Off`, `Preferred` or `Required`.
     pub synchronous_mode: SynchronousMode,
-    /// How many replicas a commit waits for; 0 in mode `Off`.
+    /// How many replicas a commit waits for, or is to wait for where there are so many; 0 in mode `Off`.
     pub synchronous_replicas: u32,
     /// Which copy a new replica is built from.
     pub replica_source: ReplicaSource,
     /// Prefix of the keys in the object store; absent without a store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_store_prefix: Option<String>,
+}
+
+/// What commits wait for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SynchronousStatus {
+    /// `Off`, `Preferred` or `Required`.
+    pub mode: SynchronousMode,
+    /// How many replicas are asked for; 0 in mode `Off`.
+    pub replicas: u32,
+    /// How many replicas an acknowledged commit is on now, at least.
+    pub effective: u32,
+    /// Commits that were acknowledged although their wait was cancelled, since the primary started; they may be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_waits: Option<i64>,
+}
+
+/// A planned change of the primary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SwitchoverStatus {
+    /// `Waiting`, `Running`, `Refused`, `Withdrawn` or `Completed`.
+    pub phase: String,
+    /// Why: somebody asked, a node is being drained, or the cluster is scaled down.
+    pub reason: String,
+    /// The pod that is to take over; absent for whoever is best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// What is waited for, or why it was not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// An instance.
@@ -392,6 +436,32 @@ pub struct MemberStatus {
     /// What it waits for or what failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// It promises not to take part in a failover against the primary of this term, which can't reach the API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vouches_for_term: Option<u64>,
+    /// WAL that it had as an earlier primary and that never became part of the cluster's history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergent: Option<DivergentStatus>,
+}
+
+/// WAL of an earlier primary that never became part of the cluster's history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DivergentStatus {
+    /// The timeline that was left.
+    pub timeline: u32,
+    /// Where the history parted, such as 0/3000060.
+    pub from_lsn: String,
+    /// Where the WAL ended.
+    pub to_lsn: String,
+    /// How much that is, in bytes.
+    pub bytes: i64,
+    /// The object store's prefix under which it is kept; absent if it is not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_at: Option<String>,
+    /// Why it could not be kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// How a data directory was made.
@@ -439,8 +509,16 @@ pub struct LastFailover {
     pub promote_ms: i64,
     /// Until `<cluster>-rw` led to it.
     pub route_ms: i64,
-    /// Mode `Off`: WAL that the old primary reported and the new one lacks, at most; 0 in mode `Required`.
+    /// While commits wait for nobody: WAL that the old primary had reported and the new one lacks. What it wrote after its
+    /// last report, in its last seconds, comes on top; `divergentBytes` tells that once it is back. 0 where a quorum proved
+    /// that nothing is missing. An estimate when the promotion was forced.
     pub possible_loss_bytes: i64,
+    /// True: somebody forced the promotion although too few voters had answered; what those hold may be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<bool>,
+    /// WAL of the old primary that never became part of the cluster's history, as it reported when it came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergent_bytes: Option<i64>,
 }
 
 /// A replica that stood for election.

@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     board::Board,
     clock::Boottime,
+    failsafe::AddressBook,
     fencer::Fencer,
+    gate::Gate,
     layout::Layout,
     lease::{Seen, Tenure},
     postgres::{
@@ -32,10 +34,14 @@ use crate::{
     },
     register_store::RegisterStore,
     settings::Identity,
+    vouch::VouchBook,
 };
 
 /// A sample older than this says nothing about now.
 pub const SAMPLE_MAX_AGE: Duration = Duration::from_secs(3);
+
+/// A receiver that has streamed for this long is not one that fails over and over.
+const STEADY_AFTER: Duration = Duration::from_secs(1);
 
 /// The synchronous settings on their way into effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +66,7 @@ struct Streaming {
     silent_since: Option<Boottime>,
     checked_at: Option<Boottime>,
     position: Lsn,
+    receiver: Option<(i32, Boottime)>,
 }
 
 /// What the agent's parts share.
@@ -80,10 +87,18 @@ pub struct Agent {
     pub fencer: Fencer,
     /// PostgreSQL's process.
     pub server: Server,
+    /// Whether clients are let in.
+    pub gate: Gate,
+    /// What was promised to the primary.
+    pub vouches: VouchBook,
+    /// Where the peers were last found.
+    pub addresses: Arc<AddressBook>,
     /// Wakes the machine.
     pub wake: Notify,
     /// Cancelled by SIGTERM.
     pub shutdown: CancellationToken,
+    /// Since when a clean stop is under way.
+    pub stopping: watch::Sender<Option<tokio::time::Instant>>,
     /// Held while a step is carried out, so that a seal request and the machine never act at once.
     pub acting: tokio::sync::Mutex<()>,
     config: watch::Receiver<Arc<InstanceConfig>>,
@@ -94,6 +109,7 @@ pub struct Agent {
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
     streaming: Mutex<Streaming>,
     register_error: Mutex<Option<String>>,
+    going_on: Mutex<Option<String>>,
     diverged: AtomicBool,
     disk_proved_at: AtomicU64,
     beat: AtomicU64,
@@ -116,6 +132,9 @@ impl Agent {
     ) -> Self {
         Self {
             server: Server::new(layout.clone()),
+            gate: Gate::default(),
+            vouches: VouchBook::open(&layout.volume),
+            addresses: Arc::default(),
             identity,
             layout,
             store,
@@ -125,6 +144,7 @@ impl Agent {
             fencer,
             wake: Notify::new(),
             shutdown: CancellationToken::new(),
+            stopping: watch::Sender::new(None),
             acting: tokio::sync::Mutex::new(()),
             config,
             samples: watch::Sender::new(None),
@@ -134,6 +154,7 @@ impl Agent {
             applied_roles: Mutex::new(None),
             streaming: Mutex::new(Streaming::default()),
             register_error: Mutex::new(None),
+            going_on: Mutex::new(None),
             diverged: AtomicBool::new(false),
             disk_proved_at: AtomicU64::new(0),
             beat: AtomicU64::new(Boottime::now().0),
@@ -210,6 +231,16 @@ impl Agent {
         *lock(&self.register_error) = error;
     }
 
+    /// By whose word this primary goes on although its Lease can't be renewed, for people.
+    #[must_use]
+    pub fn going_on(&self) -> Option<String> {
+        lock(&self.going_on).clone()
+    }
+
+    pub(crate) fn set_going_on(&self, by: Option<String>) {
+        *lock(&self.going_on) = by;
+    }
+
     /// This standby was found to be on a branch of its own.
     #[must_use]
     pub fn diverged(&self) -> bool {
@@ -234,7 +265,23 @@ impl Agent {
 
     /// The standby streams, or is about to start anew.
     pub fn note_streaming(&self) {
-        *lock(&self.streaming) = Streaming::default();
+        let mut streaming = lock(&self.streaming);
+        *streaming = Streaming { receiver: streaming.receiver, ..Streaming::default() };
+    }
+
+    /// A receiver streams: true once this very process has done so for a second. One that is refused over and over shows
+    /// itself as streaming for a moment each time.
+    #[must_use]
+    pub fn note_receiver(&self, pid: i32) -> bool {
+        let now = Boottime::now();
+        let mut streaming = lock(&self.streaming);
+        match streaming.receiver {
+            Some((known, since)) if known == pid => now.since(since) >= STEADY_AFTER,
+            _ => {
+                streaming.receiver = Some((pid, now));
+                false
+            }
+        }
     }
 
     /// The standby does not stream.
@@ -300,22 +347,6 @@ impl Agent {
     #[must_use]
     pub fn led_term(&self) -> Option<Term> {
         self.tenure.borrow().map(|tenure| tenure.term)
-    }
-
-    /// The server serves: from now on a renewal needs its answers. Without this a server that hangs within the time that
-    /// its start was given would be renewed for until that time is over. The only instance is left alone: nobody else
-    /// could serve.
-    pub fn end_excuse(&self) {
-        if self.config().instances <= 1 {
-            return;
-        }
-        self.tenure.send_if_modified(|tenure| match tenure {
-            Some(tenure) if tenure.excused_until > Boottime(0) => {
-                tenure.excused_until = Boottime(0);
-                true
-            }
-            _ => false,
-        });
     }
 
     /// Takes a sample over a session of its own and publishes it; for steps that can't wait for the next one.

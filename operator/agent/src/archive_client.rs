@@ -19,11 +19,21 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// PostgreSQL takes an exit code above 125 of restore_command for a fault and not for the end of the archive.
 const UNKNOWN: u8 = 255;
 
-/// Archives one file: 0 when it is in the archive, else 1, and PostgreSQL tries again.
+/// Archives one file: 0 when it is in the archive, else 1, and PostgreSQL tries again. 255 when the server stops: then the
+/// archiver ends at once (`shell_archive` in PostgreSQL takes a code above 125 for a signal) and holds nothing up.
 #[must_use]
 pub fn archive_wal(path: &str, name: &str) -> ExitCode {
     let request = Request::Archive { path: path.to_owned(), name: name.to_owned() };
-    ExitCode::from(if decide_exit(ask(&Layout::pod().agent_socket(), &request)) == 0 { 0 } else { 1 })
+    ExitCode::from(decide_archive_exit(ask(&Layout::pod().agent_socket(), &request)))
+}
+
+fn decide_archive_exit(answer: io::Result<Answer>) -> u8 {
+    let stopping = matches!(answer, Ok(Answer::Stopping));
+    match decide_exit(answer) {
+        0 => 0,
+        _ if stopping => UNKNOWN,
+        _ => 1,
+    }
 }
 
 /// Fetches one file: 0 when it is there, 1 only when the archive surely has none, else 255: an outage must not end a
@@ -43,6 +53,7 @@ fn decide_exit(answer: io::Result<Answer>) -> u8 {
             eprintln!("pgherd: {why}");
             UNKNOWN
         }
+        Ok(Answer::Stopping) => UNKNOWN,
         Err(error) => {
             eprintln!("pgherd: the agent can't be reached: {error}");
             UNKNOWN
@@ -65,6 +76,13 @@ fn ask(socket: &Path, request: &Request) -> io::Result<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_stop_ends_the_archiver() {
+        assert_eq!(decide_archive_exit(Ok(Answer::Done)), 0);
+        assert_eq!(decide_archive_exit(Ok(Answer::Failed("x".into()))), 1);
+        assert_eq!(decide_archive_exit(Ok(Answer::Stopping)), 255);
+    }
 
     #[test]
     fn only_a_sure_answer_ends_a_recovery() {

@@ -13,7 +13,7 @@ use pgherd_core::instance::{AGENT_PORT, PROBE_PORT, paths};
 pub enum Peers {
     /// `<pod>.<cluster>-pods.<namespace>.svc`, port 5432.
     Dns,
-    /// By name, for tests: host and port.
+    /// By name, for tests: host and port of PostgreSQL, and under `<pod>/agent` those of the agent's API.
     Fixed(BTreeMap<String, (String, u16)>),
 }
 
@@ -93,6 +93,12 @@ impl Layout {
         self.volume.join("pgdata.building")
     }
 
+    /// What was last found beyond the history, for as long as nothing newer is.
+    #[must_use]
+    pub fn divergent_record(&self) -> PathBuf {
+        self.volume.join("pgherd.divergent.json")
+    }
+
     /// Host and port of another instance's PostgreSQL.
     #[must_use]
     pub fn peer(&self, cluster: &str, namespace: &str, pod: &str) -> (String, u16) {
@@ -100,6 +106,16 @@ impl Layout {
         match &self.peers {
             Peers::Dns => by_dns(),
             Peers::Fixed(known) => known.get(pod).cloned().unwrap_or_else(by_dns),
+        }
+    }
+
+    /// Host and port of another instance's agent.
+    #[must_use]
+    pub fn peer_agent(&self, cluster: &str, namespace: &str, pod: &str) -> (String, u16) {
+        let (host, _) = self.peer(cluster, namespace, pod);
+        match &self.peers {
+            Peers::Dns => (host, AGENT_PORT),
+            Peers::Fixed(known) => known.get(&format!("{pod}/agent")).cloned().unwrap_or((host, AGENT_PORT)),
         }
     }
 }

@@ -1,17 +1,33 @@
 //! Holding the register: reading it, renewing it while PostgreSQL provably works, giving it back. A renewal that succeeds
-//! moves the fencer's deadline; nothing else does. Who is primary is never decided here.
+//! moves the fencer's deadline, and so do the promises of enough peers while the API server is away; nothing else does.
+//! Who is primary is never decided here.
 
 use std::{sync::Arc, time::Duration};
 
-use pgherd_core::register::{LeaseView, Register, Term};
+use pgherd_core::{
+    lsn::Lsn,
+    register::{LeaseView, Register, Term},
+};
 use tokio::time::{sleep, timeout};
 
-use crate::{agent::Agent, clock::Boottime, fencer::Heartbeat, register_store::RegisterError};
+use crate::{
+    agent::Agent,
+    clock::Boottime,
+    failsafe::{ask_peers, note_addresses},
+    fencer::Heartbeat,
+    register_store::RegisterError,
+};
 
 /// The register is read at least this often, whatever the watch says.
 const POLL_EVERY: Duration = Duration::from_secs(2);
 /// PostgreSQL and the disk must have proved themselves within this time for a renewal.
 const PROOF_MAX_AGE: Duration = Duration::from_secs(5);
+/// A renewal that failed is tried again after this long.
+const RETRY: Duration = Duration::from_millis(500);
+/// An API server that has not answered for this long may be away: the peers are asked at the same time.
+const API_PATIENCE: Duration = Duration::from_secs(1);
+/// The peers' addresses are looked up this often, for when DNS does not work.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 /// Tries of a write that somebody else's write got in the way of.
 const ATTEMPTS: usize = 4;
 
@@ -135,15 +151,22 @@ fn arm(agent: &Agent, from: Boottime) -> Result<(), LeaseError> {
 /// Renews while there is a tenure; never ends.
 pub async fn keep_renewing(agent: Arc<Agent>) {
     let mut tenures = agent.tenure.subscribe();
+    let (mut vouched_at, mut looked_up_at) = (None, Boottime(0));
     loop {
         let tenure = *tenures.borrow_and_update();
         let Some(tenure) = tenure else {
+            vouched_at = None;
+            agent.set_going_on(None);
             if tenures.changed().await.is_err() {
                 return;
             }
             continue;
         };
-        let pause = renew_if_well(&agent, tenure).await;
+        let pause = renew_if_well(&agent, tenure, &mut vouched_at).await;
+        if vouched_at.is_none() && Boottime::now().since(looked_up_at) > LOOK_UP_EVERY {
+            looked_up_at = Boottime::now();
+            drop(tokio::spawn(note_addresses(Arc::clone(&agent))));
+        }
         tokio::select! {
             () = sleep(pause) => {}
             _ = tenures.changed() => {}
@@ -151,33 +174,92 @@ pub async fn keep_renewing(agent: Arc<Agent>) {
     }
 }
 
-/// Renews if PostgreSQL and the disk proved themselves; returns the pause before the next try.
-async fn renew_if_well(agent: &Agent, tenure: Tenure) -> Duration {
+/// Renews if PostgreSQL and the disk proved themselves; returns the pause before the next try. `vouched_at` is when the
+/// peers were last asked with success since the last renewal.
+async fn renew_if_well(agent: &Agent, tenure: Tenure, vouched_at: &mut Option<Boottime>) -> Duration {
     let every = Duration::from_millis(agent.config().timings.renew_ms);
     if let Err(why) = check_health(agent, tenure) {
         tracing::warn!(why, "the Lease is not renewed");
         return Duration::from_millis(250);
     }
-    match renew(agent, tenure.term).await {
-        Ok(()) => every,
+    let started = Boottime::now();
+    match renew_or_ask(agent, tenure, vouched_at).await {
+        Ok(()) => {
+            if vouched_at.take().is_some() {
+                tracing::info!("the Lease is renewed again");
+            }
+            agent.set_going_on(None);
+            // Where the API server is slow, the next request is sent at once.
+            every.saturating_sub(Boottime::now().since(started))
+        }
         Err(LeaseError::Lost(_)) => {
+            agent.set_going_on(None);
             agent.wake.notify_one();
             every
         }
-        Err(LeaseError::Register(error @ (RegisterError::Unreachable(_) | RegisterError::Conflict))) => {
-            if matches!(error, RegisterError::Unreachable(_)) && is_alone(agent) {
-                // Nobody else has this cluster's data, so nobody can be made primary: an outage of the API server is
-                // no reason to stop the only instance.
-                let _ = arm(agent, Boottime::now());
-            }
-            tracing::warn!(error = %error, "the Lease could not be renewed");
-            Duration::from_millis(500)
-        }
         Err(error) => {
-            tracing::error!(error = %error, "the Lease could not be renewed");
-            Duration::from_millis(500)
+            tracing::warn!(error = %error, "the Lease could not be renewed");
+            RETRY
         }
     }
+}
+
+/// One renewal. When it fails because the API server can't be reached, or takes its time, the peers are asked to vouch;
+/// with a slow API server both go on at once. Only an outage counts: an answer that refuses is none.
+async fn renew_or_ask(agent: &Agent, tenure: Tenure, vouched_at: &mut Option<Boottime>) -> Result<(), LeaseError> {
+    let bound = renewal_timeout(agent.config().timings.fence_ms);
+    let renewal = async {
+        let late = || LeaseError::Register(RegisterError::Unreachable("no answer in time".to_owned()));
+        timeout(bound, renew(agent, tenure.term)).await.unwrap_or_else(|_| Err(late()))
+    };
+    let mut renewal = std::pin::pin!(renewal);
+    match timeout(API_PATIENCE.min(bound), &mut renewal).await {
+        Ok(outcome) => {
+            if matches!(outcome, Err(LeaseError::Register(RegisterError::Unreachable(_)))) {
+                go_on_by_vouches(agent, tenure, vouched_at).await;
+            }
+            outcome
+        }
+        Err(_) => tokio::join!(renewal, go_on_by_vouches(agent, tenure, vouched_at)).0,
+    }
+}
+
+/// Two renewals in a row that take this long still fit into the fencing time.
+fn renewal_timeout(fence_ms: u64) -> Duration {
+    Duration::from_millis((fence_ms / 2).saturating_sub(500).max(500))
+}
+
+/// Lets the fencer wait for longer if enough peers promise not to seal against this term. What is known of the register
+/// must still name this pod, and PostgreSQL and the disk must have proved themselves, as for a renewal.
+async fn go_on_by_vouches(agent: &Agent, tenure: Tenure, vouched_at: &mut Option<Boottime>) {
+    let every = Duration::from_millis(agent.config().timings.renew_ms);
+    if vouched_at.is_some_and(|at| Boottime::now().since(at) < every) {
+        return;
+    }
+    let known = |agent: &Agent| agent.register.borrow().as_ref().map(|seen| seen.lease.register.clone());
+    let Some(register) = known(agent).filter(|register| still_holds(agent, register, tenure.term)) else { return };
+    let (asked_at, pods) = match ask_peers(agent, &register, tenure.term).await {
+        Ok(promised) => promised,
+        Err(error) => {
+            tracing::warn!(error = %error, "the peers do not vouch for this primary");
+            agent.set_going_on(Some(format!("the Lease can't be renewed, and the peers do not vouch: {error}")));
+            return;
+        }
+    };
+    let still = known(agent).is_some_and(|register| still_holds(agent, &register, tenure.term));
+    if !still || agent.led_term() != Some(tenure.term) || check_health(agent, tenure).is_err() {
+        return;
+    }
+    if let Err(error) = arm(agent, asked_at) {
+        tracing::error!(error = %error, "the fencer can't be told that the peers vouch");
+        return;
+    }
+    if vouched_at.replace(asked_at).is_none() {
+        tracing::warn!(by = ?pods, "the API server can't be reached; the peers vouch for this primary");
+    }
+    let by =
+        if pods.is_empty() { "there is no other instance".to_owned() } else { format!("{} vouch", pods.join(", ")) };
+    agent.set_going_on(Some(format!("the API server can't be reached; going on, since {by}")));
 }
 
 fn check_health(agent: &Agent, tenure: Tenure) -> Result<(), &'static str> {
@@ -189,28 +271,32 @@ fn check_health(agent: &Agent, tenure: Tenure) -> Result<(), &'static str> {
     if answered || now < tenure.excused_until { Ok(()) } else { Err("PostgreSQL did not answer a query") }
 }
 
-/// One instance wanted, no voter registered, and no slot: a slot is made before the first byte of a replica is copied.
-fn is_alone(agent: &Agent) -> bool {
-    let seen = agent.register.borrow().clone();
-    let voters = seen.is_none_or(|seen| {
-        !seen.lease.register.quorum_to_apply().voters.is_empty() || !seen.lease.register.quorum.voters.is_empty()
-    });
-    agent.config().instances == 1 && !voters && agent.sample().is_some_and(|sample| sample.slots.is_empty())
-}
-
 /// Writes `released`, if the register still names this pod in this term. PostgreSQL must be down.
 ///
 /// # Errors
 /// [`LeaseError`]; the Lease then runs out by itself.
 pub async fn release(agent: &Agent, term: Term) -> Result<(), LeaseError> {
-    for _ in 0..ATTEMPTS {
-        let seen = refresh(agent).await?;
+    release_at(agent, term, None).await
+}
+
+/// [`release`] with the position at which the WAL ended, where that is known.
+///
+/// # Errors
+/// [`LeaseError`].
+pub async fn release_at(agent: &Agent, term: Term, end: Option<Lsn>) -> Result<(), LeaseError> {
+    // What the last renewal left is current as a rule: the first try needs no read.
+    let mut known = agent.register.borrow().clone().filter(|seen| still_holds(agent, &seen.lease.register, term));
+    for _ in 0..=ATTEMPTS {
+        let seen = match known.take() {
+            Some(seen) => seen,
+            None => refresh(agent).await?,
+        };
         if !still_holds(agent, &seen.lease.register, term) {
             return Ok(());
         }
         let register = Register { released: true, ..seen.lease.register };
         let asked_at = Boottime::now();
-        match agent.store.replace(seen.lease.version, register, None).await {
+        match agent.store.replace(seen.lease.version, register, end).await {
             Ok(lease) => {
                 publish(agent, &Seen { lease, asked_at });
                 return Ok(());

@@ -75,6 +75,8 @@ pub enum LocalAction {
     Bootstrap,
     /// Write `released` into the register: this holder can't serve in this term.
     Release(String),
+    /// Checkpoint while serving, stop cleanly so that every replica has everything, then release.
+    HandOver(String),
     /// Start as the primary of the term that this data directory was already promoted in.
     StartPrimary,
     /// Start as a standby that follows `upstream`, or waits.
@@ -222,6 +224,15 @@ fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
             PostgresView::Stopped | PostgresView::Died => LocalAction::StartStandby { upstream: None },
         };
     }
+    // Alone there is nobody to hand over to.
+    if let Some(handover) = register.handover.as_ref().filter(|_| input.instances > 1) {
+        return match input.postgres {
+            PostgresView::Primary => LocalAction::HandOver(handover.reason.clone()),
+            // It was stopped for this, or died meanwhile: it does not come back in this term.
+            PostgresView::Stopped | PostgresView::Died => LocalAction::Release(handover.reason.clone()),
+            PostgresView::Standby { .. } => LocalAction::StopNow(handover.reason.clone()),
+        };
+    }
     match input.postgres {
         PostgresView::Primary => LocalAction::KeepPrimary,
         PostgresView::Stopped => LocalAction::StartPrimary,
@@ -248,8 +259,10 @@ fn decide_follower(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
     if input.diverged || (local.was_primary && local.term < input.register.term) {
         return LocalAction::Rejoin { upstream };
     }
+    // The same pod may hold a new term: its WAL must not count before that term is on disk here.
+    let entered = local.term >= input.register.term;
     match input.postgres {
-        PostgresView::Standby { upstream: Some(followed), .. } if *followed == upstream => {
+        PostgresView::Standby { upstream: Some(followed), .. } if *followed == upstream && entered => {
             LocalAction::KeepReplica { upstream }
         }
         PostgresView::Standby { .. } => LocalAction::SetUpstream { upstream: Some(upstream) },

@@ -1,6 +1,6 @@
 //! Every rule of [`super::decide_local`].
 
-use pgherd_core::register::{Holder, MemberId, Register, Term};
+use pgherd_core::register::{Handover, Holder, MemberId, Register, Term};
 
 use super::*;
 
@@ -275,4 +275,51 @@ fn a_member_that_was_not_chosen_does_not_become_primary_in_its_place() {
     let mut register = register(3, "c-1");
     register.holder.as_mut().unwrap().member = Some(MemberId("another".to_owned()));
     assert!(matches!(decide(&register, &ready(2, 0), &STANDBY), LocalAction::Release(_)));
+}
+
+fn handing_over(register: Register) -> Register {
+    Register { handover: Some(Handover { target: None, reason: "drained".to_owned() }), ..register }
+}
+
+#[test]
+fn a_holder_that_is_asked_to_hands_over_and_one_that_is_down_by_then_releases() {
+    let register = handing_over(register(3, "c-1"));
+    assert_eq!(decide(&register, &ready(3, 3), &PostgresView::Primary), LocalAction::HandOver("drained".to_owned()));
+    for postgres in [PostgresView::Stopped, PostgresView::Died] {
+        assert_eq!(decide(&register, &ready(3, 3), &postgres), LocalAction::Release("drained".to_owned()));
+    }
+}
+
+#[test]
+fn a_handover_changes_nothing_for_others_while_sealing_or_once_it_is_released() {
+    let asked = handing_over(register(3, "c-0"));
+    assert_eq!(
+        decide(&asked, &ready(3, 0), &following("c-0")),
+        LocalAction::KeepReplica { upstream: "c-0".to_owned() }
+    );
+    let sealing = Register { seal_term: Term(4), ..handing_over(register(3, "c-1")) };
+    assert!(is_stop(&decide(&sealing, &ready(3, 3), &PostgresView::Primary)));
+    let released = Register { released: true, ..handing_over(register(3, "c-1")) };
+    assert_eq!(decide(&released, &ready(3, 3), &PostgresView::Stopped), LocalAction::StartStandby { upstream: None });
+}
+
+#[test]
+fn the_only_instance_does_not_hand_over() {
+    let (register, data) = (handing_over(register(3, "c-1")), ready(3, 3));
+    let alone = LocalInput {
+        pod: "c-1",
+        pod_uid: "uid-c-1",
+        register: &register,
+        data: &data,
+        postgres: &PostgresView::Primary,
+        instances: 1,
+        diverged: false,
+    };
+    assert_eq!(decide_local(&alone), LocalAction::KeepPrimary);
+}
+
+#[test]
+fn a_new_term_of_the_same_pod_is_entered_before_its_wal_counts() {
+    let step = decide(&register(3, "c-0"), &ready(2, 0), &following("c-0"));
+    assert_eq!(step, LocalAction::SetUpstream { upstream: Some("c-0".to_owned()) });
 }

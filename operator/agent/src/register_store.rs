@@ -11,7 +11,7 @@ use pgherd_core::{
     lsn::Lsn,
     register::{LeaseView, Register},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Why the register could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,7 @@ pub trait RegisterStore: Send + Sync + 'static {
 pub struct MemoryRegister {
     state: Mutex<(Register, u64, Lsn)>,
     cut_off: AtomicBool,
+    hanging: watch::Sender<bool>,
     notify: Notify,
 }
 
@@ -89,6 +90,15 @@ impl MemoryRegister {
         self.cut_off.store(!reachable, Ordering::SeqCst);
     }
 
+    /// Lets every access wait for ever, or no longer.
+    pub fn set_hanging(&self, hanging: bool) {
+        self.hanging.send_replace(hanging);
+    }
+
+    async fn wait_while_hanging(&self) {
+        let _ = self.hanging.subscribe().wait_for(|hanging| !hanging).await;
+    }
+
     fn check_reachable(&self) -> Result<(), RegisterError> {
         if self.cut_off.load(Ordering::SeqCst) { Err(RegisterError::Unreachable("cut off".to_owned())) } else { Ok(()) }
     }
@@ -108,7 +118,10 @@ impl MemoryRegister {
 
 impl RegisterStore for std::sync::Arc<MemoryRegister> {
     fn read(&self) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
-        Box::pin(async move { self.check_reachable().map(|()| self.view()) })
+        Box::pin(async move {
+            self.wait_while_hanging().await;
+            self.check_reachable().map(|()| self.view())
+        })
     }
 
     fn replace(
@@ -117,7 +130,10 @@ impl RegisterStore for std::sync::Arc<MemoryRegister> {
         register: Register,
         lsn: Option<Lsn>,
     ) -> BoxFuture<'_, Result<LeaseView, RegisterError>> {
-        Box::pin(async move { self.swap(&version, register, lsn) })
+        Box::pin(async move {
+            self.wait_while_hanging().await;
+            self.swap(&version, register, lsn)
+        })
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {

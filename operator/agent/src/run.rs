@@ -8,19 +8,21 @@ use pgherd_core::instance::Phase;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
 use crate::{
-    actions::{describe_chain, stop},
+    actions::{describe_chain, divergent, stop},
     agent::Agent,
     archive,
     board::Board,
     fencer::Fencer,
+    gate::keep_gate,
     kubernetes_store::KubernetesRegister,
     layout::Layout,
     lease::{keep_renewing, watch_register},
-    probes, server,
+    leftovers, probes, server,
     settings::{observe_identity, read_config, watch_config},
     tls::apply_certificates,
     turn::turn,
@@ -117,25 +119,35 @@ pub fn run_agent(agent: Arc<Agent>, certificates: watch::Receiver<u64>) -> BoxFu
 }
 
 async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
-    for task in [
+    let _tasks = Tasks(vec![
         tokio::spawn(watch_register(Arc::clone(&agent))),
         tokio::spawn(keep_renewing(Arc::clone(&agent))),
         tokio::spawn(keep_sampling(Arc::clone(&agent))),
+        tokio::spawn(keep_gate(Arc::clone(&agent))),
         tokio::spawn(keep_proving_the_disk(Arc::clone(&agent))),
         tokio::spawn(server::serve(Arc::clone(&agent), certificates)),
         tokio::spawn(probes::serve(Arc::clone(&agent))),
         tokio::spawn(archive::serve(Arc::clone(&agent))),
         tokio::spawn(wake_on_ended_child(Arc::clone(&agent))),
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
-    ] {
-        drop(task);
-    }
+        tokio::spawn(leftovers::keep_bringing(Arc::clone(&agent))),
+    ]);
+    divergent::show_recorded(&agent);
     let _volume = tokio::select! {
         lock = lock_volume(&agent) => lock,
         () = agent.shutdown.cancelled() => None,
     };
     Box::pin(turn(&agent)).await;
     stop::shut_down(&agent).await;
+}
+
+/// End with whoever started them.
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
 }
 
 /// The volume's lock, on the file that the supervisor handed over as stdin; waits while another container has it. Without

@@ -20,7 +20,10 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use pgherd_core::instance::{AgentError, InstanceStatus, OPERATOR_CN, SealRequest};
+use pgherd_core::{
+    failsafe::Promise,
+    instance::{AgentError, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, SealRequest, VouchRequest},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -36,6 +39,7 @@ use crate::{
     agent::Agent,
     barrier::{BarrierError, pass_archive_barrier},
     tls::{build_server_config, parse_common_name},
+    vouch::{VouchError, vouch},
 };
 
 /// A TLS handshake may take this long.
@@ -110,6 +114,7 @@ fn build_router(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/status", get(show_status))
         .route("/v1/seal", post(post_seal))
+        .route("/v1/vouch", post(post_vouch))
         .route("/v1/archive-barrier", post(post_barrier))
         .route("/v1/wake", post(post_wake))
         .with_state(agent)
@@ -133,7 +138,9 @@ fn check_operator(client: &ClientName) -> Result<(), Refusal> {
 }
 
 async fn show_status(State(agent): State<Arc<Agent>>) -> Json<InstanceStatus> {
-    Json(agent.board.status())
+    let mut status = agent.board.status();
+    status.vouch = agent.vouches.show(status.member.as_ref());
+    Json(status)
 }
 
 async fn post_seal(
@@ -144,13 +151,34 @@ async fn post_seal(
     check_operator(&client)?;
     let report = seal(&agent, request.term).await.map_err(|error| {
         let code = match &error {
-            SealError::Promised { .. } | SealError::Leads(_) => StatusCode::CONFLICT,
+            SealError::Promised { .. } | SealError::Leads(_) | SealError::Vouching(_) => StatusCode::CONFLICT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         tracing::warn!(error = %error, term = %request.term, "not sealed");
         Refusal(code, error.to_string())
     })?;
     Ok(Json(report).into_response())
+}
+
+/// Any instance of the cluster may ask for a promise.
+async fn post_vouch(
+    State(agent): State<Arc<Agent>>,
+    Extension(client): Extension<ClientName>,
+    Json(request): Json<VouchRequest>,
+) -> Result<Json<Promise>, Refusal> {
+    if ![OPERATOR_CN, REPLICATION_ROLE].contains(&client.0.as_str()) {
+        return Err(Refusal(StatusCode::FORBIDDEN, "only the cluster's own instances may do this".to_owned()));
+    }
+    let promise = vouch(&agent, &request).await.map_err(|error| {
+        let code = match &error {
+            VouchError::Malformed(_) => StatusCode::BAD_REQUEST,
+            VouchError::Refused(_) => StatusCode::CONFLICT,
+            VouchError::Write { .. } | VouchError::Unreadable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        tracing::warn!(error = %describe_chain(&error), term = %request.term, pod = request.pod, "not vouched for");
+        Refusal(code, describe_chain(&error))
+    })?;
+    Ok(Json(promise))
 }
 
 async fn post_barrier(

@@ -42,6 +42,7 @@ pub fn show_sample(agent: &Agent, sample: &Sample) {
     agent.board.update(|status| {
         status.postgres_up = true;
         status.is_primary = !sample.in_recovery;
+        status.admits_clients = !sample.in_recovery && agent.gate.is_open(sample.generation);
         status.server_version = Some(sample.server_version);
         status.system_id = Some(sample.system_id.clone());
         status.received_lsn = sample.received;
@@ -50,6 +51,7 @@ pub fn show_sample(agent: &Agent, sample: &Sample) {
         status.receiver = receiver;
         status.standbys.clone_from(&sample.standbys);
         status.applied_quorum = applied;
+        status.cancelled_waits = if sample.in_recovery { 0 } else { agent.server.log().cancelled_waits() };
     });
 }
 
@@ -58,6 +60,7 @@ pub fn show_silence(agent: &Agent) {
     agent.board.update(|status| {
         status.postgres_up = false;
         status.is_primary = false;
+        status.admits_clients = false;
         status.receiver = None;
         status.standbys.clear();
         status.applied_quorum = None;

@@ -7,7 +7,7 @@ use pgherd_core::{instance::Phase, register::Register};
 use tokio::time::sleep;
 
 use crate::{
-    actions::{self, ActionError, data_dir::observe_data, describe_chain, stop},
+    actions::{self, ActionError, data_dir::observe_data, describe_chain, stop, volume},
     agent::Agent,
     lease::{LeaseError, refresh},
     machine::{DataView, LocalAction, LocalInput, PostgresView, decide_local},
@@ -22,6 +22,10 @@ use crate::{
 const TURN: Duration = Duration::from_millis(500);
 /// The longest pause after a step that failed.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
+/// The first pause when something else is waited for, such as the promotion of the instance to follow.
+const SOON: Duration = Duration::from_millis(100);
+/// So often only this long: commits wait for the standbys of a new primary.
+const SOON_TRIES: u32 = 20;
 /// The longest pause when something else is waited for.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
@@ -57,18 +61,24 @@ async fn beat_while_busy(agent: &Agent) {
 
 async fn step(agent: &Agent, failures: &mut u32) -> Duration {
     let _acting = agent.acting.lock().await;
-    let Err(error) = decide_and_act(agent).await else {
+    // What is tried again within moments is not said each time.
+    let Err(error) = decide_and_act(agent, failures.saturating_add(1).is_power_of_two()).await else {
         *failures = 0;
         return TURN;
     };
     *failures = failures.saturating_add(1);
     let phase = agent.board.status().phase;
     let text = describe_chain(&error);
-    tracing::warn!(error = %text, phase = ?phase, "a step failed; it is decided again");
+    if failures.is_power_of_two() {
+        tracing::warn!(error = %text, phase = ?phase, failures, "a step failed; it is decided again");
+    }
     // These need a person; everything else may well pass by itself.
     let hopeless = matches!(
         error,
-        ActionError::Bootstrap { .. } | ActionError::EndsAtOnce { .. } | ActionError::Program(ProgramError::NotFound)
+        ActionError::Bootstrap { .. }
+            | ActionError::EndsAtOnce { .. }
+            | ActionError::VolumeFull { .. }
+            | ActionError::Program(ProgramError::NotFound)
     ) || phase == Phase::Initializing;
     agent.board.say(if hopeless { Phase::Failed } else { phase }, text);
     // Another instance that is about to be promoted is asked again soon; a copy that failed is not begun again at once.
@@ -76,10 +86,14 @@ async fn step(agent: &Agent, failures: &mut u32) -> Duration {
         error,
         ActionError::NotYet(_) | ActionError::Upstream(_) | ActionError::Lease(_) | ActionError::Sql(_)
     );
-    TURN.saturating_mul(2_u32.saturating_pow((*failures).min(6))).min(if soon { MAX_WAIT } else { MAX_BACKOFF })
+    match (soon, *failures) {
+        (true, ..SOON_TRIES) => SOON,
+        (true, _) => MAX_WAIT,
+        (false, failures) => TURN.saturating_mul(2_u32.saturating_pow(failures.min(6))).min(MAX_BACKOFF),
+    }
 }
 
-async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
+async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
     let Some(seen) = agent.register.borrow().clone() else {
         let why =
             agent.register_error().map_or_else(String::new, |error| format!("the register can't be read: {error}"));
@@ -99,16 +113,20 @@ async fn decide_and_act(agent: &Agent) -> Result<(), ActionError> {
     if agent.led_term().is_some() && !is_for_primaries(&action) {
         stop::stop_now(agent, "this pod is not primary any more").await;
     }
-    if !matches!(
+    let is_idle = matches!(
         action,
         LocalAction::KeepPrimary | LocalAction::KeepReplica { .. } | LocalAction::Wait(_) | LocalAction::Fail(_)
-    ) {
+    );
+    if say && !is_idle {
         tracing::info!(action = ?action, term = %register.term, "next step");
     }
     if matches!(action, LocalAction::StartPrimary | LocalAction::StartStandby { .. })
         && let Some(left) = agent.server.restart_pause().await
     {
         return Err(ActionError::EndsAtOnce { seconds: left.as_secs() + 1 });
+    }
+    if action == LocalAction::StartPrimary {
+        volume::validate_room(&agent.layout)?;
     }
     Box::pin(actions::execute(agent, &register, action)).await
 }
@@ -152,6 +170,7 @@ pub fn is_for_primaries(action: &LocalAction) -> bool {
             | LocalAction::Promote
             | LocalAction::StopNow(_)
             | LocalAction::Release(_)
+            | LocalAction::HandOver(_)
     )
 }
 

@@ -24,12 +24,18 @@ use crate::{
 
 /// PostgreSQL is asked this often.
 const SAMPLE_EVERY: Duration = Duration::from_millis(400);
+/// While it starts: who waits for it is told at once.
+const SAMPLE_STARTING: Duration = Duration::from_millis(100);
+/// A start that takes longer than so many questions is a recovery.
+const STARTING_TRIES: u32 = 50;
 
 /// Samples PostgreSQL and keeps the status current; never ends.
 pub async fn keep_sampling(agent: Arc<Agent>) {
     let mut session: Option<(u64, Session)> = None;
+    let (mut answered, mut tries) = (0, (0, 0_u32));
     loop {
         let generation = agent.server.generation();
+        let mut pause = SAMPLE_EVERY;
         if session.as_ref().is_some_and(|(of, _)| *of != generation) {
             session = None;
         }
@@ -37,15 +43,23 @@ pub async fn keep_sampling(agent: Arc<Agent>) {
             Some(sample) => {
                 status::show_sample(&agent, &sample);
                 agent.publish_sample(sample);
+                if answered != generation {
+                    answered = generation;
+                    agent.wake.notify_one();
+                }
             }
             None => {
                 session = None;
                 if agent.sample().is_none() {
                     status::show_silence(&agent);
                 }
+                tries = if tries.0 == generation { (generation, tries.1.saturating_add(1)) } else { (generation, 0) };
+                if answered != generation && agent.role().is_some() && tries.1 < STARTING_TRIES {
+                    pause = SAMPLE_STARTING;
+                }
             }
         }
-        sleep(SAMPLE_EVERY).await;
+        sleep(pause).await;
     }
 }
 

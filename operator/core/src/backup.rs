@@ -8,7 +8,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, timeline::TimelineId};
+use crate::{
+    lsn::Lsn,
+    register::{MemberId, Term},
+    timeline::TimelineId,
+};
 
 /// An S3-compatible store. Secrets are files: only their folder is named here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +76,13 @@ impl ClusterLocation {
         format!("{}/base/{id}/", self.root())
     }
 
+    /// Key prefix, with a slash at its end, of the WAL that a former primary held beyond the history. It never mixes with
+    /// the archive: its segments' names may be taken there.
+    #[must_use]
+    pub fn divergent_prefix(&self, term: Term, member: &MemberId) -> String {
+        format!("{}/divergent/{term}-{member}/", self.root())
+    }
+
     /// Key of an archived WAL file: a segment (also `.partial` and `.backup`) or a `.history`.
     #[must_use]
     pub fn wal_key(&self, name: &str) -> String {
@@ -116,6 +127,12 @@ pub struct BackupRecord {
     pub stored_bytes: u64,
     /// WAL segment size in bytes.
     pub wal_segment_bytes: u64,
+    /// SHA-256 of `index.json.zst`, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_sha256: Option<String>,
+    /// SHA-256 of this record as compact JSON with sorted keys and without this field, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
 }
 
 /// One tar archive of a backup: the data directory (`base`) or a tablespace (its OID).

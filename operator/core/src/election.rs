@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     instance::SealReport,
+    lineage::same_promotion,
     lsn::Lsn,
     quantity::render_bytes,
     quorum::proves,
@@ -83,11 +84,9 @@ pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) 
     let winner = if register.quorum.acks > 0 { ballot.with_quorum() } else { ballot.without_quorum(rules) };
     match winner {
         Ok(winner) => {
-            let loss = if register.quorum.acks > 0 || ballot.is_holder(winner) {
-                0
-            } else {
-                rules.last_lsn.bytes_since(reach(winner))
-            };
+            // A pending set with W = 0 is applied by the primary before it is committed: then commits waited for nobody.
+            let promised = register.quorum.acks > 0 && register.quorum_to_apply().acks > 0;
+            let loss = if promised || ballot.is_holder(winner) { 0 } else { rules.last_lsn.bytes_since(reach(winner)) };
             Election::Winner {
                 winner: winner.clone(),
                 candidates: ballot.verdicts(Some(winner)),
@@ -181,6 +180,11 @@ impl<'a> Ballot<'a> {
         self.register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member)
     }
 
+    fn is_target(&self, report: &SealReport) -> bool {
+        let target = self.register.handover.as_ref().and_then(|handover| handover.target.as_deref());
+        target == Some(report.pod.as_str())
+    }
+
     fn is_registered(&self, report: &SealReport) -> bool {
         self.voters().any(|voter| voter.member == report.member)
     }
@@ -190,7 +194,7 @@ impl<'a> Ballot<'a> {
     }
 
     fn voters(&self) -> impl Iterator<Item = &'a Voter> {
-        self.register.quorum.voters.iter().chain(self.register.pending.iter().flat_map(|pending| &pending.voters))
+        self.register.sets().flat_map(|set| &set.voters)
     }
 
     /// Registered voters that did not seal, each once, in order.
@@ -259,6 +263,9 @@ impl<'a> Ballot<'a> {
             {
                 format!("the former primary, {} away: the voters do without it", render_bytes(bytes))
             }
+            Relation::Same if self.is_target(winner) => {
+                format!("level with {}, which the switchover asks for", winner.pod)
+            }
             Relation::Same => format!("level with {}, which comes first by its name", winner.pod),
             Relation::Behind { bytes: 0 } => format!("level with {}, but on an older timeline", winner.pod),
             Relation::Behind { bytes } => format!("{} behind {}", render_bytes(bytes), winner.pod),
@@ -274,12 +281,14 @@ impl<'a> Ballot<'a> {
 }
 
 /// The order of candidates on one history, the greatest wins: the timeline, how far it reaches; then anyone before the
-/// holder that is being replaced, then the lowest ordinal.
-type Rank<'a> = (TimelineId, Lsn, bool, Reverse<(u64, &'a str)>);
+/// holder that is being replaced, then whom a handover asks for, then the lowest ordinal.
+type Rank<'a> = (TimelineId, Lsn, bool, bool, Reverse<(u64, &'a str)>);
 
 fn rank<'a>(register: &Register, report: &'a SealReport) -> Rank<'a> {
     let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member);
-    (report.history.timeline, reach(report), !holder, Reverse(pod_order(&report.pod)))
+    let target = register.handover.as_ref().and_then(|handover| handover.target.as_deref());
+    let preferred = target == Some(report.pod.as_str());
+    (report.history.timeline, reach(report), !holder, preferred, Reverse(pod_order(&report.pod)))
 }
 
 /// Those that are on the cluster's history, as far as the others show it.
@@ -301,15 +310,19 @@ fn on_history<'a>(register: &Register, standing: &[&'a SealReport]) -> Vec<&'a S
     kept
 }
 
-/// True when each holds something that the other does not. A promotion that nobody followed can have taken the number of
-/// the current term's timeline; whoever is on that number and has never followed the current term is on the other one.
-/// Term 0 never followed anybody: it is a fresh copy.
+/// True when each holds something that the other does not, or may: switch points differ, or two promotions have taken one
+/// number, which positions don't show. Term 0 never followed anybody: it is a fresh copy.
 fn parted(register: &Register, report: &SealReport, newer: &SealReport) -> bool {
     let timeline = report.history.timeline;
-    let same_number = register.timeline == Some(timeline) && newer.history.timeline == timeline;
-    let other_branch = same_number && (Term(1)..register.term).contains(&report.term) && newer.term >= register.term;
+    let same_number = newer.history.timeline == timeline && report.term > Term(0);
+    let other_branch = || match same_promotion(register, timeline, report.term, newer.term) {
+        Some(same) => !same,
+        // Not remembered. At least, who is on the number of the current term's timeline and has never followed the
+        // current term is on another one.
+        None => register.timeline == Some(timeline) && report.term < register.term && newer.term >= register.term,
+    };
     let relation = report.history.compare(reach(report), &newer.history, reach(newer));
-    other_branch || matches!(relation, Relation::Diverged { .. })
+    matches!(relation, Relation::Diverged { .. }) || (same_number && other_branch())
 }
 
 /// Pods in the order of people: `shop-2` before `shop-10`.

@@ -4,13 +4,17 @@
 //! could not be reached is data. That is what lets a property test or a model check drive every decision.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod backup;
 pub mod conditions;
 pub mod election;
 pub mod failover;
+pub mod failsafe;
 pub mod instance;
+pub mod lineage;
 pub mod lsn;
 pub mod pg;
+pub mod preferred;
 pub mod quantity;
 pub mod quorum;
 pub mod register;

@@ -116,7 +116,7 @@ pub fn commit_pending(register: &Register, applied: &AppliedQuorum) -> Option<Qu
 #[must_use]
 pub fn after_promotion(register: &Register, winner: &MemberId) -> Quorums {
     let quorum = folded(register);
-    let acks = register.quorum.acks.max(register.pending.as_ref().map_or(0, |pending| pending.acks));
+    let acks = register.strictest_acks();
     let voters = quorum.voters.iter().filter(|voter| voter.member != *winner).cloned().collect();
     let pending = VoterSet { voters, acks };
     let pending = (pending != quorum).then_some(pending);

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, timeline::TimelineId};
+use crate::{election::CandidateVerdict, lineage::Fork, lsn::Lsn, timeline::TimelineId};
 
 /// Annotation of the Lease that holds the [`Register`] as JSON.
 pub const REGISTER_ANNOTATION: &str = "pgherd.dev/register";
@@ -109,6 +109,9 @@ pub struct Register {
     /// the new voters an election must satisfy both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<VoterSet>,
+    /// How the last terms began, oldest first: tells timelines of the same number apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forks: Vec<Fork>,
     /// The holder is asked to stop and release, because the role is to move on purpose. Gone with the next claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<Handover>,
@@ -143,6 +146,35 @@ pub struct FailoverNote {
     /// When the winner was written into the register, likewise; None before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claimed_at_ms: Option<i64>,
+    /// What kind of failover it is, for metrics.
+    #[serde(default)]
+    pub kind: FailoverKind,
+    /// Who stood, once the winner was written; at most ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<CandidateVerdict>,
+    /// Bytes that may be lost, once the winner was written; None while, or because, nobody can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub possible_loss_bytes: Option<u64>,
+}
+
+/// What set a failover off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FailoverKind {
+    /// The holder said that its PostgreSQL is down.
+    Released,
+    /// The Lease was not renewed.
+    LeaseExpired,
+    /// Nobody hears the holder.
+    Silent,
+    /// The holder's pod is gone.
+    PodGone,
+    /// A planned change of the holder.
+    Switchover,
+    /// Somebody promoted an instance by hand while no quorum could be had.
+    Forced,
+    /// Not known any more.
+    #[default]
+    Unknown,
 }
 
 impl Register {
@@ -150,6 +182,17 @@ impl Register {
     #[must_use]
     pub fn quorum_to_apply(&self) -> &VoterSet {
         self.pending.as_ref().unwrap_or(&self.quorum)
+    }
+
+    /// The sets in force: the committed one, and the pending one while there is one.
+    pub fn sets(&self) -> impl Iterator<Item = &VoterSet> {
+        [Some(&self.quorum), self.pending.as_ref()].into_iter().flatten()
+    }
+
+    /// W of the stricter of the sets in force.
+    #[must_use]
+    pub fn strictest_acks(&self) -> u32 {
+        self.sets().map(|set| set.acks).max().unwrap_or(0)
     }
 
     /// True while a failover has sealed the voters but nobody has claimed the next term.

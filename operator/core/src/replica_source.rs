@@ -23,7 +23,7 @@ pub struct CostLimits {
 
 impl Default for CostLimits {
     fn default() -> Self {
-        Self { max_wal_bytes: 10 << 30, max_wal_percent: 30, always_wal_bytes: 256 << 20 }
+        Self { max_wal_bytes: 10 << 30, max_wal_percent: 30, always_wal_bytes: 1 << 30 }
     }
 }
 

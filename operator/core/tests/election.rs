@@ -4,6 +4,7 @@
 use pgherd_core::{
     election::{Election, ElectionRules, elect},
     instance::SealReport,
+    lineage::{Fork, register_forked},
     lsn::Lsn,
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
     timeline::{HistoryEntry, TimelineHistory, TimelineId},
@@ -167,6 +168,31 @@ fn of_an_abandoned_branch_the_part_before_it_counts() {
     let behind = |lsn| SealReport { history: history(2, &[(1, 100)]), ..report(2, lsn) };
     assert_eq!(winner(&register(set(&[1, 2], 1)), &[phantom.clone(), behind(150)]).0, "shop-1");
     assert_eq!(winner(&register(set(&[1, 2], 1)), &[phantom, behind(250)]).0, "shop-2");
+}
+
+/// The terms 3 and 4 were both claimed on timeline 2 and have both opened a timeline 3, at one and the same position.
+fn with_two_timelines_3(register: Register) -> Register {
+    let fork = |term| Fork { term: Term(term), parent_term: Term(2), parent_timeline: TimelineId(2) };
+    register_forked(register_forked(register, fork(3)), fork(4))
+}
+
+/// Found by the model: the operator had not recorded the timeline of term 4 when its primary was lost.
+#[test]
+fn a_phantom_loses_although_the_timeline_of_the_current_term_was_never_recorded() {
+    let phantom = SealReport { term: Term(3), ..report(1, 9000) };
+    let unrecorded = Register { timeline: None, ..with_two_timelines_3(register(set(&[1, 3, 4], 2))) };
+    assert_eq!(winner(&unrecorded, &[phantom, report(3, 300)]).0, "shop-3");
+}
+
+/// Found by the model: term 5 was claimed and never led, and with it what was recorded of term 4 was forgotten.
+#[test]
+fn a_phantom_loses_although_a_later_claim_came_to_nothing() {
+    let phantom = SealReport { term: Term(3), sealed_term: Term(6), ..report(1, 9000) };
+    let holds_the_commit = SealReport { sealed_term: Term(6), ..report(3, 300) };
+    let before = with_two_timelines_3(register(set(&[1, 3, 4], 2)));
+    let fork = Fork { term: Term(5), parent_term: Term(4), parent_timeline: TimelineId(3) };
+    let failed = register_forked(Register { term: Term(5), seal_term: Term(6), timeline: None, ..before }, fork);
+    assert_eq!(winner(&failed, &[phantom, holds_the_commit]).0, "shop-3");
 }
 
 #[test]

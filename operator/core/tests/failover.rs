@@ -9,7 +9,7 @@ use pgherd_core::{
         FailoverInput, Observation, PodView, Probe, Step, Suspicion, SuspicionReason, decide_step, decide_suspicion,
         register_bootstrapped, register_claimed, register_observed, register_regranted, register_sealed,
     },
-    instance::{InstanceStatus, Phase, Receiver, SealReport, Timings},
+    instance::{InstanceStatus, Phase, Receiver, SealReport, Timings, Vouch},
     lsn::Lsn,
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
     timeline::{TimelineHistory, TimelineId},
@@ -60,6 +60,13 @@ impl Scene {
     fn lose(&mut self, ordinal: u32) {
         let view = self.pods.get_mut(&format!("c-{ordinal}")).expect("the pod");
         view.probe = Probe::Unreachable;
+    }
+
+    fn vouch(&mut self, ordinal: u32, term: u64, remaining_ms: u64) {
+        let view = self.pods.get_mut(&format!("c-{ordinal}")).expect("the pod");
+        if let Probe::Reachable(status) = &mut view.probe {
+            status.vouch = Some(Vouch { term: Term(term), member: status.member.clone(), remaining_ms });
+        }
     }
 
     fn silence(&mut self, silent_ms: u64) {
@@ -140,6 +147,56 @@ fn an_unchanged_lease_is_suspected_after_the_take_over_time_and_the_delay() {
     assert_eq!(scene.suspicion(), Suspicion::Suspect { reason: SuspicionReason::LeaseExpired, detect_ms: 12_000 });
     scene.delay_ms = 1;
     assert!(matches!(scene.suspicion(), Suspicion::Watching { .. }));
+}
+
+#[test]
+fn a_primary_that_its_peers_vouch_for_keeps_its_label_until_the_promises_lapse() {
+    for acks in [0, 1] {
+        let mut scene = Scene::new(acks);
+        scene.lease_ms = 60_000;
+        scene.vouch(1, 2, 1);
+        match scene.step(None) {
+            Step::Wait { why, .. } => assert!(why.contains("vouched for by c-1"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        scene.vouch(1, 2, 0);
+        assert!(matches!(scene.step(None), Step::Seal { reason: SuspicionReason::LeaseExpired, .. }));
+        scene.vouch(1, 1, 9_000);
+        assert!(matches!(scene.step(None), Step::Seal { .. }), "a promise to an earlier term says nothing");
+    }
+}
+
+#[test]
+fn vouchers_that_an_election_can_do_without_do_not_hold_it_up() {
+    let mut scene = Scene::new(2);
+    scene.register.quorum.voters.push(Voter { member: member(3), pod: "c-3".into() });
+    scene.lease_ms = 12_000;
+    scene.vouch(1, 2, 9_000);
+    assert!(matches!(scene.suspicion(), Suspicion::Suspect { reason: SuspicionReason::LeaseExpired, .. }));
+    scene.vouch(2, 2, 9_000);
+    assert!(matches!(scene.suspicion(), Suspicion::Watching { .. }));
+}
+
+#[test]
+fn a_released_lease_is_suspected_whoever_vouches() {
+    let mut scene = Scene::new(1);
+    scene.vouch(1, 2, 9_000);
+    scene.register.released = true;
+    assert_eq!(scene.suspicion(), Suspicion::Suspect { reason: SuspicionReason::Released, detect_ms: 0 });
+}
+
+#[test]
+fn a_silent_or_vanished_primary_that_is_vouched_for_is_watched_but_nothing_leads_to_a_vanished_pod_for_ever() {
+    let mut scene = Scene::new(1);
+    scene.lose(0);
+    scene.silence(9_000);
+    scene.unreachable_ms = 9_000;
+    scene.vouch(2, 2, 9_000);
+    assert!(matches!(scene.suspicion(), Suspicion::Watching { .. }));
+    scene.pods.remove("c-0");
+    assert!(matches!(scene.suspicion(), Suspicion::Watching { .. }));
+    scene.lease_ms = 12_000;
+    assert!(matches!(scene.suspicion(), Suspicion::Suspect { .. }));
 }
 
 #[test]

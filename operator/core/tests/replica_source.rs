@@ -28,6 +28,8 @@ fn backup(id: &str, timeline: u32, start: u64, stop: u64) -> BackupRecord {
         tar_bytes: 2048 * MIB,
         stored_bytes: 512 * MIB,
         wal_segment_bytes: 16 * MIB,
+        index_sha256: None,
+        checksum: None,
     }
 }
 
@@ -95,9 +97,9 @@ fn other_systems_versions_formats_and_backups_from_ahead_are_refused() {
 #[test]
 fn too_much_wal_makes_an_instance_the_better_source_unless_the_user_insists() {
     let backups = [backup("a", 2, 110 * MIB, 111 * MIB)];
-    let far = 110 * MIB + 700 * MIB;
+    let far = 110 * MIB + 1100 * MIB;
     let reason = refused(choose(&backups, far, ReplicaSourcePolicy::Auto));
-    assert!(reason.contains("700 MiB") && reason.contains("614 MiB"), "{reason}");
+    assert!(reason.contains("1.1 GiB") && reason.contains("more than 1 GiB"), "{reason}");
     assert!(matches!(choose(&backups, far, ReplicaSourcePolicy::Backup), Source::Backup { .. }));
     assert!(matches!(choose(&backups, far, ReplicaSourcePolicy::Instance), Source::Instance { .. }));
 }

@@ -19,7 +19,8 @@ use std::{
 
 use jiff::Timestamp;
 use pgherd_stream::{
-    backup::{BackupError, BackupOptions, BackupProgress, run_backup},
+    backup::{BackupError, BackupOptions, BackupOwner, BackupProgress, run_backup},
+    process::build_runtime,
     replication::ConnectOptions,
     store::ObjectStore,
     tls::PostgresTls,
@@ -60,7 +61,7 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
             return Err(error.into());
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = build_runtime()?;
     let outcome = runtime.block_on(perform(&config));
     write_outcome(&outcome);
     // Threads that still compress or wait for a name must not delay the end.
@@ -109,7 +110,8 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
         let cancel = cancel.clone();
         tokio::spawn(async move { reporter.report_progress(receiver, cancel).await })
     });
-    let options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
+    let mut options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
+    options.owner = Some(BackupOwner { id: config.backup_uid.clone(), attempt: config.attempt });
     let outcome = run_backup(options, sender, cancel.clone()).await;
     // The sender is gone, so the task ends by itself; the last status must come after its last patch.
     cancel.cancel();
@@ -137,7 +139,7 @@ async fn probe(config: &BackupJobConfig) -> Result<(), BackupError> {
 }
 
 /// SIGTERM and SIGINT end the backup: its uploads are aborted, nothing stays visible.
-fn cancel_on_signal(cancel: &CancellationToken) {
+pub(crate) fn cancel_on_signal(cancel: &CancellationToken) {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         match signal(kind) {
             Ok(mut signals) => {

@@ -1,6 +1,7 @@
-//! What runs inside Job pods.
+//! What runs inside Job pods, and the same by hand.
 
 pub mod backup;
+pub mod standalone;
 
 use std::process::ExitCode;
 

@@ -3,6 +3,7 @@
 pub mod agent_client;
 pub mod apply;
 pub mod events;
+pub mod nodes;
 pub mod owner;
 pub mod register;
 pub mod scope;

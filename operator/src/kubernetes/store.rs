@@ -29,7 +29,7 @@ use pgherd_crds::{
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use super::scope::Scope;
+use super::{nodes::Nodes, scope::Scope};
 use crate::telemetry::error_chain;
 
 /// All stores.
@@ -50,6 +50,7 @@ pub struct Stores {
     pub role_bindings: Store<RoleBinding>,
     pub budgets: Store<PodDisruptionBudget>,
     pub network_policies: Store<NetworkPolicy>,
+    pub nodes: Nodes,
 }
 
 /// The tasks that fill the stores; dropping them ends the watches.
@@ -60,6 +61,8 @@ impl Stores {
     #[must_use]
     pub fn start(client: &Client, scope: &Scope) -> (Self, Watches) {
         let mut starter = Starter { client, scope, tasks: JoinSet::new() };
+        let (nodes, watch_nodes) = Nodes::start(client);
+        starter.tasks.spawn(watch_nodes);
         let stores = Self {
             clusters: starter.start(None),
             schedules: starter.start(None),
@@ -75,6 +78,7 @@ impl Stores {
             role_bindings: starter.start_owned(),
             budgets: starter.start_owned(),
             network_policies: starter.start_owned(),
+            nodes,
         };
         (stores, Watches(starter.tasks))
     }
@@ -96,6 +100,8 @@ impl Stores {
             role_bindings,
             budgets,
             network_policies,
+            // It may never be filled, where the operator has no right to read nodes.
+            nodes: _,
         } = self;
         wait(clusters).await;
         wait(schedules).await;

@@ -9,3 +9,11 @@ pub fn start() {
     // Fails only if a subscriber is set already, which then serves as well.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
+
+/// Starts logging for a command whose standard output is its result: warnings and what is asked for, on standard error.
+pub fn start_on_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).finish();
+    // Fails only if a subscriber is set already, which then serves as well.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}

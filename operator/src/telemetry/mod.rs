@@ -1,5 +1,6 @@
 //! Logs and metrics. No secret goes into either: errors are logged as their chain of messages only.
 
+pub mod clusters;
 pub mod logs;
 pub mod metrics;
 

@@ -3,7 +3,12 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use pgherd_core::backup::{BackupLocation, BackupRecord, ClusterLocation};
 
-use crate::store::{ObjectStore, StoreError};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    manifest::render_hex,
+    store::{ObjectStore, StoreError},
+};
 
 /// The format of `backup.json` that is read and written here.
 pub const RECORD_FORMAT: u32 = 1;
@@ -138,15 +143,24 @@ pub async fn read_record(
 #[derive(serde::Deserialize)]
 struct FormatOnly {
     format: u32,
+    #[serde(default)]
+    encryption: Option<serde_json::Value>,
 }
 
 fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<BackupRecord, String> {
     // The format is read first, so that a record of a later version is named as such and not as malformed.
-    let FormatOnly { format } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let FormatOnly { format, encryption } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if format != RECORD_FORMAT {
         return Err(format!("it has format {format}, known is {RECORD_FORMAT}"));
     }
+    if encryption.is_some() {
+        return Err("the backup is encrypted, which this version does not read".to_owned());
+    }
     let record: BackupRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let found = checksum_of(serde_json::from_slice(bytes).map_err(|error| error.to_string())?);
+    if record.checksum.as_ref().is_some_and(|stated| *stated != found) {
+        return Err("it does not fit its own checksum".to_owned());
+    }
     if record.id != id {
         return Err(format!("it says it is backup {}", record.id));
     }
@@ -154,6 +168,37 @@ fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<Ba
         return Err(format!("it belongs to the database system {}", record.system_id));
     }
     Ok(record)
+}
+
+/// What belongs into a record's `checksum`.
+///
+/// # Errors
+/// When the record cannot be written as JSON.
+pub fn render_checksum(record: &BackupRecord) -> Result<String, serde_json::Error> {
+    serde_json::to_value(record).map(checksum_of)
+}
+
+/// Of the JSON and not of the fields that are known here: a later version may add some.
+fn checksum_of(mut record: serde_json::Value) -> String {
+    if let Some(fields) = record.as_object_mut() {
+        fields.remove("checksum");
+    }
+    render_hex(&Sha256::digest(canonical(&record).as_bytes()))
+}
+
+/// Compact JSON with sorted keys, however the parser keeps them.
+fn canonical(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let sorted: std::collections::BTreeMap<_, _> = fields.iter().collect();
+            let field = |(key, value): (&String, &serde_json::Value)| {
+                format!("{}:{}", serde_json::Value::String(key.clone()), canonical(value))
+            };
+            format!("{{{}}}", sorted.into_iter().map(field).collect::<Vec<_>>().join(","))
+        }
+        serde_json::Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        plain => plain.to_string(),
+    }
 }
 
 /// Names of digits only: the database systems of a cluster.
@@ -182,6 +227,7 @@ mod tests {
         let parse = |text: &str| parse_record(text.as_bytes(), &location, "a").unwrap_err();
         assert!(parse(r#"{"format": 9, "chunks": []}"#).contains("format 9"));
         assert!(parse("{").contains("EOF"));
+        assert!(parse(r#"{"format": 1, "encryption": {"method": "age"}}"#).contains("encrypted"));
         let record = r#"{"format":1,"id":"a","cluster":"c","systemId":"8","serverVersion":150013,"timeline":1,"startLsn":"0/1",
             "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
             "walSegmentBytes":16777216}"#;

@@ -3,8 +3,8 @@
 //! Every frame but an archive's last holds [`FRAME_BYTES`] of input, its content size and a checksum. Concatenated
 //! frames are one legal zstd stream, so `zstd -dc` reads them; alone, each can be fetched and decoded by itself.
 //!
-//! Memory: `workers + 1` slots, each with one input buffer of 4 MiB, one output buffer of at most
-//! `zstd_compress_bound(4 MiB)` (touched only as far as the frame is long) and a compression context. A slot is free again
+//! Memory: `workers + 1` slots, each with one input buffer of 2 MiB, one output buffer of at most
+//! `zstd_compress_bound(2 MiB)` (touched only as far as the frame is long) and a compression context. A slot is free again
 //! when its frame is dropped; until then the writer waits. Nothing else is queued.
 
 use std::io;
@@ -13,7 +13,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use zstd::bulk::{Compressor, Decompressor};
 
 /// Input bytes of one frame.
-pub const FRAME_BYTES: usize = 4 << 20;
+pub const FRAME_BYTES: usize = 2 << 20;
 
 /// Why frames could not be made or read.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,8 @@ pub mod clone;
 pub mod frames;
 pub mod index;
 pub mod manifest;
+pub mod process;
+pub mod prune;
 pub mod replication;
 pub mod restore;
 pub mod store;

@@ -43,13 +43,17 @@ pub async fn build(agent: &Agent, register: &Register, pod: &str) -> Result<(), 
     let upstream = follow::locate(agent, pod);
     let (session, theirs) = follow::meet_primary(agent, register, &upstream).await?;
     let slot_lsn = session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+    let again = data_dir::observe_reason(&agent.layout);
     data_dir::clear(&agent.layout)?;
-    data_dir::mark(&agent.layout, Purpose::Copy)?;
+    data_dir::mark_because(&agent.layout, Purpose::Copy, again.clone())?;
     let started = Instant::now();
     let mut report = match choose_source(agent, &theirs, slot_lsn).await {
         Ok(chosen) => restore_or_fall_back(agent, &upstream, chosen).await?,
         Err(reason) => copy_instance(agent, &upstream, reason).await?,
     };
+    if let Some(again) = again {
+        report.reason = format!("{again}; {}", report.reason);
+    }
     report.took_ms = u64::try_from(started.elapsed().as_millis()).ok();
     tracing::info!(source = %report.source, from = %report.from, reason = %report.reason, "the data directory was made");
     data_dir::complete(agent, &LocalState::new_member(), &theirs.system_id)?;

@@ -33,6 +33,9 @@ pub enum Purpose {
 #[derive(Serialize, Deserialize)]
 struct Marker {
     purpose: Purpose,
+    /// Why a new copy is needed, where there was one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
 }
 
 /// Looks at the data directory and shows what it says of itself.
@@ -75,9 +78,29 @@ fn is_empty(folder: &Path) -> Result<bool, ActionError> {
 /// # Errors
 /// [`ActionError::Files`].
 pub fn mark(layout: &Layout, purpose: Purpose) -> Result<(), ActionError> {
+    mark_because(layout, purpose, None)
+}
+
+/// [`mark`] with the reason, which outlasts a restart.
+///
+/// # Errors
+/// [`ActionError::Files`].
+pub fn mark_because(layout: &Layout, purpose: Purpose, why: Option<String>) -> Result<(), ActionError> {
     let path = layout.building_marker();
-    let text = serde_json::to_vec(&Marker { purpose }).unwrap_or_default();
+    let text = serde_json::to_vec(&Marker { purpose, why }).unwrap_or_default();
     write_durably(&path, &text).map_err(|source| ActionError::Files { action: "write", path, source })
+}
+
+fn read_marker(layout: &Layout) -> Option<Marker> {
+    serde_json::from_slice(&fs::read(layout.building_marker()).ok()?).ok()
+}
+
+/// Why the data directory that was here is made anew; an interrupted pg_rewind is a reason as well.
+#[must_use]
+pub fn observe_reason(layout: &Layout) -> Option<String> {
+    let marker = read_marker(layout)?;
+    let interrupted = || (marker.purpose == Purpose::Rewind).then(|| "pg_rewind was interrupted".to_owned());
+    marker.why.clone().or_else(interrupted)
 }
 
 /// Writes who the data directory is and removes the marker: from here on it may be started.
@@ -105,7 +128,7 @@ pub fn clear(layout: &Layout) -> Result<(), ActionError> {
     if is_empty(&layout.pgdata)? {
         return Ok(());
     }
-    let marker = fs::read(layout.building_marker()).ok().and_then(|text| serde_json::from_slice::<Marker>(&text).ok());
+    let marker = read_marker(layout);
     let is_copy = |marker: Marker| match marker.purpose {
         Purpose::Copy => true,
         // Nobody could write to it either; the first one is kept for whoever wants to know what went wrong.

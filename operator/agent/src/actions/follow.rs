@@ -4,12 +4,17 @@
 
 use std::time::Duration;
 
-use pgherd_core::{instance::Phase, lsn::Lsn, register::Register, timeline::TimelineHistory};
+use pgherd_core::{
+    instance::Phase,
+    lsn::Lsn,
+    register::{Register, Term},
+    timeline::{TimelineHistory, TimelineId},
+};
+use tokio::time::Instant;
 
-use super::{ActionError, data_dir, rejoin};
+use super::{ActionError, data_dir, rejoin, replay_end::await_replay_end, volume};
 use crate::{
     agent::Agent,
-    clock::Boottime,
     layout::slot_name,
     local_state::{LocalState, LocalStateError},
     postgres::{
@@ -26,6 +31,10 @@ use crate::{
 
 /// A standby that does not stream for this long is compared with the holder again.
 const CHECK_AFTER: Duration = Duration::from_secs(10);
+/// The holder's promotion is waited for in one step for so long; a seal request waits longer for a step to end.
+const PROMOTION: Duration = Duration::from_secs(1);
+/// What was received must be replayed within this time before somebody else is followed.
+const SETTLE: Duration = Duration::from_secs(3);
 /// A standby whose WAL the holder no longer has, and that got none elsewhere for this long, is built anew.
 const REBUILD_AFTER: Duration = Duration::from_secs(60);
 
@@ -46,6 +55,7 @@ pub async fn meet_primary(
     upstream: &Upstream,
 ) -> Result<(UpstreamSession, UpstreamState), ActionError> {
     let session = UpstreamSession::connect(upstream, &agent.layout.tls()).await?;
+    session.await_writes(PROMOTION).await?;
     let state = session.observe().await?;
     if register.system_id.as_ref().is_some_and(|expected| *expected != state.system_id) {
         return Err(ActionError::NotYet(format!("{} runs another database system: {}", upstream.pod, state.system_id)));
@@ -56,21 +66,23 @@ pub async fn meet_primary(
     Ok((session, state))
 }
 
-/// What this data directory holds: from the running server if it answers, else from pg_control.
+/// What this data directory holds: from the running server if it answers, else from pg_control. What was received and
+/// can't be replayed is the beginning of a record, which the next primary overwrites.
 async fn observe_own(agent: &Agent) -> Result<(TimelineHistory, Lsn), ActionError> {
     if let Some(sample) = agent.sample().filter(|sample| sample.in_recovery)
         && let Some(history) = status::observe_history(agent, &sample)
     {
-        return Ok((history, sample.received));
+        return Ok((history, sample.replayed));
     }
     let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
     Ok((wal_dir::observe_history(&agent.layout.pgdata, control.timeline), control.lsn))
 }
 
 /// The last check before following: false, and remembered, when the branches part.
-async fn may_follow(agent: &Agent, theirs: &UpstreamState) -> Result<bool, ActionError> {
+async fn may_follow(agent: &Agent, register: &Register, theirs: &UpstreamState) -> Result<bool, ActionError> {
     let (mine, lsn) = observe_own(agent).await?;
-    let diverged = wal_dir::is_diverged(&mine, lsn, &theirs.history);
+    let diverged = wal_dir::is_diverged(&mine, lsn, &theirs.history)
+        || may_be_namesake(read_local(agent)?.term, register.term, mine.timeline, theirs.history.timeline);
     if diverged {
         tracing::warn!(timeline = %mine.timeline, lsn = %lsn, theirs = %theirs.history.timeline, "this standby is not on the primary's history");
         agent.set_diverged(true);
@@ -79,7 +91,17 @@ async fn may_follow(agent: &Agent, theirs: &UpstreamState) -> Result<bool, Actio
     Ok(!diverged)
 }
 
-fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
+/// Each term opens a timeline of its own. Whoever has followed earlier terms only and is on a timeline of that number
+/// already may have it from a promotion that came to nothing: the rejoin compares the bytes.
+fn may_be_namesake(local: Term, current: Term, mine: TimelineId, theirs: TimelineId) -> bool {
+    (Term(1)..current).contains(&local) && mine == theirs
+}
+
+/// What this data directory knows of itself; it must be there.
+///
+/// # Errors
+/// [`ActionError::LocalState`].
+pub fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
     let missing = || LocalStateError::Io {
         action: "read",
         path: agent.layout.pgdata.join(crate::local_state::FILE_NAME),
@@ -103,7 +125,7 @@ pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -
     let upstream = locate(agent, pod);
     match meet_primary(agent, register, &upstream).await {
         Ok((session, theirs)) => {
-            if !may_follow(agent, &theirs).await? {
+            if !may_follow(agent, register, &theirs).await? {
                 return Ok(());
             }
             session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
@@ -126,6 +148,7 @@ pub async fn start_detached(agent: &Agent) -> Result<(), ActionError> {
 }
 
 async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), ActionError> {
+    volume::validate_room(&agent.layout)?;
     let role = standby_role(upstream, &read_local(agent)?);
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     agent.server.start(&Binaries::observe()?, &[]).await?;
@@ -175,12 +198,41 @@ pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&
     }
     let upstream = locate(agent, pod);
     let (session, theirs) = meet_primary(agent, register, &upstream).await?;
-    if !may_follow(agent, &theirs).await? {
+    let settled =
+        |sample: &Sample| sample.receiver.is_none() && sample.replay_waits && sample.replayed >= sample.received;
+    if !agent.sample().is_some_and(|sample| settled(&sample)) {
+        let replayed = await_replay_end(agent, Instant::now() + SETTLE).await;
+        replayed.map_err(|missing| ActionError::NotYet(format!("before it follows {pod}: {missing}")))?;
+    }
+    if !may_follow(agent, register, &theirs).await? {
         return Ok(());
     }
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
     let local = enter_term(agent, register)?;
     change_role(agent, standby_role(Some(upstream), &local)).await
+}
+
+/// Follows `upstream` as it is: all of this data directory's WAL was found to be on its history, so it stays the member
+/// that it was, and what it was as a primary is over.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn resume(
+    agent: &Agent,
+    register: &Register,
+    session: &UpstreamSession,
+    upstream: Upstream,
+) -> Result<(), ActionError> {
+    session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+    let local = LocalState { term: register.term, was_primary: false, ..read_local(agent)? };
+    local.write(&agent.layout.pgdata)?;
+    agent.set_diverged(false);
+    tracing::info!(upstream = %upstream.pod, "its WAL is on the primary's history: it follows as it is");
+    if agent.server.state().await == ProcessState::Running {
+        return change_role(agent, standby_role(Some(upstream), &local)).await;
+    }
+    agent.server.acknowledge_death().await;
+    start_as(agent, Some(upstream)).await
 }
 
 /// Persists the term that is about to be followed. It must be on disk before WAL of that term is received: where branches
@@ -206,9 +258,15 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
         agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
         return check_when_silent(agent, register, pod, None).await;
     };
-    if !sample.receiver.as_ref().is_some_and(|receiver| receiver.streaming) {
+    let Some(receiver) = sample.receiver.as_ref().filter(|receiver| receiver.streaming) else {
         agent.note_not_streaming();
         agent.board.say(Phase::Replica, format!("waiting for WAL from {pod}"));
+        return check_when_silent(agent, register, pod, Some(&sample)).await;
+    };
+    if !agent.note_receiver(receiver.pid) {
+        if agent.not_streaming_for().is_zero() {
+            agent.board.say(Phase::Replica, "");
+        }
         return check_when_silent(agent, register, pod, Some(&sample)).await;
     }
     agent.note_streaming();
@@ -241,12 +299,12 @@ async fn check_when_silent(
         return Ok(());
     }
     let (session, theirs) = meet_primary(agent, register, &locate(agent, pod)).await?;
-    if !may_follow(agent, &theirs).await? {
+    if !may_follow(agent, register, &theirs).await? {
         return Ok(());
     }
     let kept_from = session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
     let position = match sample {
-        Some(sample) => sample.received,
+        Some(sample) => sample.replayed,
         None => observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.lsn,
     };
     // With an archive the gap may close by itself; without progress for long enough it will not.
@@ -256,9 +314,26 @@ async fn check_when_silent(
         && !advanced
         && agent.server.state().await == ProcessState::Running
     {
-        let why = format!("{pod} keeps WAL from {kept_from} only, this standby is at {position}");
-        tracing::warn!(why, at = Boottime::now().0, "this standby can't catch up; building it anew");
-        rejoin::move_aside(agent).await?;
+        let why = format!(
+            "it got no WAL for {} s: {pod} keeps WAL from {kept_from} only, this standby was at {position}",
+            silent.as_secs()
+        );
+        tracing::warn!(why, "this standby can't catch up; building it anew");
+        rejoin::move_aside(agent, why).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_followed_an_earlier_term_can_be_on_a_namesake_of_the_primarys_timeline() {
+        let ask = |local, mine| may_be_namesake(Term(local), Term(3), TimelineId(mine), TimelineId(2));
+        assert!(ask(2, 2));
+        assert!(!ask(3, 2), "it has entered the term");
+        assert!(!ask(2, 1), "it is on an older timeline");
+        assert!(!ask(0, 2), "a fresh copy has followed nobody");
+    }
 }

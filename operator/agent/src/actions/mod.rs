@@ -3,14 +3,18 @@
 //! what is then there.
 
 pub mod bootstrap;
+pub mod branch;
 pub mod build_replica;
 pub mod data_dir;
+pub mod divergent;
 pub mod follow;
 pub mod primary;
 pub mod promote;
 pub mod rejoin;
+pub mod replay_end;
 pub mod seal;
 pub mod stop;
+pub mod volume;
 
 use std::{error::Error, io, path::PathBuf};
 
@@ -90,6 +94,14 @@ pub enum ActionError {
         /// Until the next start.
         seconds: u64,
     },
+    /// There is no room for a server to start; it is tried again by itself.
+    #[error("the volume is full: {free} bytes free, PostgreSQL needs {needed} to start; grow it or free some space")]
+    VolumeFull {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        needed: u64,
+    },
     /// Something that is expected to change by itself.
     #[error("{0}")]
     NotYet(String),
@@ -130,6 +142,7 @@ pub async fn execute(agent: &Agent, register: &Register, action: LocalAction) ->
             Ok(())
         }
         LocalAction::Release(why) => stop::release(agent, register.term, &why).await,
+        LocalAction::HandOver(why) => stop::hand_over(agent, register.term, &why).await,
         LocalAction::Bootstrap => Box::pin(bootstrap::bootstrap(agent, register)).await,
         LocalAction::StartPrimary => primary::start(agent, register).await,
         LocalAction::KeepPrimary => primary::keep(agent, register).await,
@@ -138,7 +151,7 @@ pub async fn execute(agent: &Agent, register: &Register, action: LocalAction) ->
         LocalAction::SetUpstream { upstream } => follow::set_upstream(agent, register, upstream.as_deref()).await,
         LocalAction::KeepReplica { upstream } => follow::keep(agent, register, &upstream).await,
         LocalAction::BuildReplica { upstream } => Box::pin(build_replica::build(agent, register, &upstream)).await,
-        LocalAction::Rejoin { upstream } => rejoin::rejoin(agent, register, &upstream).await,
+        LocalAction::Rejoin { upstream } => Box::pin(rejoin::rejoin(agent, register, &upstream)).await,
         LocalAction::Seal => seal::promise(agent, register.seal_term).await.map(drop),
     }
 }

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use pgherd_core::{
+    admission::admits_at_once,
     instance::Phase,
     quorum::synchronous_standby_names,
     register::{MemberId, Register},
@@ -37,10 +38,10 @@ pub fn recovery_excuse(agent: &Agent) -> Boottime {
     if agent.config().instances > 1 { Boottime::now().plus_millis(RECOVERY_PATIENCE_MS) } else { Boottime(u64::MAX) }
 }
 
-/// What the server is to be as primary under this register.
+/// What the server is to be as primary under this register; `admits_clients` is what its gate says.
 #[must_use]
-pub fn primary_role(register: &Register) -> Role {
-    Role::Primary { synchronous_standby_names: synchronous_standby_names(register.quorum_to_apply()) }
+pub fn primary_role(register: &Register, admits_clients: bool) -> Role {
+    Role::Primary { synchronous_standby_names: synchronous_standby_names(register.quorum_to_apply()), admits_clients }
 }
 
 /// Starts the server as primary of the term that this data directory was promoted in. The register is renewed first: the
@@ -51,10 +52,11 @@ pub fn primary_role(register: &Register) -> Role {
 pub async fn start(agent: &Agent, register: &Register) -> Result<(), ActionError> {
     lease::renew(agent, register.term).await?;
     agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: recovery_excuse(agent) }));
-    let role = primary_role(register);
+    let role = primary_role(register, admits_at_once(register));
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     note_quorum(agent, register);
     agent.server.start(&Binaries::observe()?, &[]).await?;
+    agent.gate.begin(agent.server.generation(), register);
     agent.set_role(Some(role));
     agent.board.say(Phase::Starting, "PostgreSQL starts as primary");
     Ok(())
@@ -80,16 +82,58 @@ pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError>
         lease::renew(agent, register.term).await?;
         agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: Boottime(0) }));
     }
-    apply_settings(agent, register).await?;
+    let generation = agent.server.generation();
+    agent.gate.begin(generation, register);
+    // Read once: a gate that passes right now is written at the next turn, which it has asked for.
+    let admits = agent.gate.admits(generation);
+    apply_settings(agent, register, admits).await?;
+    if admits && agent.gate.note_open(generation) {
+        // The roles were made before it was closed: nobody waits for another look at them.
+        show_open(agent);
+    }
     let Some(sample) = agent.sample().filter(|sample| !sample.in_recovery) else {
         return give_up_on_recovery(agent, register).await;
     };
-    agent.end_excuse();
-    ensure_roles(agent).await?;
     pass_barrier(agent, &sample);
     drop_slots_of_removed_pods(agent, &sample).await;
-    agent.board.say(Phase::Primary, "");
+    if !agent.gate.is_open(generation) {
+        show_closed(agent);
+        return Ok(());
+    }
+    ensure_roles(agent).await?;
+    show_open(agent);
+    end_excuse(agent);
     Ok(())
+}
+
+/// It serves: from now on silence means that it hangs, however short ago it was started. Where nobody could take over, it
+/// stays excused: to kill it would help nobody.
+pub fn end_excuse(agent: &Agent) {
+    if agent.config().instances < 2 {
+        return;
+    }
+    agent.tenure.send_if_modified(|tenure| {
+        if let Some(tenure) = tenure {
+            tenure.excused_until = Boottime(0);
+        }
+        // Whoever renews reads it each time; it is no reason to renew at once.
+        false
+    });
+}
+
+/// It takes writes from clients.
+pub fn show_open(agent: &Agent) {
+    agent.board.update(|status| status.admits_clients = status.is_primary);
+    agent.board.say(Phase::Primary, agent.going_on().unwrap_or_default());
+}
+
+/// It takes writes, but not from clients: not Primary yet.
+pub fn show_closed(agent: &Agent) {
+    let phase = match agent.board.status().phase {
+        Phase::Promoting => Phase::Promoting,
+        _ => Phase::Starting,
+    };
+    agent.board.say(phase, agent.gate.waits_for());
 }
 
 /// No answer yet. When recovery takes too long and others could serve, the role is offered while recovery goes on: the
@@ -108,8 +152,8 @@ async fn give_up_on_recovery(agent: &Agent, register: &Register) -> Result<(), A
 }
 
 /// Renders the configuration and lets the server read it if it changed.
-async fn apply_settings(agent: &Agent, register: &Register) -> Result<(), ActionError> {
-    let role = primary_role(register);
+async fn apply_settings(agent: &Agent, register: &Register, admits_clients: bool) -> Result<(), ActionError> {
+    let role = primary_role(register, admits_clients);
     let wanted = register.quorum_to_apply();
     let known = agent.quorum();
     let members: BTreeSet<&MemberId> = wanted.voters.iter().map(|voter| &voter.member).collect();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_core::{instance::Phase, quorum::synchronous_standby_names, register::Register};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{ActionError, primary};
 use crate::{
@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// `pg_promote` waits this long by itself.
-const PROMOTE_SECONDS: i32 = 60;
+/// A promotion may take this long.
+const PROMOTE_SECONDS: u64 = 60;
 
 /// Promotes the running standby in the register's term.
 ///
@@ -34,17 +34,25 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
     local.write(&agent.layout.pgdata)?;
     crate::status::show_local(agent, Some(&local), agent.board.status().system_id.as_deref());
     make_strict(agent, register, &local).await?;
+    let generation = agent.server.generation();
+    agent.gate.begin(generation, register);
     run_promotion(agent).await?;
     local.promoted_term = register.term;
     local.write(&agent.layout.pgdata)?;
-    let role = primary::primary_role(register);
+    let admits = agent.gate.admits(generation);
+    let role = primary::primary_role(register, admits);
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     agent.server.reload().await;
     agent.set_role(Some(role));
     primary::note_quorum(agent, register);
     start_checkpoint(agent);
     let _ = agent.sample_now().await.map(|sample| crate::status::show_sample(agent, &sample));
-    agent.board.say(Phase::Primary, "");
+    if admits {
+        agent.gate.note_open(generation);
+        agent.board.say(Phase::Primary, "");
+    } else {
+        primary::show_closed(agent);
+    }
     Ok(())
 }
 
@@ -66,7 +74,7 @@ async fn make_strict(agent: &Agent, register: &Register, local: &LocalState) -> 
         agent.server.reload().await;
     }
     agent.set_role(Some(role));
-    for _ in 0..60 {
+    for _ in 0..150 {
         let sample = agent.sample_now().await?;
         if sample.synchronous_standby_names == names
             && sample.receiver.is_none()
@@ -74,20 +82,28 @@ async fn make_strict(agent: &Agent, register: &Register, local: &LocalState) -> 
         {
             return Ok(());
         }
-        sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(20)).await;
     }
     Err(ActionError::NotYet("the synchronous settings did not take effect within three seconds".to_owned()))
 }
 
 async fn run_promotion(agent: &Agent) -> Result<(), ActionError> {
-    let patience = Duration::from_secs(u64::from(PROMOTE_SECONDS.unsigned_abs()) + 5);
+    let patience = Duration::from_secs(PROMOTE_SECONDS + 5);
     let session = Session::connect(&agent.layout.socket_dir, agent.layout.postgres_port, "postgres", patience).await?;
-    let promoted =
-        session.query("SELECT pg_is_in_recovery() AND NOT pg_promote(true, $1)", &[&PROMOTE_SECONDS]).await?;
-    match promoted.first().map(|row| row.get::<_, bool>(0)) {
-        Some(false) => Ok(()),
-        _ => Err(ActionError::Sql(SqlError::Timeout)),
+    // pg_promote itself looks only every 100 ms whether it is done.
+    let asked = session.query("SELECT pg_is_in_recovery() AND NOT pg_promote(false)", &[]).await?;
+    if asked.first().is_none_or(|row| row.get::<_, bool>(0)) {
+        return Err(ActionError::Sql(SqlError::Timeout));
     }
+    let end = Instant::now() + Duration::from_secs(PROMOTE_SECONDS);
+    while Instant::now() < end {
+        let recovering = session.query("SELECT pg_is_in_recovery()", &[]).await?;
+        if recovering.first().is_some_and(|row| !row.get::<_, bool>(0)) {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    Err(ActionError::Sql(SqlError::Timeout))
 }
 
 /// Writes the new timeline into pg_control, which pg_rewind of the former primary reads. Nobody waits for it.

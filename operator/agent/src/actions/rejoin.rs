@@ -1,35 +1,64 @@
-//! A data directory with a branch of its own comes back: pg_rewind, and if that can't work, it is moved aside and built
-//! anew. What it holds beyond the switch point is never served and never acknowledged to anybody again.
+//! A data directory that may have a branch of its own comes back. Where all of its WAL is on the primary's history it just
+//! follows. Else what it holds beyond the fork is kept and reported, then discarded by pg_rewind, and if that can't work,
+//! the data directory is moved aside and built anew. The tail is never served and never acknowledged to anybody again.
 
-use std::ffi::OsStr;
+use std::{ffi::OsStr, time::Duration};
 
 use pgherd_core::{
     instance::{Phase, SourceReport},
+    lsn::Lsn,
     register::Register,
 };
 use tokio::time::Instant;
 
 use super::{
     ActionError,
+    branch::{OwnEnd, Standing, compare_bytes, decide_standing},
     data_dir::{self, Purpose},
-    describe_chain, follow,
+    describe_chain, divergent, follow,
+    replay_end::await_replay_end,
 };
 use crate::{
     agent::Agent,
     layout::slot_name,
+    leftovers,
     local_state::LocalState,
     postgres::{
         binaries::Binaries,
         config::{Role, apply_config, apply_signal_file},
         control::observe_control,
-        process::StopMode,
-        upstream::{Upstream, UpstreamState, render_upstream_conninfo},
+        process::{ProcessState, StopMode},
+        upstream::{Upstream, UpstreamSession, UpstreamState, render_upstream_conninfo},
         wal_dir,
     },
+    status,
 };
 
 /// A standby that is about to be rewound is stopped cleanly within this time, or killed.
-const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// One look at a standby whose replay should end.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(3);
+/// What the archive lacks from before the fork is brought there within this time.
+const ARCHIVE_BOUND: Duration = Duration::from_secs(30);
+
+/// What is done with the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Plan {
+    /// It follows as it is.
+    Follow,
+    /// pg_rewind discards what lies beyond the fork.
+    Rewind {
+        /// The last position that both share.
+        fork: Lsn,
+    },
+    /// A new copy; pg_rewind would not see the difference.
+    Copy {
+        /// The last position that is known to be shared.
+        fork: Lsn,
+        /// For people.
+        why: String,
+    },
+}
 
 /// Makes this data directory follow `pod` again.
 ///
@@ -42,34 +71,127 @@ pub async fn rejoin(agent: &Agent, register: &Register, pod: &str) -> Result<(),
         Ok(met) => met,
         Err(error) => {
             // Until the holder answers, this member stays there to be asked, as a standby that follows nobody.
-            if agent.server.state().await != crate::postgres::process::ProcessState::Running {
+            if agent.server.state().await != ProcessState::Running {
                 agent.server.acknowledge_death().await;
                 follow::start_detached(agent).await?;
             }
             return Err(error);
         }
     };
+    let own = observe_end(agent).await?;
+    let local = follow::read_local(agent)?;
+    let led = local.was_primary && local.term < register.term;
+    let plan = decide_plan(agent, &session, &theirs, &own, led, pod).await?;
+    tracing::info!(plan = ?plan, timeline = %own.history.timeline, end = %own.lsn, "rejoin");
+    let (fork, why) = match plan {
+        Plan::Follow => return follow::resume(agent, register, &session, upstream).await,
+        Plan::Rewind { fork } => (fork, None),
+        Plan::Copy { fork, why } => (fork, Some(why)),
+    };
+    keep_wal(agent, &local, &own, fork).await;
+    if let Some(why) = why {
+        tracing::warn!(why, "the data directory is moved aside and built anew");
+        return move_aside(agent, why).await;
+    }
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
     // pg_rewind reads the source's control file: the new timeline must be in it.
     session.checkpoint().await?;
+    rewind_or_copy(agent, &upstream, &theirs, &local).await
+}
+
+/// The end of this data directory's WAL. Where only a recovery can tell, a standby that follows nobody does it.
+async fn observe_end(agent: &Agent) -> Result<OwnEnd, ActionError> {
+    if agent.server.state().await == ProcessState::Running {
+        if matches!(agent.role(), Some(Role::Standby { upstream: Some(_), .. })) {
+            follow::detach(agent).await?;
+        }
+        let missing = |what| ActionError::NotYet(format!("looking for the end of its WAL: {what}"));
+        let sample = await_replay_end(agent, Instant::now() + REPLAY_PATIENCE).await.map_err(missing)?;
+        let history = status::observe_history(agent, &sample).ok_or_else(|| missing("its timeline is not known"))?;
+        let (lsn, segment_bytes) = (sample.replayed, sample.segment_bytes);
+        return Ok(OwnEnd { history, lsn, known_to: lsn, segment_bytes });
+    }
+    let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
+    let history = wal_dir::observe_history(&agent.layout.pgdata, control.timeline);
+    if control.shut_down_as_primary {
+        return Ok(OwnEnd::after_clean_stop(history, control.checkpoint, control.segment_bytes));
+    }
+    if agent.server.keeps_dying().await {
+        // It can't even recover. At least so far its WAL reached; pg_rewind will fail as well, and a copy follows.
+        return Ok(OwnEnd { history, lsn: control.lsn, known_to: control.lsn, segment_bytes: control.segment_bytes });
+    }
+    if let Some(left) = agent.server.restart_pause().await {
+        return Err(ActionError::EndsAtOnce { seconds: left.as_secs() + 1 });
+    }
+    agent.server.acknowledge_death().await;
+    follow::start_detached(agent).await?;
+    Err(ActionError::NotYet("looking for the end of its WAL".to_owned()))
+}
+
+async fn decide_plan(
+    agent: &Agent,
+    session: &UpstreamSession,
+    theirs: &UpstreamState,
+    own: &OwnEnd,
+    led: bool,
+    pod: &str,
+) -> Result<Plan, ActionError> {
+    let standing = decide_standing(own, &theirs.history, theirs.lsn, led);
+    let shared_to = match standing {
+        Standing::OnHistory => own.known_to,
+        Standing::Diverged { fork, .. } => fork,
+    };
+    if standing == Standing::OnHistory && own.known_to > theirs.lsn {
+        return Err(ActionError::NotYet(format!("{pod} has not written as much as this instance yet")));
+    }
+    let same = compare_bytes(&agent.layout.pgdata, own, session, &theirs.history, shared_to).await?;
+    let keeps_dying = agent.server.keeps_dying().await;
+    Ok(match (standing, same) {
+        (Standing::OnHistory, Some(true)) if !keeps_dying => Plan::Follow,
+        (Standing::OnHistory, None) if !led && !keeps_dying => Plan::Follow,
+        (Standing::OnHistory, Some(true) | None) => Plan::Rewind { fork: own.lsn },
+        (Standing::Diverged { fork, same_number: true }, _) => {
+            let why = format!("it was on timeline {} by another promotion than {pod}", own.history.timeline);
+            Plan::Copy { fork, why }
+        }
+        (_, Some(false)) => {
+            let fork = own.history.ancestors.last().map_or(Lsn::ZERO, |entry| entry.switch_lsn).min(shared_to);
+            Plan::Copy { fork, why: format!("its WAL before {shared_to} is not what {pod} has there") }
+        }
+        (Standing::Diverged { fork, .. }, _) => Plan::Rewind { fork },
+    })
+}
+
+/// What was not archived from before the fork goes into the archive, and what lies beyond it beside that.
+async fn keep_wal(agent: &Agent, local: &LocalState, own: &OwnEnd, fork: Lsn) {
+    agent.board.say(Phase::Rewinding, format!("keeping its WAL from {fork} to {}", own.lsn));
+    let deadline = Instant::now() + ARCHIVE_BOUND;
+    Box::pin(leftovers::bring_ready(agent, &own.history, fork, own.segment_bytes, deadline)).await;
+    Box::pin(divergent::keep_tail(agent, local, own, fork)).await;
+}
+
+async fn rewind_or_copy(
+    agent: &Agent,
+    upstream: &Upstream,
+    theirs: &UpstreamState,
+    old: &LocalState,
+) -> Result<(), ActionError> {
     agent.server.stop(StopMode::Fast, STOP_PATIENCE).await;
     agent.set_role(None);
     let started = Instant::now();
-    let old = LocalState::read(&agent.layout.pgdata)?;
-    match rewind(agent, &upstream, &theirs).await {
+    match rewind(agent, upstream).await {
         Ok(()) => {
-            let sealed_term = old.map(|old| old.sealed_term).unwrap_or_default();
-            let local = LocalState { sealed_term, ..LocalState::new_member() };
+            let local = LocalState { sealed_term: old.sealed_term, ..LocalState::new_member() };
             data_dir::complete(agent, &local, &theirs.system_id)?;
             agent.set_diverged(false);
-            report(agent, pod, started);
+            report(agent, &upstream.pod, started);
             Ok(())
         }
         Err(error) => {
             let why = describe_chain(&error);
             tracing::warn!(why, "pg_rewind did not work; the data directory is moved aside and built anew");
             agent.board.say(Phase::Rewinding, format!("pg_rewind did not work: {why}"));
-            move_aside(agent).await
+            move_aside(agent, format!("pg_rewind did not work: {why}")).await
         }
     }
 }
@@ -86,19 +208,9 @@ fn report(agent: &Agent, pod: &str, started: Instant) {
     agent.board.update(|status| status.source = Some(source));
 }
 
-async fn rewind(agent: &Agent, upstream: &Upstream, theirs: &UpstreamState) -> Result<(), ActionError> {
+async fn rewind(agent: &Agent, upstream: &Upstream) -> Result<(), ActionError> {
     let binaries = Binaries::observe()?;
     let layout = &agent.layout;
-    let control = observe_control(&binaries, &layout.pgdata).await?;
-    let mine = wal_dir::observe_history(&layout.pgdata, control.timeline);
-    if mine.timeline == theirs.history.timeline && (mine.ancestors != theirs.history.ancestors || agent_led(agent)?) {
-        // Two crashed promotions can take one timeline's number; pg_rewind would see nothing to do and keep rows that
-        // nobody else has.
-        return Err(ActionError::NotYet(format!(
-            "both are on timeline {}, but not by the same promotion",
-            mine.timeline
-        )));
-    }
     data_dir::mark(layout, Purpose::Rewind)?;
     agent.board.say(Phase::Rewinding, format!("pg_rewind from {}", upstream.pod));
     let config = agent.config();
@@ -123,19 +235,15 @@ async fn rewind(agent: &Agent, upstream: &Upstream, theirs: &UpstreamState) -> R
     Ok(())
 }
 
-fn agent_led(agent: &Agent) -> Result<bool, ActionError> {
-    Ok(LocalState::read(&agent.layout.pgdata)?.is_some_and(|local| local.was_primary))
-}
-
-/// Moves the data directory aside and marks what comes next as a copy.
+/// Moves the data directory aside and marks what comes next as a copy, for the reason `why`.
 ///
 /// # Errors
 /// [`ActionError`].
-pub async fn move_aside(agent: &Agent) -> Result<(), ActionError> {
+pub async fn move_aside(agent: &Agent, why: String) -> Result<(), ActionError> {
     agent.server.stop(StopMode::Fast, STOP_PATIENCE).await;
     agent.set_role(None);
     data_dir::clear(&agent.layout)?;
-    data_dir::mark(&agent.layout, Purpose::Copy)?;
+    data_dir::mark_because(&agent.layout, Purpose::Copy, Some(why))?;
     agent.set_diverged(false);
     agent.note_streaming();
     Ok(())

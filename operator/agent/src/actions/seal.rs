@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use pgherd_core::{
     instance::{Phase, SealReport},
-    register::Term,
+    register::{Register, Term},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use super::{ActionError, describe_chain, follow, stop};
+use super::{ActionError, describe_chain, follow, replay_end::await_replay_end, stop};
 use crate::{
     agent::Agent,
+    lease,
     local_state::LocalState,
-    postgres::{config::Role, probe::Sample, process::ProcessState},
+    postgres::{config::Role, process::ProcessState},
     status,
+    vouch::Vouching,
 };
 
 /// From the request to the report.
@@ -37,6 +39,9 @@ pub enum SealError {
     /// It leads this very term.
     #[error("this member leads term {0}")]
     Leads(Term),
+    /// It vouches for the primary of an earlier term, and keeps that.
+    #[error(transparent)]
+    Vouching(#[from] Vouching),
     /// Something else is being done.
     #[error("the agent is busy: {0}")]
     Busy(String),
@@ -58,6 +63,10 @@ pub enum SealError {
 pub async fn promise(agent: &Agent, term: Term) -> Result<Option<LocalState>, ActionError> {
     let Some(mut local) = LocalState::read(&agent.layout.pgdata)? else { return Ok(None) };
     if local.sealed_term < term {
+        if let Err(vouching) = agent.vouches.begin_seal(term) {
+            lift_if_released(agent, vouching);
+            agent.vouches.begin_seal(term).map_err(|vouching| ActionError::NotYet(vouching.to_string()))?;
+        }
         local.sealed_term = term;
         local.write(&agent.layout.pgdata)?;
         agent.board.update(|status| status.sealed_term = term);
@@ -86,6 +95,7 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
     if known.term >= term {
         return Err(SealError::Leads(known.term));
     }
+    respect_promise(agent, term).await?;
     if matches!(agent.role(), Some(Role::Primary { .. })) {
         stop::stop_now(agent, "a failover has begun").await;
     }
@@ -95,7 +105,7 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
     } else {
         follow::start_detached(agent).await.map_err(action)?;
     }
-    let sample = await_replay(agent, deadline).await?;
+    let sample = await_replay_end(agent, deadline).await.map_err(|waiting_for| SealError::Timeout { waiting_for })?;
     agent.board.say(Phase::Sealed, "sealed: waiting for the decision");
     let history = status::observe_history(agent, &sample)
         .ok_or_else(|| SealError::Action("its timeline is not known".to_owned()))?;
@@ -110,27 +120,20 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
     })
 }
 
-/// Waits until the receiver is gone and the startup process was twice seen waiting for more WAL at the same position.
-async fn await_replay(agent: &Agent, deadline: Instant) -> Result<Sample, SealError> {
-    let mut before: Option<Sample> = None;
-    let mut waiting_for = "PostgreSQL does not answer";
-    while Instant::now() < deadline {
-        if let Ok(sample) = agent.sample_now().await {
-            let ended = sample.in_recovery
-                && sample.receiver.is_none()
-                && sample.replay_waits
-                && sample.replayed >= sample.received;
-            waiting_for = match (sample.receiver.is_some(), sample.replayed < sample.received) {
-                (true, _) => "the WAL receiver still runs",
-                (false, true) => "what was received is not replayed yet",
-                (false, false) => "the startup process does not wait for WAL yet",
-            };
-            if ended && before.as_ref().is_some_and(|before| before.replayed == sample.replayed) {
-                return Ok(sample);
-            }
-            before = ended.then_some(sample);
-        }
-        sleep(Duration::from_millis(100)).await;
+/// Refuses while a promise to the primary of an earlier term is in force.
+async fn respect_promise(agent: &Agent, term: Term) -> Result<(), Vouching> {
+    let Err(vouching) = agent.vouches.begin_seal(term) else { return Ok(()) };
+    // Without an answer the promise stands.
+    let _ = lease::refresh(agent).await;
+    lift_if_released(agent, vouching);
+    agent.vouches.begin_seal(term)
+}
+
+/// A promise is void once the primary itself has written into the register that its PostgreSQL is down.
+fn lift_if_released(agent: &Agent, vouching: Vouching) {
+    let seen = agent.register.borrow();
+    let released = |register: &Register| register.released && register.term == vouching.term;
+    if seen.as_ref().is_some_and(|seen| released(&seen.lease.register)) {
+        agent.vouches.lift(vouching.term);
     }
-    Err(SealError::Timeout { waiting_for })
 }

@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
-use pgherd_core::{instance::Phase, register::Term};
+use pgherd_core::{instance::Phase, lsn::Lsn, register::Term};
+use tokio::time::{Instant, timeout};
 
-use super::ActionError;
+use super::{ActionError, volume};
 use crate::{
     agent::Agent,
     clock::Boottime,
     fencer::Heartbeat,
     lease::{self, Tenure},
-    postgres::{config::Role, process::StopMode},
+    postgres::{binaries::Binaries, config::Role, control::observe_control, process::StopMode, sql::Session},
 };
 
-/// A clean stop may take this long; the pod's grace period must be longer.
-const CLEAN_STOP: Duration = Duration::from_secs(25);
+/// A clean stop may take this long, then it is an immediate one; the pod's grace period must be longer.
+const CLEAN_STOP: Duration = Duration::from_secs(10);
+/// A checkpoint while clients are still served shortens the one that they wait for. The bound when the role is handed over.
+const HANDOVER_CHECKPOINT: Duration = Duration::from_secs(20);
+/// The bound when the pod ends: then its Service does not lead to it any more.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
 
 /// Stops the server as if the machine had lost power, and gives up the tenure.
 pub async fn stop_now(agent: &Agent, why: &str) {
@@ -39,6 +44,8 @@ pub fn end_tenure(agent: &Agent) {
 /// # Errors
 /// [`ActionError::Lease`]; the Lease runs out then.
 pub async fn release(agent: &Agent, term: Term, why: &str) -> Result<(), ActionError> {
+    let full = agent.server.log().disk_full();
+    let why = &if full { format!("{why}: {}", volume::describe_full(&agent.layout)) } else { why.to_owned() };
     stop_now(agent, why).await;
     lease::release(agent, term).await?;
     agent.server.acknowledge_death().await;
@@ -56,21 +63,73 @@ pub fn show_waiting(agent: &Agent, why: &str) {
     agent.board.say(phase, why);
 }
 
-/// The pod ends. A primary stops so that every replica has everything, then gives its role back: the next one can take
-/// over within a second, with nothing lost.
+/// The role is to move on purpose: stop so that every replica has everything, then give the role back. The next one can
+/// take over at once, with nothing lost, and this one follows it without a rewind.
+///
+/// # Errors
+/// [`ActionError::Lease`]; the machine then releases, since PostgreSQL is down.
+pub async fn hand_over(agent: &Agent, term: Term, why: &str) -> Result<(), ActionError> {
+    checkpoint(agent, HANDOVER_CHECKPOINT).await;
+    let end = stop_cleanly(agent, why).await;
+    lease::release_at(agent, term, end).await?;
+    agent.board.say(Phase::Stopped, format!("{why}: the primary role is given back"));
+    Ok(())
+}
+
+/// The pod ends: as [`hand_over`] for a primary. A replica just stops.
 pub async fn shut_down(agent: &Agent) {
     let tenure = *agent.tenure.borrow();
+    if tenure.is_some() {
+        checkpoint(agent, LAST_CHECKPOINT).await;
+    }
+    let end = stop_cleanly(agent, "shutting down").await;
+    if let Some(tenure) = tenure
+        && let Err(error) = lease::release_at(agent, tenure.term, end).await
+    {
+        tracing::warn!(error = %error, "the Lease could not be released; it will run out");
+    }
+}
+
+/// Clients are served meanwhile. A checkpoint that takes longer goes on, and the stop waits for it.
+async fn checkpoint(agent: &Agent, bound: Duration) {
+    let layout = &agent.layout;
+    let session = Session::connect(&layout.socket_dir, layout.postgres_port, "postgres", bound);
+    let done = timeout(bound, async { session.await?.execute("CHECKPOINT").await }).await;
+    if !matches!(done, Ok(Ok(()))) {
+        tracing::warn!("the checkpoint before the stop did not end in time");
+    }
+}
+
+/// Stops the server so that whoever is connected has everything, and gives up the tenure; the end of the WAL where it is
+/// known. The renewals go on until PostgreSQL is down: a checkpoint must not end in a fencing.
+async fn stop_cleanly(agent: &Agent, why: &str) -> Option<Lsn> {
+    let tenure = *agent.tenure.borrow();
     if let Some(tenure) = tenure {
-        // It goes on renewing while it stops: a checkpoint must not end in a fencing.
         let patience = u64::try_from(CLEAN_STOP.as_millis()).unwrap_or(u64::MAX) + 5_000;
         agent.tenure.send_replace(Some(Tenure { excused_until: Boottime::now().plus_millis(patience), ..tenure }));
     }
-    agent.board.say(Phase::Stopped, "shutting down");
+    agent.board.say(Phase::Stopped, why);
+    let _stopping = Stopping::begin(agent);
     agent.server.stop(StopMode::Fast, CLEAN_STOP).await;
     end_tenure(agent);
-    if let Some(tenure) = tenure
-        && let Err(error) = lease::release(agent, tenure.term).await
-    {
-        tracing::warn!(error = %error, "the Lease could not be released; it will run out");
+    tenure?;
+    let binaries = Binaries::observe().ok()?;
+    let control = timeout(Duration::from_millis(500), observe_control(&binaries, &agent.layout.pgdata)).await.ok()?;
+    control.ok().map(|control| control.lsn)
+}
+
+/// Tells the archive's end that a stop is under way, for as long as it lives.
+struct Stopping<'a>(&'a Agent);
+
+impl<'a> Stopping<'a> {
+    fn begin(agent: &'a Agent) -> Self {
+        agent.stopping.send_replace(Some(Instant::now()));
+        Self(agent)
+    }
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.stopping.send_replace(None);
     }
 }

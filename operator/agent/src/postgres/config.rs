@@ -10,7 +10,7 @@ use pgherd_core::{
     instance::{InstanceConfig, RecoveryTarget},
     pg::{
         conf::{ConfInput, StandbyConf, render_conf},
-        hba::{SUPERUSER, render_hba, render_ident},
+        hba::{SUPERUSER, render_closed_hba, render_hba, render_ident},
     },
 };
 
@@ -27,6 +27,8 @@ pub enum Role {
     Primary {
         /// `synchronous_standby_names`.
         synchronous_standby_names: String,
+        /// Clients are let in.
+        admits_clients: bool,
     },
     /// It follows `upstream`, or waits when there is none; promoted, it starts with `synchronous_standby_names`.
     Standby {
@@ -34,7 +36,8 @@ pub enum Role {
         upstream: Option<Upstream>,
         /// `application_name` of its receiver.
         member: String,
-        /// `synchronous_standby_names`; has no effect in recovery.
+        /// `synchronous_standby_names`; has no effect in recovery. Where it is set, the standby is about to be promoted
+        /// and lets no more clients in.
         synchronous_standby_names: String,
     },
     /// It recovers a restored backup to a target and promotes itself.
@@ -70,7 +73,7 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
     let archiving = config.store.is_some();
     let restore = |wanted: bool| if wanted { restore_command(layout) } else { String::new() };
     let (standby, names) = match role {
-        Role::Primary { synchronous_standby_names } => (None, synchronous_standby_names.clone()),
+        Role::Primary { synchronous_standby_names, .. } => (None, synchronous_standby_names.clone()),
         Role::Standby { upstream: None, synchronous_standby_names, .. } => {
             (Some(StandbyConf::default()), synchronous_standby_names.clone())
         }
@@ -120,12 +123,22 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
 pub fn apply_config(layout: &Layout, config: &InstanceConfig, role: &Role, pod: &str) -> Result<bool, ConfigError> {
     let conf = render_conf(&build_conf_input(layout, config, role, pod));
     let mut changed = write_if_changed(&layout.pgdata.join("postgresql.conf"), &conf)?;
-    changed |= write_if_changed(&layout.pgdata.join("pg_hba.conf"), &render_hba(&config.hba))?;
+    let hba = if admits_clients(role) { render_hba(&config.hba) } else { render_closed_hba() };
+    changed |= write_if_changed(&layout.pgdata.join("pg_hba.conf"), &hba)?;
     changed |= write_if_changed(
         &layout.pgdata.join("pg_ident.conf"),
         &render_ident(&observe_os_user(&layout.passwd), &[SUPERUSER]),
     )?;
     Ok(changed)
+}
+
+/// A standby that is promoted must not let anybody in between the end of its recovery and the next look at it.
+fn admits_clients(role: &Role) -> bool {
+    match role {
+        Role::Primary { admits_clients, .. } => *admits_clients,
+        Role::Standby { synchronous_standby_names, .. } => synchronous_standby_names.is_empty(),
+        Role::Recovery { .. } => true,
+    }
 }
 
 /// Writes everything for a start in this role: also the signal file, and an empty postgresql.auto.conf, since whatever

@@ -13,6 +13,10 @@ pub struct ControlData {
     pub system_id: String,
     /// It was shut down cleanly, as primary or in recovery.
     pub shut_down: bool,
+    /// It was shut down cleanly as primary: its last record is the checkpoint at `checkpoint`.
+    pub shut_down_as_primary: bool,
+    /// The last checkpoint's record.
+    pub checkpoint: Lsn,
     /// The newest timeline that is known from the last checkpoint and the minimum recovery point.
     pub timeline: TimelineId,
     /// WAL is known to reach at least here.
@@ -58,6 +62,8 @@ pub fn parse_control(output: &str) -> Result<ControlData, ControlError> {
     Ok(ControlData {
         system_id: field("Database system identifier")?.to_owned(),
         shut_down: field("Database cluster state")?.starts_with("shut down"),
+        shut_down_as_primary: field("Database cluster state")? == "shut down",
+        checkpoint: checkpoint.1,
         timeline: TimelineId(checkpoint.0.max(minimum.0)),
         lsn: checkpoint.1.max(minimum.1),
         segment_bytes: number("Bytes per WAL segment")?,
@@ -83,7 +89,8 @@ Bytes per WAL segment:                16777216
     fn the_farther_of_checkpoint_and_minimum_recovery_point_counts() {
         let control = parse_control(OUTPUT).unwrap();
         assert_eq!((control.timeline, control.lsn), (TimelineId(2), Lsn(0x400_0000)));
-        assert!(control.shut_down);
+        assert!(control.shut_down && !control.shut_down_as_primary);
+        assert_eq!(control.checkpoint, Lsn(0x300_0060));
         assert_eq!(control.system_id, "7123456789012345678");
         assert_eq!(control.segment_bytes, 16 << 20);
     }

@@ -4,6 +4,7 @@
 pub mod binaries;
 pub mod config;
 pub mod control;
+pub mod log;
 pub mod probe;
 pub mod process;
 pub mod roles;

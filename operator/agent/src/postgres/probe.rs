@@ -15,6 +15,8 @@ pub const PATIENCE: Duration = Duration::from_millis(1_500);
 /// What the WAL receiver of a standby says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiverSample {
+    /// Its process: one that ends and is started over and over never stays the same.
+    pub pid: i32,
     /// `status` is `streaming`.
     pub streaming: bool,
     /// Milliseconds since the last message.
@@ -75,7 +77,7 @@ const STATE: &str = "SELECT r.rec, \
 
 const RECEIVER: &str = "SELECT status = 'streaming', \
     coalesce(greatest(extract(epoch FROM clock_timestamp() - last_msg_receipt_time) * 1000, 0), 0)::int8, \
-    coalesce(sender_host, '') FROM pg_stat_wal_receiver";
+    coalesce(sender_host, ''), pid FROM pg_stat_wal_receiver";
 
 const STANDBYS: &str = "SELECT application_name, state, flush_lsn::text, replay_lsn::text FROM pg_stat_replication \
     WHERE usename = 'pgherd_replication' ORDER BY application_name";
@@ -128,6 +130,27 @@ pub async fn observe_sample(session: &Session, generation: u64) -> Result<Sample
     })
 }
 
+/// What a primary has flushed, and how far its standbys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admittance {
+    /// Flushed by the primary itself.
+    pub flushed: Lsn,
+    /// The standbys.
+    pub standbys: Vec<Standby>,
+}
+
+/// A small look for the gate; None while the server is in recovery.
+///
+/// # Errors
+/// [`SqlError`]; the session should then be opened anew.
+pub async fn observe_admittance(session: &Session) -> Result<Option<Admittance>, SqlError> {
+    let statement = "SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn() END::text";
+    let flushed = session.query(statement, &[]).await?.first().and_then(|row| read_lsn(row, 0));
+    let Some(flushed) = flushed else { return Ok(None) };
+    let standbys = session.query(STANDBYS, &[]).await?.iter().map(read_standby).collect();
+    Ok(Some(Admittance { flushed, standbys }))
+}
+
 fn read_lsn(row: &Row, column: usize) -> Option<Lsn> {
     row.get::<_, Option<String>>(column)?.parse().ok()
 }
@@ -137,6 +160,7 @@ fn read_receiver(row: &Row) -> ReceiverSample {
         streaming: row.get(0),
         silent_ms: u64::try_from(row.get::<_, i64>(1)).unwrap_or_default(),
         host: row.get(2),
+        pid: row.get(3),
     }
 }
 

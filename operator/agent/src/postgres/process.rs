@@ -4,7 +4,10 @@
 use std::{
     fs, io,
     process::{ExitStatus, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{binaries::Binaries, stray};
+use super::{
+    binaries::Binaries,
+    log::{self, LogWatch},
+    stray,
+};
 use crate::layout::Layout;
 
 /// Variables of the environment (of the official image, or of libpq) which the server must not be led by.
@@ -39,6 +46,10 @@ const UNWANTED: [&str; 12] = [
 
 /// A server that lived for less than this was not able to start.
 const QUICK_DEATH: Duration = Duration::from_secs(10);
+/// From so many on a server is taken for one that can't start.
+const TOO_MANY_DEATHS: u32 = 3;
+/// How long a clean stop may wait for the archiver alone: the rest of the WAL can be brought to the archive later.
+pub const ARCHIVER_GRACE: Duration = Duration::from_millis(500);
 /// The longest pause between two starts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
@@ -97,6 +108,7 @@ pub struct Server {
     layout: Layout,
     inner: Mutex<Inner>,
     generation: AtomicU64,
+    log: Arc<LogWatch>,
 }
 
 impl Server {
@@ -107,6 +119,7 @@ impl Server {
             layout,
             inner: Mutex::new(Inner { child: None, died: None, started_at: None, quick_deaths: (0, None) }),
             generation: AtomicU64::new(0),
+            log: Arc::new(LogWatch::default()),
         }
     }
 
@@ -114,6 +127,12 @@ impl Server {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
+    }
+
+    /// What was seen in the log of the server that was started last.
+    #[must_use]
+    pub fn log(&self) -> &LogWatch {
+        &self.log
     }
 
     /// Starts the server; returns as soon as the process exists.
@@ -142,7 +161,12 @@ impl Server {
         for name in UNWANTED {
             command.env_remove(name);
         }
-        let child = command.stdin(Stdio::null()).spawn().map_err(ProcessError::Spawn)?;
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        self.log.reset();
+        let mut child = command.spawn().map_err(ProcessError::Spawn)?;
+        if let Some(stderr) = child.stderr.take() {
+            log::follow(stderr, Arc::clone(&self.log));
+        }
         self.generation.fetch_add(1, Ordering::SeqCst);
         (inner.child, inner.died, inner.started_at) = (Some(child), None, Some(Instant::now()));
         Ok(())
@@ -174,6 +198,11 @@ impl Server {
         (count > 0 && !left.is_zero()).then_some(left)
     }
 
+    /// The server ended right after each of its last starts.
+    pub async fn keeps_dying(&self) -> bool {
+        self.inner.lock().await.quick_deaths.0 >= TOO_MANY_DEATHS
+    }
+
     /// Forgets that the server died, once that was dealt with.
     pub async fn acknowledge_death(&self) {
         self.inner.lock().await.died = None;
@@ -186,7 +215,7 @@ impl Server {
     }
 
     /// Stops the server; when this returns, no process of it is left. A fast stop that takes longer than `patience`
-    /// becomes an immediate one.
+    /// becomes an immediate one. One that waits for nothing but the archiver is over: everything is on disk and sent.
     pub async fn stop(&self, mode: StopMode, patience: Duration) {
         let mut inner = self.inner.lock().await;
         let Some(child) = inner.child.as_mut() else {
@@ -196,7 +225,16 @@ impl Server {
         let mut gone = false;
         if mode == StopMode::Fast {
             send(Some(child), Signal::SIGINT);
-            gone = timeout(patience, child.wait()).await.is_ok();
+            gone = tokio::select! {
+                _ = child.wait() => true,
+                () = sleep(patience) => false,
+                () = await_archiver_alone(&self.layout) => {
+                    tracing::warn!("the archiver does not end; what it did not archive is brought to the archive later");
+                    let _ = child.start_kill();
+                    let _ = child.wait().await;
+                    true
+                }
+            };
         }
         if !gone {
             send(Some(child), Signal::SIGQUIT);
@@ -224,6 +262,20 @@ impl Server {
         }
         tracing::error!("processes of PostgreSQL can't be killed: the kernel holds them");
     }
+}
+
+/// Returns once the shutdown checkpoint is written and every standby has it, so that only the archiver can be left.
+async fn await_archiver_alone(layout: &Layout) {
+    sleep(ARCHIVER_GRACE + Duration::from_millis(300)).await;
+    while !(is_shut_down(layout) && stray::titles(&layout.pgdata).iter().all(|title| !title.contains("walsender"))) {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// `state` of pg_control, which follows its identifier and two versions, is `DB_SHUTDOWNED`.
+fn is_shut_down(layout: &Layout) -> bool {
+    let control = fs::read(layout.pgdata.join("global/pg_control")).unwrap_or_default();
+    control.get(16..20).is_some_and(|state| state == 1_u32.to_ne_bytes())
 }
 
 fn send(child: Option<&Child>, signal: Signal) {

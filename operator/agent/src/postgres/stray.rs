@@ -16,6 +16,13 @@ pub fn processes(pgdata: &Path) -> Vec<Pid> {
         .collect()
 }
 
+/// The titles of these processes, as `ps` shows them.
+#[must_use]
+pub fn titles(pgdata: &Path) -> Vec<String> {
+    let read = |pid: Pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    processes(pgdata).into_iter().map(|pid| String::from_utf8_lossy(&read(pid)).into_owned()).collect()
+}
+
 /// The postmaster that `postmaster.pid` names, if it is a live PostgreSQL process of this data directory.
 #[must_use]
 pub fn postmaster(pgdata: &Path) -> Option<Pid> {

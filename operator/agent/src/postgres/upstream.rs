@@ -10,7 +10,7 @@ use pgherd_core::{
     timeline::{ParseHistoryError, TimelineHistory, TimelineId},
 };
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::sql::{Session, SqlError};
@@ -18,6 +18,9 @@ use crate::tls::{TlsError, build_client_config};
 
 /// How long the connection and each question may take.
 const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// How often an instance that is being promoted is asked.
+const PROMOTION_POLL: Duration = Duration::from_millis(25);
 
 /// Where an instance is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +114,22 @@ impl UpstreamSession {
         Ok(Self { pod: upstream.pod.clone(), session })
     }
 
+    /// Waits on this session, for at most `bound`, until it takes writes: much cheaper than to connect over and over.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn await_writes(&self, bound: Duration) -> Result<(), UpstreamError> {
+        let end = Instant::now() + bound;
+        loop {
+            let rows = self.session.query("SELECT pg_is_in_recovery()", &[]).await;
+            let rows = rows.map_err(|source| UpstreamError::Sql { pod: self.pod.clone(), source })?;
+            if rows.first().is_some_and(|row| !row.get::<_, bool>(0)) || Instant::now() >= end {
+                return Ok(());
+            }
+            sleep(PROMOTION_POLL).await;
+        }
+    }
+
     /// Asks who it is and what it writes.
     ///
     /// # Errors
@@ -143,6 +162,19 @@ impl UpstreamSession {
                 .ok_or_else(|| unusable("position"))?,
             history: self.observe_history(TimelineId(timeline)).await?,
         })
+    }
+
+    /// Bytes of a file of its data directory; None when there is no such file, or not as many bytes in it.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn read_file(&self, file: &str, offset: u64, length: u64) -> Result<Option<Vec<u8>>, UpstreamError> {
+        let (offset, length) = (i64::try_from(offset).unwrap_or(i64::MAX), i64::try_from(length).unwrap_or(i64::MAX));
+        let statement = "SELECT pg_read_binary_file($1, $2, $3, true)";
+        let rows = self.session.query(statement, &[&file, &offset, &length]).await;
+        let rows = rows.map_err(|source| UpstreamError::Sql { pod: self.pod.clone(), source })?;
+        let bytes: Option<Vec<u8>> = rows.first().and_then(|row| row.get(0));
+        Ok(bytes.filter(|bytes| i64::try_from(bytes.len()).is_ok_and(|read| read == length)))
     }
 
     /// Asks for a checkpoint, for at most five seconds. Only a help for pg_rewind: a refusal is logged and no error.

@@ -1,6 +1,10 @@
 //! A cluster's certificates, configuration and agents under a temporary folder, with the real PostgreSQL of this machine.
 #![allow(unreachable_pub, dead_code, reason = "each test uses a part of it")]
 
+pub mod minio;
+pub mod takeover;
+pub mod watched;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -31,6 +35,11 @@ use tokio::{
 
 /// PostgreSQL refuses to run as root: runs this test again as the user `postgres`; true when that was done.
 pub fn ran_as_postgres(test: &str) -> bool {
+    ran_as_postgres_with(test, &[])
+}
+
+/// [`ran_as_postgres`] with more in the environment.
+pub fn ran_as_postgres_with(test: &str, env: &[(&str, String)]) -> bool {
     if std::env::var_os("PGHERD_TEST_LOG").is_some() {
         let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).try_init();
     }
@@ -46,6 +55,7 @@ pub fn ran_as_postgres(test: &str) -> bool {
         .current_dir("/")
         .env("TMPDIR", "/tmp")
         .env("HOME", "/tmp")
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .uid(uid)
         .gid(gid)
         .status()
@@ -87,14 +97,17 @@ pub struct Cluster {
     pub root: tempfile::TempDir,
     pub register: Arc<MemoryRegister>,
     pub config: InstanceConfig,
-    ports: BTreeMap<String, u16>,
+    /// What archive_command and restore_command call.
+    pub executable: PathBuf,
+    /// Of PostgreSQL and of the agent's API.
+    ports: BTreeMap<String, (u16, u16)>,
 }
 
 /// One running agent.
 pub struct Instance {
     pub agent: Arc<Agent>,
     pub task: JoinHandle<()>,
-    _config: watch::Sender<Arc<InstanceConfig>>,
+    pub config: watch::Sender<Arc<InstanceConfig>>,
     _certificates: watch::Sender<u64>,
 }
 
@@ -118,8 +131,8 @@ impl Cluster {
             replica_source: ReplicaSourcePolicy::Auto,
             timings: Timings::default(),
         };
-        let ports = (0..instances).map(|ordinal| (format!("c-{ordinal}"), free_port())).collect();
-        Self { root, register: Arc::new(register), config, ports }
+        let ports = (0..instances).map(|ordinal| (format!("c-{ordinal}"), (free_port(), free_port()))).collect();
+        Self { root, register: Arc::new(register), config, executable: "/bin/false".into(), ports }
     }
 
     pub fn layout(&self, pod: &str) -> Layout {
@@ -129,7 +142,11 @@ impl Cluster {
             fs::create_dir_all(&path).unwrap();
             path
         };
-        let peers = self.ports.iter().map(|(pod, port)| (pod.clone(), ("localhost".to_owned(), *port))).collect();
+        let at = |port: u16| ("localhost".to_owned(), port);
+        let both = |(pod, (postgres, api)): (&String, &(u16, u16))| {
+            [(pod.clone(), at(*postgres)), (format!("{pod}/agent"), at(*api))]
+        };
+        let peers = self.ports.iter().flat_map(both).collect();
         Layout {
             volume: folder("volume"),
             pgdata: home.join("volume/pgdata"),
@@ -139,16 +156,21 @@ impl Cluster {
             tls_source: self.root.path().join("certificates"),
             app: self.root.path().join("app"),
             passwd: "/etc/passwd".into(),
-            postgres_port: self.ports[pod],
-            api_port: free_port(),
+            postgres_port: self.ports[pod].0,
+            api_port: self.ports[pod].1,
             probe_port: free_port(),
-            executable: "/bin/false".into(),
+            executable: self.executable.clone(),
             peers: Peers::Fixed(peers),
         }
     }
 
     /// Starts an agent for a pod; `uid` tells a new pod of an old name apart.
     pub fn start(&self, pod: &str, uid: &str) -> Instance {
+        self.start_with(pod, uid, Fencer::none())
+    }
+
+    /// The same with a fencer.
+    pub fn start_with(&self, pod: &str, uid: &str, fencer: Fencer) -> Instance {
         let layout = self.layout(pod);
         apply_certificates(&layout.tls_source, &layout.tls()).unwrap();
         let boot_nonce = format!("nonce-{}", free_port());
@@ -156,10 +178,9 @@ impl Cluster {
         let (config_sender, config) = watch::channel(Arc::new(self.config.clone()));
         let (certificates_sender, certificates) = watch::channel(0);
         let board = Board::new(&identity);
-        let agent =
-            Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), Fencer::none(), board));
+        let agent = Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&self.register)), fencer, board));
         let task = tokio::spawn(run_agent(Arc::clone(&agent), certificates));
-        Instance { agent, task, _config: config_sender, _certificates: certificates_sender }
+        Instance { agent, task, config: config_sender, _certificates: certificates_sender }
     }
 }
 

@@ -3,8 +3,9 @@
 
 use crate::{
     instance::InstanceStatus,
+    lineage::{Fork, register_forked},
     quorum::{after_promotion, initial_quorum},
-    register::{Holder, MemberId, Register, Term, VoterSet},
+    register::{Handover, Holder, MemberId, Register, Term, VoterSet},
 };
 
 /// The register of a new cluster: term 1, held by the pod that makes the first data directory. `acks` is W.
@@ -53,7 +54,8 @@ pub fn register_sealed(register: &Register) -> Register {
     Register { seal_term, ..register.clone() }
 }
 
-/// The register in which the winner holds `sealTerm`. Its timeline is not known before it was promoted.
+/// The register in which the winner holds `sealTerm`. Its timeline is not known before it was promoted; what it was on is
+/// added by [`register_forked`].
 #[must_use]
 pub fn register_claimed(register: &Register, pod: &str, pod_uid: &str, member: &MemberId) -> Register {
     let former = register.holder.as_ref().and_then(|holder| holder.member.as_ref());
@@ -72,7 +74,39 @@ pub fn register_claimed(register: &Register, pod: &str, pod_uid: &str, member: &
 pub fn register_regranted(register: &Register, pod: &str, pod_uid: &str) -> Register {
     let member = register.holder.as_ref().and_then(|holder| holder.member.clone());
     let term = register.seal_term.max(register.term).next();
-    held(register, term, holder(pod, pod_uid, member), register.quorum.clone(), register.pending.clone())
+    let regranted =
+        held(register, term, holder(pod, pod_uid, member), register.quorum.clone(), register.pending.clone());
+    // The note is about the term before.
+    let next = Register { failover: None, ..regranted };
+    match register.timeline {
+        Some(parent_timeline) => register_forked(next, Fork { term, parent_term: register.term, parent_timeline }),
+        None => next,
+    }
+}
+
+/// The register in which somebody holds `sealTerm` by hand, without the proof that nothing acknowledged is missing. The
+/// old voters' promise ends with it: whoever acknowledged what is missing is not counted in any later election, and
+/// commits wait for voters that join anew.
+#[must_use]
+pub fn register_forced(register: &Register, pod: &str, pod_uid: &str, member: &MemberId) -> Register {
+    let acks = register.strictest_acks();
+    let holder = holder(pod, pod_uid, Some(member.clone()));
+    held(register, register.seal_term, holder, initial_quorum(acks), None)
+}
+
+/// The register in which the holder is asked to stop and release. None when it can't be asked now.
+#[must_use]
+pub fn register_handed_over(register: &Register, target: Option<&str>, reason: &str) -> Option<Register> {
+    let busy = register.is_sealing() || register.released || register.handover.is_some() || register.holder.is_none();
+    let handover = Handover { target: target.map(str::to_owned), reason: reason.to_owned() };
+    (!busy).then(|| Register { handover: Some(handover), ..register.clone() })
+}
+
+/// The register in which the holder goes on after all. None when it has released already, or was not asked.
+#[must_use]
+pub fn register_handover_withdrawn(register: &Register) -> Option<Register> {
+    let open = register.handover.is_some() && !register.released && !register.is_sealing();
+    open.then(|| Register { handover: None, ..register.clone() })
 }
 
 fn holder(pod: &str, pod_uid: &str, member: Option<MemberId>) -> Holder {
@@ -89,6 +123,7 @@ fn held(register: &Register, term: Term, holder: Holder, quorum: VoterSet, pendi
         system_id: register.system_id.clone(),
         quorum,
         pending,
+        forks: register.forks.clone(),
         handover: None,
         failover: register.failover.clone(),
     }

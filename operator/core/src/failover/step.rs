@@ -10,6 +10,7 @@ use super::{
 use crate::{
     election::{CandidateVerdict, Election, ElectionRules, elect, pod_order},
     instance::{InstanceStatus, Phase, SealReport, Timings},
+    lineage::Fork,
     register::{Holder, MemberId, Register, Term, Voter},
 };
 
@@ -81,7 +82,7 @@ pub enum Step {
         /// The pods.
         pods: Vec<String>,
     },
-    /// Write [`super::register_claimed`] with this winner.
+    /// Write [`super::register_claimed`] with this winner, and [`crate::lineage::register_forked`] with the fork.
     Claim {
         /// The winner's pod.
         pod: String,
@@ -89,6 +90,8 @@ pub enum Step {
         pod_uid: String,
         /// The winner.
         member: MemberId,
+        /// What the winner is on.
+        fork: Fork,
         /// Everyone that was looked at, the winner first.
         candidates: Vec<CandidateVerdict>,
         /// See [`crate::election::Election::Winner`].
@@ -164,6 +167,7 @@ fn decide_sealed(input: &FailoverInput<'_>) -> Step {
     match elect(input.register, seals, input.rules) {
         Election::Winner { winner, candidates, possible_loss_bytes } => match input.pods.get(&winner.pod) {
             Some(view) => Step::Claim {
+                fork: Fork::of(input.register.seal_term, &winner),
                 pod: winner.pod,
                 pod_uid: view.uid.clone(),
                 member: winner.member,

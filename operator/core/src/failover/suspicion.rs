@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::observation::{Observation, PodView};
 use crate::{
     election::pod_order,
-    instance::{InstanceStatus, Timings},
+    failsafe::is_vouched_for,
+    instance::{InstanceStatus, Timings, Vouch},
     quorum::proves,
     register::{Holder, Register, VoterSet},
 };
@@ -68,6 +69,9 @@ pub enum Suspicion {
 
 /// Decides whether the holder is suspected. `delay_ms` is the user's `failover.delay`; `pods` are all that exist.
 ///
+/// While the API server is away from the holder, its peers may promise not to seal: as long as nobody could be elected
+/// without those who promised, the holder is watched and keeps its label.
+///
 /// The quick reasons (silent, pod gone) count only while every set in force has W > 0: then the seal, not the time,
 /// keeps an old primary from acknowledging. Without a quorum only the holder's own word or its Lease counts.
 #[must_use]
@@ -83,6 +87,7 @@ pub fn decide_suspicion(
     };
     let scene = Scene { observation, register, holder, pods, timings, delay_ms };
     match scene.reason() {
+        Some((reason, _)) if scene.is_vouched_for(reason) => scene.watch_vouched(reason),
         Some((reason, detect_ms)) if scene.others_exist() => Suspicion::Suspect { reason, detect_ms },
         Some((reason, _)) => scene.restart(reason),
         None => scene.watch(),
@@ -119,6 +124,32 @@ impl Scene<'_> {
         silent.then_some((SuspicionReason::Silent, silent_ms))
     }
 
+    /// The promises in force keep anybody else from being elected. The holder's own word counts for more, and so does a
+    /// pod that is gone for the take-over time: nothing leads to it any more.
+    fn is_vouched_for(&self, reason: SuspicionReason) -> bool {
+        let gone = self.holder_pod().is_none() && self.observation.lease_unchanged_ms() >= self.take_over_ms();
+        if reason == SuspicionReason::Released || gone {
+            return false;
+        }
+        let vouches: Vec<Vouch> = self.vouchers().filter_map(|status| status.vouch.clone()).collect();
+        is_vouched_for(self.register, &vouches)
+    }
+
+    /// The other instances that answer and vouch for the holder of this term.
+    fn vouchers(&self) -> impl Iterator<Item = &InstanceStatus> {
+        let others = self.pods.iter().filter(|(pod, _)| **pod != self.holder.pod);
+        others.filter_map(|(_, view)| view.status()).filter(|status| {
+            status.vouch.as_ref().is_some_and(|vouch| vouch.term == self.register.term && vouch.remaining_ms > 0)
+        })
+    }
+
+    /// The promises run out by themselves when the holder does not ask again; each round sees them anew.
+    fn watch_vouched(&self, reason: SuspicionReason) -> Suspicion {
+        let pods: Vec<&str> = self.vouchers().map(|status| status.pod.as_str()).collect();
+        let why = format!("{reason}, but {} is vouched for by {}", self.holder.pod, pods.join(", "));
+        Suspicion::Watching { why, recheck_after_ms: Some(self.timings.renew_ms / 2) }
+    }
+
     fn take_over_ms(&self) -> u64 {
         self.timings.take_over_ms.saturating_add(self.delay_ms)
     }
@@ -137,8 +168,7 @@ impl Scene<'_> {
             });
             voters.count()
         };
-        let sets = [Some(&self.register.quorum), self.register.pending.as_ref()];
-        sets.into_iter().flatten().all(|set| proves(set.voters.len(), set.acks, answering(set)))
+        self.register.sets().all(|set| proves(set.voters.len(), set.acks, answering(set)))
     }
 
     /// No instance that answers has heard from its upstream lately. Replicas that are no voters speak for the holder

@@ -71,6 +71,8 @@ const FIXED: &[(&str, &str)] = &[
     ("ssl", "on"),
     ("ssl_min_protocol_version", "TLSv1.2"),
     ("password_encryption", "scram-sha-256"),
+    // The agent reads the log for a few messages.
+    ("lc_messages", "C"),
     ("log_destination", "stderr"),
     ("logging_collector", "off"),
 ];
@@ -237,6 +239,11 @@ fn check_parameter(name: &str, value: &str) -> Result<(), ParameterError> {
     if value.contains('\0') || value.len() > 8192 {
         return Err(refusal(name, "its value is longer than 8192 bytes or holds a NUL".to_owned(), "shorten it"));
     }
+    let hides_warnings = ["error", "log", "fatal", "panic"];
+    if lower == "log_min_messages" && hides_warnings.contains(&value.trim().to_ascii_lowercase().as_str()) {
+        let why = "pgherd counts cancelled synchronous waits, which are warnings in the log".to_owned();
+        return Err(refusal(name, why, "set it to warning or below"));
+    }
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | ',' | '$' | ' ' | '-');
     if LIBRARIES.contains(&lower.as_str()) && !value.chars().all(plain) {
         return Err(refusal(
@@ -327,6 +334,16 @@ mod tests {
             let errors = validate_parameters(&parameters(&[(name, "x")])).expect_err(name);
             assert!(!errors[0].why.is_empty() && !errors[0].fix.is_empty(), "{name}");
         }
+    }
+
+    #[test]
+    fn the_log_keeps_the_warnings_that_are_counted() {
+        for (name, value) in [("lc_messages", "de_DE.UTF-8"), ("log_min_messages", "ERROR")] {
+            assert!(validate_parameters(&parameters(&[(name, value)])).is_err(), "{name}");
+        }
+        assert_eq!(validate_parameters(&parameters(&[("log_min_messages", "info")])), Ok(()));
+        let text = render_conf(&ConfInput::default());
+        assert!(text.contains("lc_messages = 'C'\n"));
     }
 
     #[test]

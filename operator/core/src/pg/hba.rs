@@ -11,10 +11,9 @@ pub const IDENT_MAP: &str = "pgherd";
 /// The bootstrap superuser. It is let in over the unix socket only.
 pub const SUPERUSER: &str = "postgres";
 
-/// Renders pg_hba.conf with the user's entries (validated before) between pgherd's own and the closing `reject`.
-#[must_use]
-pub fn render_hba(entries: &[HbaEntry]) -> String {
-    let mut text = format!(
+/// The local superuser and pgherd's own role: what comes before everything else.
+fn render_own() -> String {
+    format!(
         "# Written by pgherd at every start; changes are lost. Entries of your own go into postgresql.pgHba.\n\
          # TYPE  DATABASE  USER  ADDRESS  METHOD\n\
          local all all peer map={IDENT_MAP}\n\
@@ -23,7 +22,24 @@ pub fn render_hba(entries: &[HbaEntry]) -> String {
          host all {REPLICATION_ROLE} all reject\n\
          host replication all all reject\n\
          host all {SUPERUSER} all reject\n"
+    )
+}
+
+/// Renders pg_hba.conf of a primary that lets no client in yet: replicas, pg_rewind and the local superuser may come,
+/// everybody else gets an error at once.
+#[must_use]
+pub fn render_closed_hba() -> String {
+    let mut text = render_own();
+    text.push_str(
+        "# Clients are let in once enough replicas have what this primary had when it started.\nhost all all all reject\n",
     );
+    text
+}
+
+/// Renders pg_hba.conf with the user's entries (validated before) between pgherd's own and the closing `reject`.
+#[must_use]
+pub fn render_hba(entries: &[HbaEntry]) -> String {
+    let mut text = render_own();
     for entry in entries {
         text.push_str(&format!(
             "hostssl {} {} {} {}\n",
@@ -149,6 +165,16 @@ mod tests {
         assert!(superuser < user);
         assert_eq!(lines.last(), Some(&"host all all all reject"));
         assert!(lines.iter().all(|line| !line.contains("trust") && !line.contains("password")));
+    }
+
+    #[test]
+    fn while_closed_only_pgherd_itself_comes_in() {
+        let open = render_hba(&[entry("shop", "all", "all", "cert")]);
+        let closed = render_closed_hba();
+        let admitting = closed.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" reject"));
+        assert!(admitting.clone().count() == 3 && admitting.clone().all(|line| open.contains(line)));
+        assert!(admitting.skip(1).all(|line| line.contains(REPLICATION_ROLE)), "{closed}");
+        assert_eq!(closed.lines().last(), Some("host all all all reject"));
     }
 
     #[test]

@@ -10,7 +10,6 @@ pub mod error;
 pub mod observe;
 pub mod reconcile;
 pub mod status;
-pub mod store;
 #[cfg(test)]
 mod tests;
 

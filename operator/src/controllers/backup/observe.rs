@@ -16,11 +16,10 @@ use super::{
     build::{CONFIG_ANNOTATION, render_job_name},
     decide::{AttemptFacts, AttemptState, BackupFacts, ClusterFacts, PodFacts, PodRole},
     error::BackupError,
-    store::find_store,
 };
 use crate::{
     context::Context,
-    controllers::postgres_cluster::validate::ValidatedStore,
+    controllers::postgres_cluster::validate::{ValidatedStore, store::find_store},
     jobs::backup::{
         config::BackupJobConfig,
         outcome::{BackupFailure, BackupOutcome, parse_outcome},
@@ -69,7 +68,7 @@ pub async fn observe(context: &Context, backup: &Backup, namespace: &str, uid: &
         };
         match find_store(cluster, namespace) {
             Ok(found) => in_use = found,
-            Err(why) => seen.invalid = Some(why),
+            Err(invalid) => seen.invalid = Some(invalid.to_string()),
         }
         if unfinished && let Some(found) = &in_use {
             seen.missing_secret = observe_missing_secret(context, namespace, found).await?;

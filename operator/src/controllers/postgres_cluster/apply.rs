@@ -73,7 +73,7 @@ pub async fn apply_resources(
     now: Now,
 ) -> Applied {
     // Without `..`: a kind that is built and that nobody applies must not compile.
-    let Resources { account, role, role_binding, config_map, services, budget, network_policy, stateful_set } =
+    let Resources { account, role, role_binding, config_map, services, budgets, network_policy, stateful_set } =
         resources;
     let stores = &context.stores;
     let applier = Applier {
@@ -91,7 +91,9 @@ pub async fn apply_resources(
     for service in services {
         round.note(applier.apply(&stores.services, service, objects).await);
     }
-    round.note(applier.apply(&stores.budgets, budget, objects).await);
+    for budget in budgets {
+        round.note(applier.apply(&stores.budgets, budget, objects).await);
+    }
     round.note(applier.apply(&stores.network_policies, network_policy, objects).await);
     if round.applied.problems.is_empty() {
         round.note(applier.apply(&stores.stateful_sets, stateful_set, objects).await);

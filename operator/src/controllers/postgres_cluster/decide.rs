@@ -4,6 +4,7 @@
 //! Who is suspected and who is promoted is decided in `pgherd_core`; here it is put in order with the rest.
 
 pub mod bootstrap;
+pub mod handover;
 pub mod memory;
 pub mod routing;
 pub mod settle;
@@ -14,9 +15,13 @@ use pgherd_core::{
     instance::{Phase, SealReport},
     register::{LeaseView, Register},
 };
-use pgherd_crds::names::{self, ROLE_PRIMARY};
+use pgherd_crds::{
+    names::{self, ROLE_PRIMARY},
+    v1alpha1::postgres_cluster::SwitchoverStatus,
+};
 
 pub use self::{
+    handover::{Answer, HandoverStep, Request},
     memory::{Claimed, FailoverProgress, Memory},
     routing::RoleChange,
 };
@@ -39,6 +44,14 @@ pub struct Plan {
     pub action: Action,
     /// Labels to change.
     pub roles: Vec<RoleChange>,
+    /// W as it should be now: in mode `Preferred` it depends on who streams.
+    pub acks: u32,
+    /// Requests that are dealt with: their annotations go.
+    pub answers: Vec<Answer>,
+    /// What became of a planned change of the primary, where there is something new to say.
+    pub switchover: Option<SwitchoverStatus>,
+    /// The primary's pod must not be evicted.
+    pub protect_primary: bool,
     /// What is waited for, for the status.
     pub note: Option<String>,
     /// What somebody has to put right, for the status.
@@ -64,6 +77,8 @@ pub enum Action {
     },
     /// A step of a failover: `Seal`, `CollectSeals`, `Claim` or `Blocked`.
     Failover(Step),
+    /// A step of a planned change of the primary.
+    HandOver(HandoverStep),
 }
 
 /// What a change of the register is.
@@ -102,6 +117,9 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
     let mut plan = Plan { replicas: decide_replicas(cluster, observed), requeue_after_ms: POLL_MS, ..Plan::default() };
     if let Some(stored) = &observed.register {
         memory.observe(&stored.view, observed, now);
+        let published = cluster.status.last_failover.as_ref().map(|failover| failover.term);
+        memory.resume(&stored.view.register, published, now);
+        plan.acks = settle::decide_wanted_acks(cluster, observed, &stored.view.register, memory, now);
     }
     if cluster.suspended {
         return plan;
@@ -132,6 +150,7 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
         step => step,
     };
     plan_step(cluster, observed, lease, step, &mut plan);
+    handover::plan_handover(&handover::Scene { cluster, observed, register: &lease.register, now }, memory, &mut plan);
     plan
 }
 

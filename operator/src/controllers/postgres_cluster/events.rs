@@ -40,7 +40,29 @@ pub fn decide_events(old: &PostgresClusterStatus, new: &PostgresClusterStatus) -
     if let Some(failover) = &new.last_failover
         && old.last_failover.as_ref().is_none_or(|before| before.term != failover.term)
     {
-        push(EventType::Warning, "FailedOver", "Failover", render_failover(failover));
+        // A planned change that went as planned is no reason to worry.
+        let planned = new.switchover.as_ref().is_some_and(|switchover| switchover.reason == failover.reason);
+        let (type_, reason) =
+            if planned { (EventType::Normal, "SwitchedOver") } else { (EventType::Warning, "FailedOver") };
+        push(type_, reason, "Failover", render_failover(failover));
+    }
+    if let Some(waiting) = new.switchover.as_ref().filter(|switchover| switchover.phase == "Waiting")
+        && old.switchover.as_ref() != Some(waiting)
+    {
+        let why = waiting.message.as_deref().unwrap_or_default();
+        push(EventType::Normal, "SwitchoverWaiting", "Failover", format!("{}: {why}", waiting.reason));
+    }
+    for member in &new.members {
+        if let Some(note) = diverged(old, member) {
+            push(EventType::Warning, "DivergentWal", "Rejoin", note);
+        }
+    }
+    let cancelled = |status: &PostgresClusterStatus| status.synchronous.as_ref().and_then(|now| now.cancelled_waits);
+    if let Some(number) = cancelled(new).filter(|number| *number > cancelled(old).unwrap_or(0)) {
+        let note = format!(
+            "{number} commit(s) were acknowledged although their wait for replicas was cancelled: a failover could lose them"
+        );
+        push(EventType::Warning, "SynchronousWaitCancelled", "Observe", note);
     }
     for member in &new.members {
         if let Some(note) = built(old, member) {
@@ -93,6 +115,25 @@ fn built(old: &PostgresClusterStatus, member: &MemberStatus) -> Option<String> {
     }
     let took = source.took_ms.map(|ms| format!(" in {ms} ms")).unwrap_or_default();
     Some(format!("{} was built from {} {}{took}: {}", member.pod, source.source, source.from, source.reason))
+}
+
+/// WAL of an earlier primary that was found since.
+fn diverged(old: &PostgresClusterStatus, member: &MemberStatus) -> Option<String> {
+    let tail = member.divergent.as_ref()?;
+    let before =
+        old.members.iter().find(|before| before.pod == member.pod).and_then(|before| before.divergent.as_ref());
+    if before == Some(tail) {
+        return None;
+    }
+    let kept = match (&tail.kept_at, &tail.error) {
+        (Some(prefix), _) => format!("kept at {prefix}"),
+        (None, Some(error)) => format!("not kept: {error}"),
+        (None, None) => "not kept".to_owned(),
+    };
+    Some(format!(
+        "{} had {} bytes of WAL of its own on timeline {} ({} to {}), {kept}",
+        member.pod, tail.bytes, tail.timeline, tail.from_lsn, tail.to_lsn
+    ))
 }
 
 fn render_failover(failover: &LastFailover) -> String {

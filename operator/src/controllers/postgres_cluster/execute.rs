@@ -3,19 +3,24 @@
 //! register.
 
 pub mod claim;
+pub mod force;
+pub mod handover;
 pub mod register_change;
+pub mod requests;
 pub mod route;
 pub mod seal;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::join_all;
+use kube::runtime::events::EventType;
 use pgherd_core::{
     election::CandidateVerdict,
     failover::Step,
-    instance::InstanceStatus,
+    instance::{InstanceStatus, SealReport},
     register::{LeaseView, Register},
 };
+use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
 
 use super::{
     decide::{Action, ChangeKind, Memory, POLL_MS, Plan},
@@ -27,6 +32,7 @@ use crate::{
     context::Context,
     kubernetes::{
         agent_client::{AgentClient, AgentClientError},
+        events::publish,
         register::RegisterError,
     },
 };
@@ -45,6 +51,8 @@ pub struct Executed {
     pub roles: BTreeMap<String, Option<String>>,
     /// A failover that cannot be decided.
     pub blocked: Option<Blocked>,
+    /// What became of a planned change of the primary.
+    pub switchover: Option<SwitchoverStatus>,
     /// What is under way, for the status.
     pub note: Option<String>,
     /// Look again after this many milliseconds.
@@ -89,6 +97,8 @@ pub(super) struct Round<'a> {
     pub(super) observed: &'a Observed,
     pub(super) agents: Arc<AgentClient>,
     pub(super) done: Executed,
+    /// Published at the end: nobody waits for them.
+    pub(super) events: Vec<(EventType, &'static str, String)>,
 }
 
 /// Carries out the plan.
@@ -105,29 +115,56 @@ pub async fn execute(
 ) -> Result<Executed, ExecuteError> {
     let agents = context.agents.of(&cluster.uid, identity).map_err(ExecuteError::AgentClient)?;
     let done = Executed { requeue_after_ms: plan.requeue_after_ms, note: plan.note.clone(), ..Executed::default() };
-    let mut round = Round { context, cluster, observed, agents, done };
-    round.change_roles(&plan.roles).await?;
-    round.note_completed(memory);
-    match &plan.action {
-        Action::Nothing => {}
-        Action::CreateRegister => round.create_register().await?,
-        Action::Change { register, kind } => round.change(register, *kind).await?,
-        Action::Failover(step) => round.fail_over(step, memory).await?,
-    }
-    Ok(round.done)
+    let mut round = Round { context, cluster, observed, agents, done, events: Vec::new() };
+    let outcome = round.act(plan, memory).await;
+    round.publish_events().await;
+    outcome.map(|()| round.done)
 }
 
 impl Round<'_> {
+    async fn act(&mut self, plan: &Plan, memory: &mut Memory) -> Result<(), ExecuteError> {
+        self.change_roles(&plan.roles).await?;
+        self.note_completed(memory);
+        self.answer(&plan.answers).await;
+        match &plan.action {
+            Action::Nothing => Ok(()),
+            Action::CreateRegister => self.create_register().await,
+            Action::Change { register, kind } => self.change(register, *kind).await,
+            Action::Failover(step) => {
+                let lease = self.observed.register.as_ref().map(|stored| stored.view.clone());
+                self.fail_over(step.clone(), lease, memory).await
+            }
+            Action::HandOver(step) => self.hand_over(step, memory).await,
+        }
+    }
+
+    /// Notes an Event about the cluster, to be published when the round has ended.
+    pub(super) fn tell(&mut self, type_: EventType, reason: &'static str, note: String) {
+        self.events.push((type_, reason, note));
+    }
+
+    async fn publish_events(&mut self) {
+        for (type_, reason, note) in std::mem::take(&mut self.events) {
+            publish(self.context, &self.cluster.reference, type_, reason, "Failover", &note).await;
+        }
+    }
+
     /// A change that follows from the register's content alone.
     async fn change(&mut self, register: &Register, kind: ChangeKind) -> Result<(), ExecuteError> {
-        let Some(seen) = self.observed.register() else { return Ok(()) };
-        if self.replace_if_same(seen, register).await?.is_none() {
+        let Some(stored) = &self.observed.register else { return Ok(()) };
+        let written = match kind {
+            // Whether a barrier has passed was said of this very version: voters that left and came back meanwhile leave
+            // the same content behind.
+            ChangeKind::Voters => self.replace_exactly(stored, register).await?,
+            _ => self.replace_if_same(&stored.view.register, register).await?,
+        };
+        if written.is_none() {
             self.done.requeue_after_ms = AT_ONCE_MS;
             return Ok(());
         }
         tracing::info!(cluster = self.cluster.name, ?kind, term = register.term.0, "changed the register");
         // Those that have to act on it need not wait for their next poll.
-        self.wake_all().await;
+        self.wake_all();
         self.done.requeue_after_ms = match kind {
             ChangeKind::Bootstrap | ChangeKind::Record => POLL_MS / 2,
             ChangeKind::Rebuild | ChangeKind::Regrant | ChangeKind::Voters => AT_ONCE_MS,
@@ -136,9 +173,13 @@ impl Round<'_> {
     }
 
     /// Goes through the steps of a failover until one has to wait.
-    async fn fail_over(&mut self, step: &Step, memory: &mut Memory) -> Result<(), ExecuteError> {
-        let mut step = step.clone();
-        let mut lease: Option<LeaseView> = self.observed.register.as_ref().map(|stored| stored.view.clone());
+    pub(super) async fn fail_over(
+        &mut self,
+        mut step: Step,
+        mut lease: Option<LeaseView>,
+        memory: &mut Memory,
+    ) -> Result<(), ExecuteError> {
+        let mut sealed: Vec<SealReport> = Vec::new();
         loop {
             let Some(seen) = lease.take() else {
                 self.done.requeue_after_ms = AT_ONCE_MS;
@@ -159,13 +200,17 @@ impl Round<'_> {
                         asked = pods.len(),
                         "sealed"
                     );
-                    (lease, step) = (Some(seen), next);
+                    (lease, step, sealed) = (Some(seen), next, reports);
                 }
-                Step::Claim { pod, pod_uid, member, candidates, possible_loss_bytes } => {
-                    let winner = claim::Winner { pod, pod_uid, member, candidates, possible_loss_bytes };
+                Step::Claim { pod, pod_uid, member, fork, candidates, possible_loss_bytes } => {
+                    let winner =
+                        claim::Winner { pod, pod_uid, member, fork, candidates, possible_loss_bytes, forced: None };
                     return self.claim(&seen, winner, memory).await;
                 }
                 Step::Blocked { missing, why, candidates } => {
+                    if let Some(winner) = self.grant_force(&seen, &sealed, &candidates).await {
+                        return self.claim(&seen, winner, memory).await;
+                    }
                     let missing = missing.into_iter().map(|voter| voter.pod).collect();
                     self.done.blocked = Some(Blocked { missing, why, candidates });
                     self.done.requeue_after_ms = POLL_MS;
@@ -184,13 +229,19 @@ impl Round<'_> {
         }
     }
 
-    /// Tells every agent that answered to read the register now. Failures don't matter: agents poll it.
-    pub(super) async fn wake_all(&self) {
+    /// Tells every agent that answered to read the register now. Nobody waits for that, and failures don't matter: agents
+    /// watch and poll it.
+    pub(super) fn wake_all(&self) {
         let answering = self.observed.pods.iter().filter(|pod| pod.status().is_some());
         let addresses: Vec<_> = answering.filter_map(|pod| pod.address(self.cluster)).collect();
-        join_all(addresses.iter().map(|address| self.agents.wake(address))).await;
+        let agents = Arc::clone(&self.agents);
+        drop(tokio::spawn(async move {
+            join_all(addresses.iter().map(|address| agents.wake(address))).await;
+        }));
     }
 }
 
+#[cfg(test)]
+mod handover_tests;
 #[cfg(test)]
 mod tests;

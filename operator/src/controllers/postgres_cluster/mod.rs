@@ -19,15 +19,19 @@ pub mod validate;
 use std::{sync::Arc, time::Instant};
 
 use futures::{StreamExt, future::BoxFuture};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     ResourceExt,
-    runtime::{Controller, controller, controller::Action, watcher},
+    runtime::{Controller, controller, controller::Action, reflector::ObjectRef, watcher},
 };
-use pgherd_crds::PostgresCluster;
+use pgherd_crds::{
+    PostgresCluster,
+    names::{MANAGER, keys},
+};
 use tracing::Instrument;
 
 use self::reconcile::{ReconcileError, reconcile, retry_delay};
-use crate::{context::Context, telemetry::error_chain};
+use crate::{context::Context, kubernetes::register::parse_lease, telemetry::error_chain};
 
 /// Clusters that are worked on at once. A round that seals waits for seconds, therefore more than there are processors.
 const CONCURRENCY: u16 = 64;
@@ -40,7 +44,9 @@ pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
         shutdown.await;
         drop(signal);
     });
+    let leases = watcher::Config::default().labels(&format!("{}={MANAGER}", keys::MANAGED_BY));
     Controller::new(context.api::<PostgresCluster>(), watcher::Config::default())
+        .watches(context.api::<Lease>(), leases, released_cluster)
         .with_config(controller::Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(async move {
             // Dropping the sender is the signal.
@@ -56,6 +62,14 @@ pub async fn run(context: Arc<Context>, shutdown: BoxFuture<'static, ()>) {
             std::future::ready(())
         })
         .await;
+}
+
+/// The cluster whose holder has released its Lease: its round must not wait for the next second. It decides on a register
+/// that it reads itself; this is only the hint. A plain renewal is none.
+fn released_cluster(lease: Lease) -> Option<ObjectRef<PostgresCluster>> {
+    let (name, namespace) = (lease.name_any(), lease.namespace()?);
+    let register = parse_lease(lease).ok()?.view.register;
+    (register.released && !register.is_sealing()).then(|| ObjectRef::new(&name).within(&namespace))
 }
 
 async fn reconcile_measured(cluster: Arc<PostgresCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
@@ -93,4 +107,29 @@ fn forget_deleted(context: &Context) {
     let uids: Vec<String> = context.stores.clusters.state().iter().filter_map(|cluster| cluster.uid()).collect();
     context.memories.retain(&uids);
     context.agents.retain(&uids);
+    context.metrics.clusters.retain(context.scope.namespace(), &uids);
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_core::register::{REGISTER_ANNOTATION, Register, Term};
+    use serde_json::json;
+
+    use super::*;
+
+    fn lease(register: &Register) -> Lease {
+        let text = serde_json::to_string(register).unwrap();
+        serde_json::from_value(json!({"metadata": {"name": "shop", "namespace": "web", "resourceVersion": "7",
+            "annotations": {REGISTER_ANNOTATION: text}}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_released_lease_is_looked_at_at_once_and_a_renewed_one_is_not() {
+        let released = Register { released: true, ..Register::default() };
+        assert_eq!(released_cluster(lease(&Register::default())), None);
+        assert_eq!(released_cluster(lease(&released)), Some(ObjectRef::new("shop").within("web")));
+        assert_eq!(released_cluster(lease(&Register { seal_term: Term(1), ..released })), None);
+        assert_eq!(released_cluster(Lease::default()), None);
+    }
 }

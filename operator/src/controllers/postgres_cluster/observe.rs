@@ -5,7 +5,12 @@ pub mod pod;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -13,7 +18,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{Api, api::ListParams};
 use pgherd_core::{
     failover::{PodView, Probe},
-    instance::InstanceStatus,
+    instance::{InstanceStatus, Phase},
     register::Register,
 };
 use pgherd_crds::{Backup, names};
@@ -48,6 +53,8 @@ pub struct Observed {
     pub claims: BTreeMap<u32, ObservedClaim>,
     /// The cluster's Backup objects.
     pub backups: Vec<Arc<Backup>>,
+    /// Nodes that are cordoned or being drained; None when the operator can't read nodes.
+    pub draining: Option<BTreeSet<String>>,
 }
 
 /// A volume claim of an instance.
@@ -104,6 +111,12 @@ impl Observed {
         (serves && !register.is_sealing() && !register.released).then_some(status)
     }
 
+    /// The same, once it lets clients in too: only then may anything lead to it.
+    #[must_use]
+    pub fn admitting_holder(&self) -> Option<&InstanceStatus> {
+        self.serving_holder().filter(|status| status.phase == Phase::Primary)
+    }
+
     /// The pods as the failover decisions want them.
     #[must_use]
     pub fn views(&self) -> BTreeMap<String, PodView> {
@@ -150,7 +163,8 @@ pub async fn observe(
     let backups = context.stores.backups.state_filter(|backup| {
         backup.metadata.namespace.as_deref() == Some(&cluster.namespace) && backup.spec.cluster_ref.name == cluster.name
     });
-    Ok(Observed { register, register_problem, read_at_ms, pods, claims, backups })
+    let draining = context.stores.nodes.draining();
+    Ok(Observed { register, register_problem, read_at_ms, pods, claims, backups, draining })
 }
 
 type ReadRegister = (Option<StoredRegister>, Option<String>, u64);

@@ -11,15 +11,15 @@ use pgherd_crds::{PostgresCluster, PostgresClusterStatus};
 use super::{
     apply::{Applied, apply_resources},
     build::{BuildError, BuildInput, build_resources},
-    decide::decide,
+    decide::{Plan, decide},
     execute::{ExecuteError, Executed, execute},
     memory::ClusterMemory,
     observe::{ObserveError, observe},
     references::observe_references,
     secrets::{SecretsError, apply_secrets},
-    status::{StatusError, StatusInput, apply_status, build_stalled_status, build_status},
+    status::{StatusError, StatusInput, apply_status, build_stalled_status, build_status, sample::build_sample},
     tls::OperatorIdentity,
-    validate::{ValidatedCluster, validate_cluster},
+    validate::{Requests, ValidatedCluster, validate_cluster},
 };
 use crate::{
     context::{Context, Now},
@@ -118,10 +118,11 @@ async fn run_round(
     Ok(Action::requeue(again_after))
 }
 
-/// The last valid spec with the status as it is published now.
+/// The last valid spec with the status and the requests as they are now.
 fn with_current_status(last: Option<ValidatedCluster>, cluster: &PostgresCluster) -> Option<ValidatedCluster> {
     let status = cluster.status.clone().unwrap_or_default();
-    last.map(|last| ValidatedCluster { status, generation: cluster.metadata.generation.unwrap_or_default(), ..last })
+    let (requests, generation) = (Requests::of(cluster), cluster.metadata.generation.unwrap_or_default());
+    last.map(|last| ValidatedCluster { status, generation, requests, ..last })
 }
 
 async fn stall(
@@ -161,7 +162,7 @@ impl Round<'_> {
         } else {
             execute(context, cluster, identity, &observed, &plan, &mut memory.decide).await.map(Some)
         };
-        let applied = self.apply(plan.replicas, memory).await?;
+        let applied = self.apply(&plan, memory).await?;
         let input = StatusInput {
             cluster,
             observed: &observed,
@@ -174,10 +175,12 @@ impl Round<'_> {
         };
         let again_ms = input.executed.map_or(plan.requeue_after_ms, |executed| executed.requeue_after_ms);
         let again_after = Duration::from_millis(again_ms).clamp(SOONEST, ROUND);
-        Ok(Outcome { status: build_status(input), executed: executed.map(|_| ()), again_after })
+        let status = build_status(input);
+        context.metrics.clusters.set(&cluster.uid, build_sample(input, &status));
+        Ok(Outcome { status, executed: executed.map(|_| ()), again_after })
     }
 
-    async fn apply(&self, replicas: u32, memory: &mut ClusterMemory) -> Result<Applied, ReconcileError> {
+    async fn apply(&self, plan: &Plan, memory: &mut ClusterMemory) -> Result<Applied, ReconcileError> {
         let Self { context, cluster, now, .. } = *self;
         if cluster.suspended || !self.may_apply {
             return Ok(Applied::default());
@@ -187,7 +190,9 @@ impl Round<'_> {
             let template = set.spec.as_ref()?.volume_claim_templates.as_ref()?.first()?;
             template.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?.get("storage")
         });
-        let input = BuildInput { cluster, replicas, pgherd_image: &context.settings.image, claim_size };
+        let (replicas, protect_primary) = (plan.replicas, plan.protect_primary);
+        let input =
+            BuildInput { cluster, replicas, protect_primary, pgherd_image: &context.settings.image, claim_size };
         let resources = build_resources(&input).map_err(ReconcileError::Build)?;
         Ok(apply_resources(context, cluster, &resources, &mut memory.apply, now).await)
     }

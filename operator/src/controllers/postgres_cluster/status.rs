@@ -6,7 +6,9 @@
 pub mod backups;
 pub mod conditions;
 pub mod members;
+pub mod sample;
 pub mod scene;
+pub mod switchover;
 
 use jiff::Timestamp;
 use kube::{
@@ -18,7 +20,7 @@ use pgherd_crds::{
     PostgresCluster, PostgresClusterStatus, names,
     v1alpha1::{
         conditions::{READY, RECONCILING, STALLED},
-        postgres_cluster::{EffectiveValues, LastFailover},
+        postgres_cluster::{EffectiveValues, LastFailover, SynchronousStatus},
         shared::Condition,
     },
 };
@@ -93,6 +95,8 @@ pub fn build_status(input: StatusInput<'_>) -> PostgresClusterStatus {
         version: version.or_else(|| published.version.clone()),
         endpoint: Some(format!("{}.{}.svc:5432", names::rw_service(&cluster.name), cluster.namespace)),
         effective: Some(effective(cluster)),
+        synchronous: synchronous(&scene).or_else(|| published.synchronous.clone()),
+        switchover: switchover::build_switchover(&scene),
         last_failover: last_failover(&scene, memory),
         last_backup: backups::last_backup(&scene.observed.backups).or_else(|| published.last_backup.clone()),
         members,
@@ -164,34 +168,43 @@ fn render_version(number: u32) -> String {
     format!("{}.{}", number / 10_000, number % 10_000)
 }
 
-/// The newest record there is. A failover that another replica of the operator decided leaves no numbers here: then what
-/// the register tells is better than the record of an older one.
+/// What commits wait for: of two sets in force the weaker promise is the one that holds.
+fn synchronous(scene: &Scene<'_>) -> Option<SynchronousStatus> {
+    let register = scene.register.as_ref().filter(|register| register.holder.is_some())?;
+    let cancelled = scene.holder_status().filter(|status| status.is_primary).map(|status| status.cancelled_waits);
+    let published = scene.cluster.status.synchronous.as_ref();
+    Some(SynchronousStatus {
+        mode: scene.cluster.synchronous_mode,
+        replicas: scene.cluster.acks,
+        effective: register.quorum.acks.min(register.quorum_to_apply().acks),
+        cancelled_waits: match cancelled {
+            Some(cancelled) => i64::try_from(cancelled).ok().filter(|number| *number > 0),
+            None => published.and_then(|published| published.cancelled_waits),
+        },
+    })
+}
+
+/// The newest record there is, completed by what the old primary says of itself once it is back.
 fn last_failover(scene: &Scene<'_>, memory: &Memory) -> Option<LastFailover> {
-    let published = &scene.cluster.status;
-    let remembered = memory
-        .last_failover
-        .as_ref()
-        .filter(|record| published.last_failover.as_ref().is_none_or(|known| known.term <= record.term));
-    if let Some(record) = remembered {
-        return Some(record.clone());
+    let published = scene.cluster.status.last_failover.as_ref();
+    let remembered =
+        memory.last_failover.as_ref().filter(|record| published.is_none_or(|known| known.term <= record.term));
+    let mut record = remembered.or(published)?.clone();
+    record.divergent_bytes = published
+        .filter(|known| known.term == record.term)
+        .and_then(|known| known.divergent_bytes)
+        .or_else(|| divergent_bytes(scene, &record));
+    Some(record)
+}
+
+/// How much of its own the old primary of this failover had: of the timeline that the candidates were on.
+fn divergent_bytes(scene: &Scene<'_>, record: &LastFailover) -> Option<i64> {
+    if scene.register.as_ref().is_none_or(|register| register.term.0 != record.term) {
+        return None;
     }
-    let register = scene.register.as_ref()?;
-    let unrecorded = memory.failover.is_none()
-        && scene.primary_available()
-        && published.term.is_some_and(|term| term < register.term.0)
-        && published.last_failover.as_ref().is_none_or(|known| known.term < register.term.0);
-    let (from, to) = (published.primary.as_ref(), register.holder.as_ref().map(|holder| &holder.pod));
-    match (from, to) {
-        (Some(from), Some(to)) if unrecorded && from != to => Some(LastFailover {
-            from: from.clone(),
-            to: to.clone(),
-            reason: "decided by another replica of the operator, or before the operator restarted; its numbers are in the Events".to_owned(),
-            term: register.term.0,
-            at: scene.now.wall.to_string(),
-            ..LastFailover::default()
-        }),
-        _ => published.last_failover.clone(),
-    }
+    let tail = scene.pods.iter().find(|pod| pod.name == record.from)?.status()?.divergent.as_ref()?;
+    let left = record.candidates.iter().any(|candidate| candidate.timeline == Some(tail.timeline.0));
+    left.then(|| i64::try_from(tail.to_lsn.bytes_since(tail.from_lsn)).unwrap_or(i64::MAX))
 }
 
 /// With the transition times that the published conditions have, where the status is the same.

@@ -3,6 +3,7 @@
 
 mod bootstrap;
 mod rules;
+pub mod store;
 #[cfg(test)]
 mod tests;
 
@@ -21,12 +22,11 @@ use pgherd_core::{
 };
 use pgherd_crds::{
     PostgresCluster, PostgresClusterSpec, PostgresClusterStatus,
-    v1alpha1::{
-        postgres_cluster::{HbaMethod, ReplicaSource, SynchronousMode},
-        shared::ObjectStore,
-    },
+    names::keys,
+    v1alpha1::postgres_cluster::{HbaMethod, ReplicaSource, SynchronousMode},
 };
 
+use self::store::validate_store;
 use super::references::References;
 use crate::settings::ImageMap;
 
@@ -49,9 +49,9 @@ pub struct ValidatedCluster {
     pub image: String,
     /// How many instances are asked for.
     pub instances: u32,
-    /// `Off` or `Required`.
+    /// `Off`, `Preferred` or `Required`.
     pub synchronous_mode: SynchronousMode,
-    /// W: how many replicas a commit waits for; 0 in mode `Off`.
+    /// W: how many replicas a commit waits for; 0 in mode `Off`. In mode `Preferred` at most so many.
     pub acks: u32,
     /// `failover.delay` in milliseconds.
     pub failover_delay_ms: u64,
@@ -79,8 +79,29 @@ pub struct ValidatedCluster {
     pub scheduling: Scheduling,
     /// `spec.suspend`: nothing is applied and no failover decided.
     pub suspended: bool,
+    /// What somebody asks for once, by annotations.
+    pub requests: Requests,
     /// The status as it was published last.
     pub status: PostgresClusterStatus,
+}
+
+/// What somebody asks for once, by annotations on the PostgresCluster; as they were written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// `pgherd.dev/switchover`.
+    pub switchover: Option<String>,
+    /// `pgherd.dev/force-promote`.
+    pub force_promote: Option<String>,
+}
+
+impl Requests {
+    /// Reads the annotations.
+    #[must_use]
+    pub fn of(cluster: &PostgresCluster) -> Self {
+        let annotations = cluster.metadata.annotations.as_ref();
+        let value = |key: &str| annotations.and_then(|all| all.get(key)).map(|value| value.trim().to_owned());
+        Self { switchover: value(keys::SWITCHOVER), force_promote: value(keys::FORCE_PROMOTE) }
+    }
 }
 
 /// An object store, as the pods use it.
@@ -126,7 +147,13 @@ impl ValidatedCluster {
     /// The label selector of the instances, as text for the scale subresource.
     #[must_use]
     pub fn selector(&self) -> String {
-        format!("{}={}", pgherd_crds::names::keys::CLUSTER, self.name)
+        format!("{}={}", keys::CLUSTER, self.name)
+    }
+
+    /// The W that a new cluster begins with: in mode `Preferred` nobody is there yet who could be waited for.
+    #[must_use]
+    pub fn first_acks(&self) -> u32 {
+        if self.synchronous_mode == SynchronousMode::Preferred { 0 } else { self.acks }
     }
 }
 
@@ -229,6 +256,7 @@ pub fn validate_cluster(
         resources: spec.resources.clone(),
         scheduling: validated_scheduling(spec),
         suspended: spec.suspend.unwrap_or(false),
+        requests: Requests::of(cluster),
         status,
     })
 }
@@ -238,7 +266,7 @@ fn validate_synchronous(spec: &PostgresClusterSpec, problems: &mut Problems) -> 
     let replicas = synchronous.replicas.unwrap_or(1);
     match synchronous.mode {
         SynchronousMode::Off => (0, SynchronousMode::Off),
-        SynchronousMode::Required => {
+        mode @ (SynchronousMode::Preferred | SynchronousMode::Required) => {
             if replicas == 0 || replicas >= spec.instances {
                 let message = format!(
                     "is {replicas}, but must be at least 1 and less than instances ({}): the primary is not one of its own replicas",
@@ -246,7 +274,7 @@ fn validate_synchronous(spec: &PostgresClusterSpec, problems: &mut Problems) -> 
                 );
                 problems.add("spec.synchronous.replicas", message);
             }
-            (replicas, SynchronousMode::Required)
+            (replicas, mode)
         }
     }
 }
@@ -323,31 +351,6 @@ fn choose_image(
         problems.add("spec.version", message);
         String::new()
     })
-}
-
-/// The store as pods use it: with the folders of its Secrets.
-fn validate_store(
-    store: &ObjectStore,
-    namespace: &str,
-    field: &str,
-    [credentials_dir, ca_dir]: [&str; 2],
-    problems: &mut Problems,
-) -> ValidatedStore {
-    rules::check_store(store, field, problems);
-    let ca_secret = store.ca_secret_ref.as_ref().map(|reference| reference.name.clone());
-    ValidatedStore {
-        config: StoreConfig {
-            endpoint: store.endpoint.trim_end_matches('/').to_owned(),
-            bucket: store.bucket.clone(),
-            prefix: store.prefix.clone().unwrap_or_else(|| namespace.to_owned()),
-            region: store.region.clone(),
-            path_style: store.path_style.unwrap_or(true),
-            credentials_dir: credentials_dir.to_owned(),
-            ca_file: ca_secret.is_some().then(|| format!("{ca_dir}/ca.crt")),
-        },
-        credentials_secret: store.credentials_secret_ref.name.clone(),
-        ca_secret,
-    }
 }
 
 fn validated_scheduling(spec: &PostgresClusterSpec) -> Scheduling {

@@ -1,4 +1,4 @@
-//! The end of a backup: prove it by the manifest, then write what makes it visible, `backup.json` last.
+//! The end of a backup: prove it by the manifest, then write what belongs to it. Nothing here makes it visible.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,10 +16,10 @@ use super::{
     upload::StoredArchive,
 };
 use crate::{
-    catalogue::{RECORD_FORMAT, RECORD_NAME},
+    catalogue::RECORD_FORMAT,
     index::{ArchiveIndex, BackupIndex, INDEX_FORMAT, IndexEntry},
     manifest::{Manifest, SeenFile, render_hex},
-    store::{ObjectStore, PutOutcome},
+    store::ObjectStore,
     tar::TarKind,
     wal::segment_names,
 };
@@ -114,6 +114,8 @@ pub(super) fn build_record(
         tar_bytes: 0,
         stored_bytes: 0,
         wal_segment_bytes: identity.wal_segment_bytes,
+        index_sha256: None,
+        checksum: None,
     };
     let mut index = BackupIndex { format: INDEX_FORMAT, archives: Vec::new() };
     for (ScannedArchive { name, path, entries, tar_bytes }, StoredArchive { segments, sizes }) in
@@ -131,29 +133,16 @@ pub(super) fn build_record(
     Ok((record, index, manifest))
 }
 
-/// Writes index and manifest.
+/// Writes index and manifest; returns the SHA-256 of the index.
 pub(super) async fn write_companions(
     store: &ObjectStore,
     prefix: &str,
     index: BackupIndex,
     manifest: Vec<u8>,
-) -> Result<(), BackupError> {
+) -> Result<String, BackupError> {
     let encoded = tokio::task::spawn_blocking(move || index.encode()).await.map_err(BackupError::Task)??;
+    let sha256 = render_hex(&Sha256::digest(&encoded));
     store.put(&format!("{prefix}{INDEX_NAME}"), Bytes::from(encoded)).await?;
     store.put(&format!("{prefix}{MANIFEST_NAME}"), Bytes::from(manifest)).await?;
-    Ok(())
-}
-
-/// Writes `backup.json`, create-only: from here on the backup exists.
-pub(super) async fn write_record(store: &ObjectStore, prefix: &str, record: &BackupRecord) -> Result<(), BackupError> {
-    let key = format!("{prefix}{RECORD_NAME}");
-    let body = Bytes::from(serde_json::to_vec_pretty(record).map_err(BackupError::Record)?);
-    if store.put_if_absent(&key, body.clone()).await? == PutOutcome::Created {
-        return Ok(());
-    }
-    // A lost answer makes the second attempt find its own object.
-    match store.get(&key).await? {
-        Some(found) if found == body => Ok(()),
-        _ => Err(BackupError::IdTaken(record.id.clone())),
-    }
+    Ok(sha256)
 }

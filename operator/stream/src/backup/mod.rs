@@ -3,20 +3,23 @@
 //! Memory is bounded, whatever the size of the database and the speed of the store:
 //!
 //! ```text
-//!   (workers + 1) x (4 MiB + compressed frame, at most 4 MiB + 16 KiB + 64 B)    frames, see crate::frames
+//!   (workers + 1) x (2 MiB + compressed frame, at most 2 MiB + 8 KiB + 64 B)    frames, see crate::frames
 //! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
 //! + (workers + 1) x context of zstd (about 1 MiB at level 1)
 //! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! ```
-//! With the defaults (2 workers, 3 parts of 8 MiB in flight) frames and parts take at most 24 + 32 MiB, and less for data that
+//! With the defaults (2 workers, 3 parts of 5 MiB in flight) frames and parts take at most 12 + 20 MiB, and less for data that
 //! compresses: an output buffer is touched only as far as its frame is long. All queues wait; a slow store becomes TCP
 //! backpressure and the server waits.
 
 mod finish;
+mod marker;
 mod run;
 mod source;
 mod sweep;
 mod upload;
+
+use serde::{Deserialize, Serialize};
 
 use pgherd_core::{
     backup::{BackupRecord, ClusterLocation},
@@ -25,8 +28,10 @@ use pgherd_core::{
 };
 
 pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path};
+pub(crate) use marker::{MARKER_NAME, Marker};
 pub use run::{observe_peak_rss, run_backup};
-pub use sweep::sweep_abandoned;
+pub(crate) use sweep::remove_rest;
+pub use sweep::{SILENT_AGE, SweepScope, sweep_abandoned};
 
 use crate::{
     base_backup::BaseBackupError,
@@ -37,6 +42,17 @@ use crate::{
     store::StoreError,
     tar::TarError,
 };
+
+/// On whose behalf a backup runs. What an earlier attempt of the same owner left is removed at once: whoever starts attempts
+/// starts one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupOwner {
+    /// The UID of the Backup.
+    pub id: String,
+    /// From 1.
+    pub attempt: u32,
+}
 
 /// What to back up, where to, and with how much.
 #[derive(Clone, Debug)]
@@ -57,10 +73,12 @@ pub struct BackupOptions {
     pub max_rate: Option<u32>,
     /// An immediate checkpoint instead of a spread one.
     pub fast_checkpoint: bool,
+    /// On whose behalf; `None` for a backup by hand.
+    pub owner: Option<BackupOwner>,
 }
 
 impl BackupOptions {
-    /// The defaults: level 1, 2 workers, 3 parts of 8 MiB, no limit, an immediate checkpoint.
+    /// The defaults: level 1, 2 workers, 3 parts of 5 MiB, no limit, an immediate checkpoint.
     #[must_use]
     pub fn new(connect: ConnectOptions, location: ClusterLocation) -> Self {
         Self {
@@ -68,10 +86,11 @@ impl BackupOptions {
             location,
             level: 1,
             workers: 2,
-            part_bytes: 8 << 20,
+            part_bytes: 5 << 20,
             concurrency: 3,
             max_rate: None,
             fast_checkpoint: true,
+            owner: None,
         }
     }
 }
@@ -182,6 +201,9 @@ pub enum BackupError {
     /// Something with this id is in the store already.
     #[error("the object store holds something under the id {0} already")]
     IdTaken(String),
+    /// Another process took this backup for dead and removed what it had stored.
+    #[error("another process took this backup for abandoned and removed it")]
+    Abandoned,
     /// The stream stopped or was not in order.
     #[error("the stream was broken off")]
     Interrupted,

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use pgherd_core::{
     backup::{BackupRecord, ClusterLocation},
@@ -18,22 +17,24 @@ use uuid::Uuid;
 
 use super::{
     BackupError, BackupOptions, BackupOutcome, BackupPhase, BackupProgress,
-    finish::{BackupIdentity, build_record, validate_backup, write_companions, write_record},
+    finish::{BackupIdentity, build_record, validate_backup, write_companions},
+    marker::{Claim, MARKER_NAME, Marker},
     source::{ScannedBackup, read_backup},
-    sweep::{MARKER_NAME, Marker, remove_failed, sweep_abandoned},
+    sweep::{SILENT_AGE, SweepScope, remove_failed, sweep_abandoned},
     upload::{StoredArchive, Uploader},
 };
 use crate::{
     base_backup::{BaseBackup, BaseBackupEvent, BaseBackupOptions, Tablespace},
+    catalogue::render_checksum,
     frames,
     replication::{ReplicationClient, ReplicationError},
     store::ObjectStore,
 };
 
-/// What a killed backup left is removed by a later one after this time.
-const ABANDONED_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Removing what a failure left must not take longer than a pod has to stop.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(45);
+/// Removing what others left must not hold up a finished backup.
+const SWEEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Smallest part that S3 takes.
 const MIN_PART_BYTES: usize = 5 << 20;
 
@@ -60,14 +61,16 @@ pub async fn run_backup(
         began = began => began?,
     };
     let prefix = source.location.backup_prefix(&source.identity.id);
-    let mut keys = Vec::new();
+    let archives = source.archives.clone();
+    // Of its own, so that the backup can end itself without ending its caller.
+    let cancel = cancel.child_token();
     let run = Run { options: &options, store: &store, prefix: &prefix, progress: &progress, cancel: &cancel };
-    let result = run.copy(source, &mut keys).await;
+    let result = run.copy(source).await;
     if let Err(error) = &result
         && !matches!(error, BackupError::IdTaken(_))
     {
         // Not under `cancel`: this is what a cancelled backup still has to do.
-        match tokio::time::timeout(CLEANUP_TIMEOUT, remove_failed(&store, &prefix, &keys)).await {
+        match tokio::time::timeout(CLEANUP_TIMEOUT, remove_failed(&store, &prefix, &archives)).await {
             Ok(Ok(())) => {}
             Ok(Err(cleanup)) => tracing::warn!(error = %cleanup, "removing a failed backup"),
             Err(_) => tracing::warn!("removing a failed backup took too long"),
@@ -151,26 +154,44 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn copy(&self, source: Source, keys: &mut Vec<String>) -> Result<BackupOutcome, BackupError> {
+    async fn copy(&self, source: Source) -> Result<BackupOutcome, BackupError> {
         let Source { mut backup, slot, identity, location, archives } = source;
-        self.claim_id(&identity, archives).await?;
+        let marker = Marker {
+            id: identity.id.clone(),
+            started_at: identity.started_at.parse().unwrap_or(Timestamp::UNIX_EPOCH),
+            archives,
+            run: Uuid::new_v4().simple().to_string(),
+            owner: self.options.owner.clone(),
+            deleting: false,
+        };
+        let claim = Claim::take(self.store, self.prefix, marker).await?;
         let began = Instant::now();
-        let (scanned, stored) = self.stream(&mut backup, keys).await?;
-        let seconds = began.elapsed().as_secs_f64();
-        // Only now is the WAL of no more use.
-        slot.close().await;
-        self.progress.send_modify(|progress| progress.phase = BackupPhase::Finishing);
-        let record = tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => return Err(BackupError::Cancelled),
-            record = self.prove(identity, scanned, stored) => record?,
+        let own_id = identity.id.clone();
+        let work = async {
+            let (scanned, stored) = self.stream(&mut backup).await?;
+            let seconds = began.elapsed().as_secs_f64();
+            // Only now is the WAL of no more use.
+            slot.close().await;
+            self.progress.send_modify(|progress| progress.phase = BackupPhase::Finishing);
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => Err(BackupError::Cancelled),
+                record = self.prove(identity, scanned, stored) => Ok((record?, seconds)),
+            }
+        };
+        let done = self.beside_renewal(&claim, &location, &own_id, work).await;
+        let (record, seconds) = match done {
+            Ok(done) => done,
+            Err(error) => {
+                claim.abort().await;
+                return Err(error);
+            }
         };
         // Not to be cancelled: a request on its way could make the backup appear after it was cleaned up.
-        write_record(self.store, self.prefix, &record).await?;
+        claim.commit(&record).await?;
         if let Err(error) = self.store.delete(&format!("{}{MARKER_NAME}", self.prefix)).await {
             tracing::warn!(error = %error, "removing the marker of a finished backup");
         }
-        self.sweep(&location).await;
         self.progress.send_modify(|progress| {
             progress.phase = BackupPhase::Done;
             progress.stored_bytes = record.stored_bytes;
@@ -189,23 +210,30 @@ impl Run<'_> {
         self.options.part_bytes.max(MIN_PART_BYTES)
     }
 
-    async fn claim_id(&self, identity: &BackupIdentity, archives: Vec<String>) -> Result<(), BackupError> {
-        if !self.store.list(self.prefix).await?.is_empty() {
-            return Err(BackupError::IdTaken(identity.id.clone()));
-        }
-        let started_at = identity.started_at.parse().unwrap_or(Timestamp::UNIX_EPOCH);
-        let marker = Marker { id: identity.id.clone(), started_at, archives };
-        let body = Bytes::from(serde_json::to_vec(&marker).map_err(BackupError::Record)?);
-        self.store.put(&format!("{}{MARKER_NAME}", self.prefix), body).await?;
-        Ok(())
+    /// Does the work while the claim is renewed and what dead attempts left is removed. The work is never dropped: what it
+    /// has on its way it ends itself.
+    async fn beside_renewal<T>(
+        &self,
+        claim: &Claim<'_>,
+        location: &ClusterLocation,
+        own_id: &str,
+        work: impl Future<Output = Result<T, BackupError>>,
+    ) -> Result<T, BackupError> {
+        let work = async { tokio::join!(work, self.sweep(location, own_id)).0 };
+        tokio::pin!(work);
+        let lost = tokio::select! {
+            biased;
+            done = &mut work => return done,
+            lost = claim.renew() => lost,
+        };
+        self.cancel.cancel();
+        // Whatever became of it: the backup is not ours any more.
+        let _ = work.await;
+        Err(lost)
     }
 
     /// Reads, compresses and uploads at the same time.
-    async fn stream(
-        &self,
-        backup: &mut BaseBackup,
-        keys: &mut Vec<String>,
-    ) -> Result<(ScannedBackup, Vec<StoredArchive>), BackupError> {
+    async fn stream(&self, backup: &mut BaseBackup) -> Result<(ScannedBackup, Vec<StoredArchive>), BackupError> {
         let (writer, reader) = frames::pipeline(self.options.level, self.options.workers)?;
         let stop_upload = CancellationToken::new();
         let uploader = Uploader {
@@ -236,8 +264,7 @@ impl Run<'_> {
             }
         };
         let end = end.map_err(BackupError::Task)?;
-        keys.extend(end.keys);
-        match (scanned, end.result) {
+        match (scanned, end) {
             (Ok(scanned), Ok(stored)) => Ok((scanned, stored)),
             // When the upload fails first, the reading side only learns that nobody takes its frames.
             (Err(BackupError::Frame(_)) | Ok(_), Err(error)) => Err(error),
@@ -255,17 +282,26 @@ impl Run<'_> {
             validate_backup(&identity, &scanned)?;
             build_record(identity, scanned, stored, Timestamp::now().to_string())
         };
-        let (record, index, manifest) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
-        write_companions(self.store, self.prefix, index, manifest).await?;
+        let (mut record, index, manifest) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
+        record.index_sha256 = Some(write_companions(self.store, self.prefix, index, manifest).await?);
+        record.checksum = Some(render_checksum(&record).map_err(BackupError::Record)?);
         Ok(record)
     }
 
     /// What earlier processes left. Its failure is no failure of this backup.
-    async fn sweep(&self, location: &ClusterLocation) {
-        match sweep_abandoned(self.store, location, Timestamp::now(), ABANDONED_AGE).await {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!(?removed, "removed what abandoned backups left"),
-            Err(error) => tracing::warn!(error = %error, "looking for abandoned backups"),
+    async fn sweep(&self, location: &ClusterLocation, own_id: &str) {
+        let scope =
+            SweepScope { own_id, owner: self.options.owner.as_ref(), now: Timestamp::now(), silent_age: SILENT_AGE };
+        let sweep = tokio::time::timeout(SWEEP_TIMEOUT, sweep_abandoned(self.store, location, &scope));
+        let swept = tokio::select! {
+            () = self.cancel.cancelled() => return,
+            swept = sweep => swept,
+        };
+        match swept {
+            Ok(Ok(removed)) if removed.is_empty() => {}
+            Ok(Ok(removed)) => tracing::info!(?removed, "removed what abandoned backups left"),
+            Ok(Err(error)) => tracing::warn!(error = %error, "looking for abandoned backups"),
+            Err(_) => tracing::warn!("removing what abandoned backups left takes too long"),
         }
     }
 }

@@ -1,84 +1,155 @@
-//! Removing what failed or killed backups left: open uploads by exact key, then objects, `backup.json` before all others.
+//! Removing what failed or killed backups left: first the upload of the record, so that nothing can become visible any more,
+//! then the other open uploads by exact key and id, then the objects, the marker last.
 //!
-//! A backup that is visible is never touched.
+//! A backup that is visible is never touched, and one that may be running neither.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use pgherd_core::backup::ClusterLocation;
-use serde::{Deserialize, Serialize};
 
-use super::upload::render_object_name;
+use super::{
+    BackupOwner,
+    marker::{MARKER_NAME, Marker},
+    upload::render_object_name,
+};
 use crate::{
     catalogue::RECORD_NAME,
-    store::{ObjectStore, StoreError},
+    store::{ObjectStore, StoreError, StoredObject},
 };
 
-/// Name of the object that says which archives a running backup writes. It is there only while the backup runs, or when
-/// it died.
-pub(super) const MARKER_NAME: &str = "inprogress.json";
+/// A backup whose marker was not renewed for this long is dead.
+pub const SILENT_AGE: Duration = Duration::from_secs(15 * 60);
+/// Objects without a marker are judged by their own age.
+const ORPHAN_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// What a running backup writes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Marker {
-    pub(super) id: String,
-    pub(super) started_at: Timestamp,
-    pub(super) archives: Vec<String>,
+/// Who sweeps, and what is dead to it.
+#[derive(Clone, Copy, Debug)]
+pub struct SweepScope<'a> {
+    /// The sweeper's own backup, which is alive.
+    pub own_id: &'a str,
+    /// Earlier attempts of this owner are dead, and the same attempt under another id.
+    pub owner: Option<&'a BackupOwner>,
+    /// Now, by a clock that is near the store's.
+    pub now: Timestamp,
+    /// See [`SILENT_AGE`].
+    pub silent_age: Duration,
 }
 
-/// Removes everything of one backup that failed.
-pub(super) async fn remove_failed(store: &ObjectStore, prefix: &str, keys: &[String]) -> Result<(), StoreError> {
-    // If it became visible in spite of its failure, it must be the first to go.
-    store.delete(&format!("{prefix}{RECORD_NAME}")).await?;
-    store.abort_stale_uploads(keys).await?;
+/// What is to be done with a backup that has no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It may be running.
+    Leave,
+    /// It is dead if the upload of its record could be aborted: then nothing can complete it.
+    RemoveIfUncommitted,
+    /// It is dead.
+    Remove,
+}
+
+fn decide_fate(marker: Option<&Marker>, silent_for: Option<Duration>, scope: &SweepScope<'_>) -> Fate {
+    let older_than = |age: Duration| silent_for.is_some_and(|silent| silent >= age);
+    let Some(marker) = marker else {
+        return if older_than(ORPHAN_AGE.max(scope.silent_age)) { Fate::Remove } else { Fate::Leave };
+    };
+    let superseded =
+        |owner: &BackupOwner| scope.owner.is_some_and(|me| me.id == owner.id && me.attempt >= owner.attempt);
+    if marker.deleting || older_than(scope.silent_age) {
+        Fate::Remove
+    } else if marker.owner.as_ref().is_some_and(superseded) {
+        Fate::RemoveIfUncommitted
+    } else {
+        Fate::Leave
+    }
+}
+
+/// Removes everything of one backup that failed, but the object of a record that was completed in spite of it is removed
+/// first.
+pub(super) async fn remove_failed(store: &ObjectStore, prefix: &str, archives: &[String]) -> Result<(), StoreError> {
+    let record = format!("{prefix}{RECORD_NAME}");
+    store.abort_stale_uploads(std::slice::from_ref(&record)).await?;
+    store.delete(&record).await?;
+    remove_rest(store, prefix, archives).await
+}
+
+/// Removes all but the record: open uploads, objects, and the marker last, so that another sweep finds the rest.
+pub(crate) async fn remove_rest(store: &ObjectStore, prefix: &str, archives: &[String]) -> Result<(), StoreError> {
+    let present = store.list(prefix).await?;
+    let keys = decide_keys(prefix, archives, present.iter().map(|(key, _)| key.as_str()));
+    store.abort_stale_uploads(&keys).await?;
     let marker = format!("{prefix}{MARKER_NAME}");
-    for (key, _) in store.list(prefix).await?.iter().filter(|(key, _)| *key != marker) {
+    for (key, _) in present.iter().filter(|(key, _)| *key != marker) {
         store.delete(key).await?;
     }
-    // The marker is the last: as long as it is there, another sweep finds the rest.
     store.delete(&marker).await
 }
 
-/// Removes backups that began at least `min_age` before `now` and are neither visible nor running any more; returns their
-/// ids. A process that was killed leaves such.
+/// Removes backups that are neither visible nor running any more; returns their ids. A process that was killed leaves such.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn sweep_abandoned(
     store: &ObjectStore,
     location: &ClusterLocation,
-    now: Timestamp,
-    min_age: Duration,
+    scope: &SweepScope<'_>,
 ) -> Result<Vec<String>, StoreError> {
     let mut removed = Vec::new();
     for id in store.list_dirs(&format!("{}/base/", location.root())).await? {
-        let prefix = location.backup_prefix(&id);
-        if store.head(&format!("{prefix}{RECORD_NAME}")).await?.is_some() {
-            continue;
+        if id != scope.own_id && sweep_one(store, &location.backup_prefix(&id), scope).await? {
+            removed.push(id);
         }
-        let marker = store.get(&format!("{prefix}{MARKER_NAME}")).await?;
-        let marker: Option<Marker> = marker.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        // Without a readable marker nothing says how old it is: such a folder is not ours to judge.
-        let Some(marker) = marker else { continue };
-        let age = now.duration_since(marker.started_at);
-        if age.is_negative() || age.unsigned_abs() < min_age {
-            continue;
-        }
-        let present = store.list(&prefix).await?;
-        let keys = decide_keys(&prefix, &marker, present.iter().map(|(key, _)| key.as_str()));
-        remove_failed(store, &prefix, &keys).await?;
-        removed.push(id);
     }
     Ok(removed)
 }
 
+async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) -> Result<bool, StoreError> {
+    let record_key = format!("{prefix}{RECORD_NAME}");
+    if store.head(&record_key).await?.is_some() {
+        return Ok(false);
+    }
+    let present = store.list_objects(prefix).await?;
+    let marker = store.get(&format!("{prefix}{MARKER_NAME}")).await?;
+    let marker: Option<Marker> = marker.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let fate = decide_fate(marker.as_ref(), observe_silence(&present, scope.now), scope);
+    if fate == Fate::Leave {
+        return Ok(false);
+    }
+    let aborted = store.abort_stale_uploads(std::slice::from_ref(&record_key)).await?;
+    // It may have been completed since it was looked for; from here on it cannot be.
+    if store.head(&record_key).await?.is_some() || (fate == Fate::RemoveIfUncommitted && aborted == 0) {
+        return Ok(false);
+    }
+    let archives = marker.map_or_else(|| observe_archives(prefix, &present), |marker| marker.archives);
+    remove_rest(store, prefix, &archives).await?;
+    Ok(true)
+}
+
+/// Since when nothing was written, the marker included.
+fn observe_silence(present: &[StoredObject], now: Timestamp) -> Option<Duration> {
+    let newest = present.iter().filter_map(|object| object.modified).max()?;
+    let silent = now.duration_since(newest);
+    // A store whose clock is ahead of ours wrote it just now.
+    Some(if silent.is_negative() { Duration::ZERO } else { silent.unsigned_abs() })
+}
+
+/// The archives that the objects belong to.
+fn observe_archives(prefix: &str, present: &[StoredObject]) -> Vec<String> {
+    let name = |object: &StoredObject| {
+        let (archive, _) = object.key.strip_prefix(prefix)?.split_once(".tar.zst.")?;
+        Some(archive.to_owned())
+    };
+    let mut archives: Vec<String> = present.iter().filter_map(name).chain(["base".to_owned()]).collect();
+    archives.sort();
+    archives.dedup();
+    archives
+}
+
 /// The keys that may have an open upload: of each archive the objects that are there, and the one after them.
-fn decide_keys<'a>(prefix: &str, marker: &Marker, present: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+fn decide_keys<'a>(prefix: &str, archives: &[String], present: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
     let mut keys = Vec::new();
-    for archive in &marker.archives {
+    for archive in archives {
         let stem = format!("{prefix}{archive}.tar.zst.");
-        let numbers = present.clone().filter_map(|key| key.strip_prefix(&stem)?.parse::<usize>().ok());
+        let numbers = present.clone().filter_map(|key| key.strip_prefix(&stem)?.get(..4)?.parse::<usize>().ok());
         let next = numbers.max().map_or(0, |number| number + 1);
         keys.extend((0..=next).map(|number| format!("{prefix}{}", render_object_name(archive, number))));
     }
@@ -89,13 +160,40 @@ fn decide_keys<'a>(prefix: &str, marker: &Marker, present: impl Iterator<Item = 
 mod tests {
     use super::*;
 
+    fn marker(owner: Option<(&str, u32)>) -> Marker {
+        Marker {
+            id: "x".into(),
+            started_at: Timestamp::UNIX_EPOCH,
+            archives: vec![],
+            run: "r".into(),
+            owner: owner.map(|(id, attempt)| BackupOwner { id: id.into(), attempt }),
+            deleting: false,
+        }
+    }
+
     #[test]
     fn the_object_after_those_that_are_there_may_be_open() {
-        let marker =
-            Marker { id: "x".into(), started_at: Timestamp::UNIX_EPOCH, archives: vec!["16384".into(), "base".into()] };
         let present = ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/inprogress.json"];
-        let keys = decide_keys("p/", &marker, present.into_iter());
+        let keys = decide_keys("p/", &["16384".to_owned(), "base".to_owned()], present.into_iter());
         let expected = ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/16384.tar.zst.0002", "p/base.tar.zst.0000"];
         assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn an_earlier_attempt_of_the_same_owner_is_dead_and_another_owner_s_only_when_it_is_silent() {
+        let me = BackupOwner { id: "a".to_owned(), attempt: 2 };
+        let scope = SweepScope { own_id: "now", owner: Some(&me), now: Timestamp::UNIX_EPOCH, silent_age: SILENT_AGE };
+        let fate =
+            |marker: Option<&Marker>, seconds: u64| decide_fate(marker, Some(Duration::from_secs(seconds)), &scope);
+        assert_eq!(fate(Some(&marker(Some(("a", 1)))), 1), Fate::RemoveIfUncommitted);
+        assert_eq!(fate(Some(&marker(Some(("a", 2)))), 1), Fate::RemoveIfUncommitted);
+        assert_eq!(fate(Some(&marker(Some(("a", 3)))), 1), Fate::Leave, "a later attempt is not ours to end");
+        assert_eq!(fate(Some(&marker(Some(("b", 1)))), 1), Fate::Leave);
+        assert_eq!(fate(Some(&marker(None)), 899), Fate::Leave);
+        assert_eq!(fate(Some(&marker(None)), 900), Fate::Remove);
+        assert_eq!(fate(Some(&Marker { deleting: true, ..marker(None) }), 1), Fate::Remove);
+        assert_eq!(fate(None, 901), Fate::Leave, "without a marker only great age tells");
+        assert_eq!(fate(None, 24 * 3600), Fate::Remove);
+        assert_eq!(decide_fate(None, None, &scope), Fate::Leave);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     store::{MultipartUpload, ObjectStore, PartBuffer, PartBuffers},
 };
 
-/// An object is at most this long: 8 GiB, or 1000 parts where a part is small (some stores take no more).
+/// An object is at most 1000 parts (some stores take no more) and 8 GiB long: 4.9 GiB with the default part size.
 const MAX_OBJECT_BYTES: u64 = 8 << 30;
 const MAX_PARTS: u64 = 1000;
 
@@ -24,15 +24,6 @@ pub(super) struct StoredArchive {
     pub(super) segments: Vec<Vec<(u32, u32)>>,
     /// Bytes of each object.
     pub(super) sizes: Vec<u64>,
-}
-
-/// How an upload ended.
-#[derive(Debug)]
-pub(super) struct UploadEnd {
-    /// Every key that was begun, whatever became of it.
-    pub(super) keys: Vec<String>,
-    /// The archives in order.
-    pub(super) result: Result<Vec<StoredArchive>, BackupError>,
 }
 
 /// Uploads what comes out of a frame pipeline.
@@ -62,13 +53,12 @@ struct OpenObject {
 
 impl Uploader {
     /// Runs until the pipeline ends.
-    pub(super) async fn run(self, mut frames: FrameReader) -> UploadEnd {
+    pub(super) async fn run(self, mut frames: FrameReader) -> Result<Vec<StoredArchive>, BackupError> {
         let mut state = State {
             buffers: PartBuffers::new(self.concurrency + 1, self.part_bytes),
             open: None,
             archive: None,
             done: Vec::new(),
-            keys: Vec::new(),
         };
         let cancel = self.cancel.clone();
         let result = tokio::select! {
@@ -82,7 +72,7 @@ impl Uploader {
         {
             tracing::warn!(error = %error, "aborting an upload failed");
         }
-        UploadEnd { keys: state.keys, result: result.map(|()| state.done) }
+        result.map(|()| state.done)
     }
 
     async fn take_frames(&self, frames: &mut FrameReader, state: &mut State) -> Result<(), BackupError> {
@@ -111,7 +101,6 @@ impl Uploader {
             Some(object) => object,
             None => {
                 let key = format!("{}{}", self.prefix, render_object_name(name, stored.segments.len()));
-                state.keys.push(key.clone());
                 stored.segments.push(Vec::new());
                 state.open.insert(OpenObject { key, upload: None, buffer: None, bytes: 0 })
             }
@@ -176,5 +165,4 @@ struct State {
     open: Option<OpenObject>,
     archive: Option<(String, StoredArchive)>,
     done: Vec<StoredArchive>,
-    keys: Vec<String>,
 }

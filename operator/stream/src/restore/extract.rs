@@ -1,7 +1,10 @@
 //! Decodes frames and writes what they hold into files, piece by piece in any order; keeps each piece's CRC32C so that whole
-//! files can be checked at the end.
+//! files can be checked at the end. Without a target it only checks.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
 
@@ -16,24 +19,25 @@ struct Piece {
     crc32c: u32,
 }
 
-/// Files that are being written by several threads.
+/// Files of one archive that are being written by several threads.
 #[derive(Debug)]
 pub(super) struct Extraction {
-    pub(super) target: Target,
+    target: Option<Arc<Target>>,
     /// By their place in the archive, not overlapping.
     files: Vec<IndexEntry>,
     pieces: Mutex<HashMap<usize, Vec<Piece>>>,
 }
 
 impl Extraction {
-    pub(super) fn new(target: Target, files: Vec<IndexEntry>) -> Self {
+    pub(super) fn new(target: Option<Arc<Target>>, files: Vec<IndexEntry>) -> Self {
         Self { target, files, pieces: Mutex::new(HashMap::new()) }
     }
 
     /// Makes the files that have no content, which no frame would make.
     pub(super) fn make_empty_files(&self) -> Result<(), RestoreError> {
+        let Some(target) = &self.target else { return Ok(()) };
         for file in self.files.iter().filter(|file| file.size == 0) {
-            self.target.open(&file.path, file.mode)?;
+            target.open(&file.path, file.mode)?;
         }
         Ok(())
     }
@@ -67,8 +71,10 @@ impl Extraction {
             let range = usize::try_from(from - tar_offset).unwrap_or(0)..usize::try_from(to - tar_offset).unwrap_or(0);
             let content = bytes.get(range).unwrap_or_default();
             let offset = from - file.offset;
-            let open = self.target.open(&file.path, file.mode)?;
-            self.target.write_at(&open, &file.path, content, offset)?;
+            if let Some(target) = &self.target {
+                let open = target.open(&file.path, file.mode)?;
+                target.write_at(&open, &file.path, content, offset)?;
+            }
             let piece = Piece { offset, length: content.len() as u64, crc32c: crc32c::crc32c(content) };
             found.push((number, piece));
         }
@@ -80,8 +86,8 @@ impl Extraction {
         Ok(())
     }
 
-    /// Checks every file against its checksum and gives back the target.
-    pub(super) fn verify(self) -> Result<(Target, u64), RestoreError> {
+    /// Checks every file against its checksum and gives their number.
+    pub(super) fn verify(self) -> Result<u64, RestoreError> {
         let inconsistent = |_| RestoreError::Inconsistent("a writer died".to_owned());
         let mut pieces = self.pieces.into_inner().map_err(inconsistent)?;
         for (number, file) in self.files.iter().enumerate() {
@@ -100,7 +106,7 @@ impl Extraction {
                 return Err(RestoreError::Damaged { path, expected: file.crc32c, found: crc32c });
             }
         }
-        Ok((self.target, self.files.len() as u64))
+        Ok(self.files.len() as u64)
     }
 }
 
@@ -146,7 +152,7 @@ mod tests {
             let tar = archive(&files);
             let dir = tempfile::tempdir().unwrap();
             let root = dir.path().join("pgdata");
-            let extraction = Extraction::new(Target::prepare(&root).unwrap(), entries(&files));
+            let extraction = Extraction::new(Some(Arc::new(Target::prepare(&root).unwrap())), entries(&files));
             extraction.make_empty_files().unwrap();
             let mut runs = Vec::new();
             for (number, chunk) in tar.chunks(frame_bytes).enumerate() {
@@ -173,7 +179,8 @@ mod tests {
         let mut tar = archive(&files);
         let dir = tempfile::tempdir().unwrap();
         let extract = |tar: &[u8], name: &str| {
-            let extraction = Extraction::new(Target::prepare(&dir.path().join(name)).unwrap(), entries(&files));
+            let extraction =
+                Extraction::new(Some(Arc::new(Target::prepare(&dir.path().join(name)).unwrap())), entries(&files));
             let body = Bytes::from(zstd::bulk::compress(tar, 1).unwrap());
             let frame = (u32::try_from(body.len()).unwrap(), u32::try_from(tar.len()).unwrap());
             let run = FrameRun { object: 0, offset: 0, stored: body.len() as u64, frames: vec![frame], tar_offset: 0 };

@@ -1,13 +1,16 @@
 //! A backup from the object store into a data directory, verified while it is written.
 //!
 //! Runs of frames are fetched, decoded and written in parallel. Every file is checked against the manifest's CRC32C before
-//! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 4 MiB stored + 4 MiB decoded) + about 300 bytes per file.
+//! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 4 MiB stored + 2 MiB decoded) + about 300 bytes per file.
 
 mod extract;
+mod lock;
 mod plan;
 mod target;
+mod verify;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,9 +33,12 @@ use crate::{
     tar::TarError,
 };
 use extract::Extraction;
-use plan::{FrameRun, RestorePlan, build_plan};
+use lock::RestoreLock;
+pub(crate) use lock::{LOCK_AGE, observe_locks};
+use plan::{ArchivePlan, FrameRun, RestorePlan, build_plan};
 pub use target::INCOMPLETE_MARKER;
 pub(crate) use target::Target;
+pub use verify::{VerifyOutcome, verify_backup};
 
 /// Runs of frames that are fetched and written at the same time.
 pub const CONCURRENT_RUNS: usize = 4;
@@ -95,9 +101,18 @@ pub enum RestoreError {
         /// Bytes free.
         free: u64,
     },
-    /// The backup has tablespaces, whose places do not exist in an instance.
-    #[error("tablespaces are not supported: {}", .0.join(", "))]
+    /// The backup has tablespaces, and nobody said where they are to lie.
+    #[error("the backup has tablespaces, and nothing says where to put them: {}", .0.join(", "))]
     Tablespaces(Vec<String>),
+    /// A tablespace's place is not an absolute path.
+    #[error("the place of a tablespace, \"{}\", is not an absolute path", .0.display())]
+    TablespacePlace(PathBuf),
+    /// Retention is deleting the backup.
+    #[error("the backup {0} is being deleted")]
+    BeingDeleted(String),
+    /// The backup was deleted while it was read.
+    #[error("the backup {0} was deleted meanwhile")]
+    Deleted(String),
     /// The backup holds a symbolic link.
     #[error("the symbolic link \"{0}\" is not supported")]
     Symlink(String),
@@ -147,6 +162,19 @@ pub enum RestoreError {
     Cancelled,
 }
 
+/// Where tablespaces go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum TablespacePlaces {
+    /// A backup with tablespaces is refused.
+    #[default]
+    Refuse,
+    /// Into the data directory, below `pg_tblspc/<oid>`: PostgreSQL 15 and later take a directory there, with
+    /// `allow_in_place_tablespaces`, which is set in `postgresql.auto.conf`.
+    InPlace,
+    /// To these absolute paths by OID; an OID that is not named is refused.
+    At(BTreeMap<String, PathBuf>),
+}
+
 /// Restores a resolved backup (see [`crate::catalogue::resolve`]) into an empty or absent directory.
 ///
 /// # Errors
@@ -158,59 +186,144 @@ pub async fn restore_backup(
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<RestoreOutcome, RestoreError> {
-    tokio::select! {
+    restore_backup_at(store, location, target, &TablespacePlaces::Refuse, progress, cancel).await
+}
+
+/// As [`restore_backup`], with tablespaces.
+///
+/// # Errors
+/// [`RestoreError`].
+pub async fn restore_backup_at(
+    store: &ObjectStore,
+    location: &BackupLocation,
+    target: &Path,
+    places: &TablespacePlaces,
+    progress: watch::Sender<RestoreProgress>,
+    cancel: CancellationToken,
+) -> Result<RestoreOutcome, RestoreError> {
+    // The lock is there before the record is read: whoever deletes backups looks for it after having said so.
+    let lock = RestoreLock::take(store, location).await?;
+    let outcome = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RestoreError::Cancelled),
-        outcome = restore(store, location, target, &progress) => outcome,
+        outcome = restore(store, location, target, places, &progress) => outcome,
+        never = lock.renew() => match never {},
+    };
+    lock.release().await;
+    explain_absence(store, location, outcome).await
+}
+
+/// An object that is missing because the whole backup was deleted is told as that.
+async fn explain_absence<T>(
+    store: &ObjectStore,
+    location: &BackupLocation,
+    outcome: Result<T, RestoreError>,
+) -> Result<T, RestoreError> {
+    match outcome {
+        Err(RestoreError::MissingObject(key)) => {
+            match read_record(store, &location.cluster, &location.backup_id).await {
+                Ok(None) => Err(RestoreError::Deleted(location.backup_id.clone())),
+                _ => Err(RestoreError::MissingObject(key)),
+            }
+        }
+        other => other,
     }
 }
 
-async fn restore(
-    store: &ObjectStore,
-    location: &BackupLocation,
-    root: &Path,
-    progress: &watch::Sender<RestoreProgress>,
-) -> Result<RestoreOutcome, RestoreError> {
-    let began = Instant::now();
+/// What is known of a backup before its data is read.
+struct Scene {
+    record: BackupRecord,
+    plan: RestorePlan,
+    manifest: bytes::Bytes,
+    prefix: String,
+}
+
+/// Reads record, index and manifest, and has them agree.
+async fn observe_scene(store: &ObjectStore, location: &BackupLocation) -> Result<Scene, RestoreError> {
     let prefix = location.cluster.backup_prefix(&location.backup_id);
     let record = read_record(store, &location.cluster, &location.backup_id)
         .await?
         .ok_or_else(|| RestoreError::MissingObject(format!("{prefix}{}", crate::catalogue::RECORD_NAME)))?;
     let index = get_companion(store, &prefix, INDEX_NAME).await?;
     let manifest = get_companion(store, &prefix, MANIFEST_NAME).await?;
-    let (plan, manifest) = {
-        let record = record.clone();
-        let plan = move || {
-            if render_hex(&Sha256::digest(&manifest)) != record.manifest_sha256 {
-                return Err(RestoreError::Inconsistent("the manifest is not the one of the record".to_owned()));
-            }
-            let plan = build_plan(&record, BackupIndex::decode(&index)?, &Manifest::parse(&manifest)?)?;
-            Ok((plan, manifest))
-        };
-        tokio::task::spawn_blocking(plan).await??
+    let (checked, names) = (record.clone(), prefix.clone());
+    let plan = move || {
+        let other = |name: &str| RestoreError::Inconsistent(format!("{names}{name} is not the one of the record"));
+        if render_hex(&Sha256::digest(&manifest)) != checked.manifest_sha256 {
+            return Err(other(MANIFEST_NAME));
+        }
+        if checked.index_sha256.as_ref().is_some_and(|stated| *stated != render_hex(&Sha256::digest(&index))) {
+            return Err(other(INDEX_NAME));
+        }
+        let plan = build_plan(&checked, BackupIndex::decode(&index)?, &Manifest::parse(&manifest)?)?;
+        Ok((plan, manifest))
     };
-    let RestorePlan { directories, files, runs, bytes } = plan;
+    let (plan, manifest) = tokio::task::spawn_blocking(plan).await??;
+    Ok(Scene { record, plan, manifest, prefix })
+}
+
+/// Each tablespace's place; `None` below the data directory.
+fn decide_places(
+    record: &BackupRecord,
+    places: &TablespacePlaces,
+) -> Result<Vec<(String, Option<PathBuf>)>, RestoreError> {
+    let mut decided = Vec::new();
+    let mut unplaced = Vec::new();
+    for archive in record.archives.iter().filter(|archive| archive.name != "base") {
+        match places {
+            TablespacePlaces::InPlace => decided.push((archive.name.clone(), None)),
+            TablespacePlaces::At(paths) if paths.contains_key(&archive.name) => {
+                decided.push((archive.name.clone(), paths.get(&archive.name).cloned()));
+            }
+            _ => unplaced.push(format!("{} ({})", archive.name, archive.tablespace_path)),
+        }
+    }
+    if unplaced.is_empty() { Ok(decided) } else { Err(RestoreError::Tablespaces(unplaced)) }
+}
+
+async fn restore(
+    store: &ObjectStore,
+    location: &BackupLocation,
+    root: &Path,
+    places: &TablespacePlaces,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<RestoreOutcome, RestoreError> {
+    let began = Instant::now();
+    let Scene { record, plan, manifest, prefix } = observe_scene(store, location).await?;
+    let places = decide_places(&record, places)?;
+    let RestorePlan { directories, archives, bytes } = plan;
     progress.send_modify(|progress| progress.bytes_total = Some(record.tar_bytes));
     let root = root.to_owned();
+    let (has_tablespaces, in_place) = (!places.is_empty(), places.iter().any(|(_, place)| place.is_none()));
     let prepare = move || {
         let target = Target::prepare(&root)?;
-        target.validate_space(bytes + SPARE_BYTES)?;
+        target.validate_space(bytes.saturating_add(SPARE_BYTES))?;
+        for (oid, place) in &places {
+            match place {
+                Some(place) => target.place_tablespace(oid, place)?,
+                None => target.make_directory(&format!("pg_tblspc/{oid}"))?,
+            }
+        }
         directories.iter().try_for_each(|path| target.make_directory(path))?;
-        let extraction = Extraction::new(target, files);
-        extraction.make_empty_files()?;
-        Ok::<_, RestoreError>(Arc::new(extraction))
+        Ok::<_, RestoreError>(Arc::new(target))
     };
-    let extraction = tokio::task::spawn_blocking(prepare).await??;
-    fetch_runs(store, &prefix, runs, &extraction, progress).await?;
+    let target = tokio::task::spawn_blocking(prepare).await??;
+    let files = read_archives(store, &prefix, archives, Some(&target), progress).await?;
     let finish = move || {
-        let extraction = Arc::into_inner(extraction)
+        let target = Arc::into_inner(target)
             .ok_or_else(|| RestoreError::Inconsistent("a writer is still running".to_owned()))?;
-        let (target, files) = extraction.verify()?;
+        if has_tablespaces {
+            // The links are made already; with this file PostgreSQL would make those of the source.
+            target.remove_file("tablespace_map")?;
+        }
+        if in_place {
+            // Recovery stops at a directory in pg_tblspc unless it is told that it is meant.
+            target.append_line("postgresql.auto.conf", "allow_in_place_tablespaces = on")?;
+        }
         target.write_file(MANIFEST_NAME, &manifest)?;
-        target.finish()?;
-        Ok::<_, RestoreError>(files)
+        target.finish()
     };
-    let files = tokio::task::spawn_blocking(finish).await??;
+    tokio::task::spawn_blocking(finish).await??;
     Ok(RestoreOutcome { record, files, bytes, seconds: began.elapsed().as_secs_f64() })
 }
 
@@ -219,15 +332,39 @@ async fn get_companion(store: &ObjectStore, prefix: &str, name: &str) -> Result<
     store.get(&key).await?.ok_or(RestoreError::MissingObject(key))
 }
 
-async fn fetch_runs(
+/// Reads all archives and checks every file; writes them where there is a target. Returns the number of files.
+async fn read_archives(
     store: &ObjectStore,
     prefix: &str,
+    archives: Vec<ArchivePlan>,
+    target: Option<&Arc<Target>>,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<u64, RestoreError> {
+    let mut count = 0;
+    for ArchivePlan { name, files, runs } in archives {
+        let extraction = Arc::new(Extraction::new(target.cloned(), files));
+        let empty = Arc::clone(&extraction);
+        tokio::task::spawn_blocking(move || empty.make_empty_files()).await??;
+        fetch_runs(store, &format!("{prefix}{name}.tar.zst."), runs, &extraction, progress).await?;
+        let verify = move || {
+            let extraction = Arc::into_inner(extraction)
+                .ok_or_else(|| RestoreError::Inconsistent("a writer is still running".to_owned()))?;
+            extraction.verify()
+        };
+        count += tokio::task::spawn_blocking(verify).await??;
+    }
+    Ok(count)
+}
+
+async fn fetch_runs(
+    store: &ObjectStore,
+    stem: &str,
     runs: Vec<FrameRun>,
     extraction: &Arc<Extraction>,
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<(), RestoreError> {
     let fetches = stream::iter(runs).map(|run| async move {
-        let key = format!("{prefix}base.tar.zst.{:04}", run.object);
+        let key = format!("{stem}{:04}", run.object);
         let body = store.get_range(&key, run.offset, run.stored).await.map_err(|error| match error {
             StoreError::NoSuchObject(key) => RestoreError::MissingObject(key),
             error => error.into(),

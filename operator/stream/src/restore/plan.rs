@@ -30,13 +30,22 @@ pub(super) struct FrameRun {
     pub(super) tar_offset: u64,
 }
 
-/// What to do for the data directory's archive.
+/// What to do for one archive.
 #[derive(Debug)]
-pub(super) struct RestorePlan {
-    pub(super) directories: Vec<String>,
-    /// Files by their place in the archive.
+pub(super) struct ArchivePlan {
+    /// `base` or the tablespace's OID.
+    pub(super) name: String,
+    /// Files by their place in the archive, with paths below the data directory.
     pub(super) files: Vec<IndexEntry>,
     pub(super) runs: Vec<FrameRun>,
+}
+
+/// What to do for a whole backup.
+#[derive(Debug)]
+pub(super) struct RestorePlan {
+    /// Below the data directory.
+    pub(super) directories: Vec<String>,
+    pub(super) archives: Vec<ArchivePlan>,
     /// Bytes of all files.
     pub(super) bytes: u64,
 }
@@ -47,46 +56,56 @@ pub(super) fn build_plan(
     index: BackupIndex,
     manifest: &Manifest,
 ) -> Result<RestorePlan, RestoreError> {
-    let tablespaces: Vec<String> =
-        record.archives.iter().filter(|archive| archive.name != "base").map(|a| a.tablespace_path.clone()).collect();
-    if !tablespaces.is_empty() {
-        return Err(RestoreError::Tablespaces(tablespaces));
+    if index.archives.len() != record.archives.len() || record.archives.iter().filter(|a| a.name == "base").count() != 1
+    {
+        return Err(RestoreError::Inconsistent("record and index differ in their archives".to_owned()));
     }
-    let inconsistent = |problem: &str| RestoreError::Inconsistent(problem.to_owned());
-    let (Some(archive), [stored]) = (index.archives.into_iter().next(), record.archives.as_slice()) else {
-        return Err(inconsistent("there is not exactly one archive"));
-    };
-    if archive.name != stored.name {
-        return Err(inconsistent("the index describes another archive"));
+    let mut plan = RestorePlan { directories: Vec::new(), archives: Vec::new(), bytes: 0 };
+    let mut paths = HashSet::new();
+    for (archive, stored) in index.archives.into_iter().zip(&record.archives) {
+        plan_archive(&mut plan, &mut paths, archive, stored)?;
+    }
+    // The index must promise what the manifest demands; the content is checked against the index while it is written.
+    let promised = |file: &IndexEntry| (file.path.clone(), SeenFile { size: file.size, crc32c: file.crc32c });
+    let files = plan.archives.iter().flat_map(|archive| &archive.files);
+    manifest.compare(&files.map(promised).collect::<HashMap<_, _>>())?;
+    manifest.validate_wal(record.timeline, record.start_lsn, record.stop_lsn)?;
+    Ok(plan)
+}
+
+fn plan_archive(
+    plan: &mut RestorePlan,
+    paths: &mut HashSet<String>,
+    archive: ArchiveIndex,
+    stored: &ArchiveRecord,
+) -> Result<(), RestoreError> {
+    if archive.name != stored.name || (archive.name != "base" && archive.name.parse::<u32>().is_err()) {
+        return Err(RestoreError::Inconsistent("the index describes another archive".to_owned()));
     }
     let runs = plan_runs(&archive, stored)?;
-    let mut plan = RestorePlan { directories: Vec::new(), files: Vec::new(), runs, bytes: 0 };
-    let mut paths = HashSet::new();
+    let mut files = Vec::new();
     let mut end = 0;
-    for entry in archive.entries {
+    for mut entry in archive.entries {
         validate_path(&entry.path)?;
         if entry.offset < end || entry.offset.checked_add(entry.size).is_none_or(|end| end > stored.tar_bytes) {
             return Err(RestoreError::Inconsistent(format!("{} lies outside of its archive", entry.path)));
         }
         end = entry.offset + entry.size;
+        entry.path = render_data_path(&archive.name, &entry.path);
         if !paths.insert(entry.path.clone()) {
-            return Err(RestoreError::Inconsistent(format!("{} is in the archive twice", entry.path)));
+            return Err(RestoreError::Inconsistent(format!("{} is in the backup twice", entry.path)));
         }
         match entry.kind {
             TarKind::Directory => plan.directories.push(entry.path),
             TarKind::File => {
-                plan.bytes += entry.size;
-                plan.files.push(entry);
+                plan.bytes = plan.bytes.saturating_add(entry.size);
+                files.push(entry);
             }
             TarKind::Symlink(_) => return Err(RestoreError::Symlink(entry.path)),
         }
     }
-    // The index must promise what the manifest demands; the content is checked against the index while it is written.
-    let promised =
-        |file: &IndexEntry| (render_data_path("base", &file.path), SeenFile { size: file.size, crc32c: file.crc32c });
-    manifest.compare(&plan.files.iter().map(promised).collect::<HashMap<_, _>>())?;
-    manifest.validate_wal(record.timeline, record.start_lsn, record.stop_lsn)?;
-    Ok(plan)
+    plan.archives.push(ArchivePlan { name: archive.name, files, runs });
+    Ok(())
 }
 
 fn plan_runs(archive: &ArchiveIndex, stored: &ArchiveRecord) -> Result<Vec<FrameRun>, RestoreError> {

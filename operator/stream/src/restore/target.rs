@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -16,8 +16,8 @@ pub const INCOMPLETE_MARKER: &str = ".pgherd-incomplete";
 const CONTROL_FILE: &str = "global/pg_control";
 const CONTROL_FILE_UNTIL_DONE: &str = "global/pg_control.pgherd-incomplete";
 
-/// A data directory that is being filled. Nothing in it is a symbolic link, and every path was checked: no write can leave
-/// it.
+/// A data directory that is being filled. Nothing in it is a symbolic link but those to tablespaces that the user placed, and
+/// every path was checked: no write can leave it.
 #[derive(Debug)]
 pub(crate) struct Target {
     root: PathBuf,
@@ -67,6 +67,47 @@ impl Target {
         if free < needed { Err(RestoreError::NoSpace { needed, free }) } else { Ok(()) }
     }
 
+    /// Gives a tablespace a place of its own, outside: an absolute path that is empty or absent.
+    pub(crate) fn place_tablespace(&self, oid: &str, place: &Path) -> Result<(), RestoreError> {
+        if !place.is_absolute() {
+            return Err(RestoreError::TablespacePlace(place.to_owned()));
+        }
+        match fs::read_dir(place) {
+            Ok(entries) => {
+                if entries.count() > 0 {
+                    return Err(RestoreError::TargetNotEmpty { path: place.to_owned(), incomplete: false });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(place);
+                made.map_err(|source| self.failed("making", place, source))?;
+            }
+            Err(source) => return Err(self.failed("listing", place, source)),
+        }
+        self.make_directory("pg_tblspc")?;
+        let link = self.resolve(&format!("pg_tblspc/{oid}"))?;
+        std::os::unix::fs::symlink(place, &link).map_err(|source| self.failed("linking", &link, source))
+    }
+
+    /// Appends a line to a file of settings.
+    pub(crate) fn append_line(&self, path: &str, line: &str) -> Result<(), RestoreError> {
+        let full = self.resolve(path)?;
+        let append = || {
+            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&full)?;
+            writeln!(file, "{line}")
+        };
+        append().map_err(|source| self.failed("writing", &full, source))
+    }
+
+    /// Takes a file away that the source needed and this directory must not have.
+    pub(crate) fn remove_file(&self, path: &str) -> Result<(), RestoreError> {
+        let full = self.resolve(path)?;
+        match fs::remove_file(&full) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(self.failed("removing", &full, source)),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes a directory and its parents, all with mode 0700.
     pub(crate) fn make_directory(&self, path: &str) -> Result<(), RestoreError> {
         let full = self.resolve(path)?;
@@ -109,6 +150,10 @@ impl Target {
         let flush = || {
             let root = File::open(&self.root)?;
             nix::unistd::syncfs(&root)?;
+            // A tablespace may lie on another file system.
+            for link in fs::read_dir(self.root.join("pg_tblspc")).into_iter().flatten() {
+                nix::unistd::syncfs(&File::open(link?.path())?)?;
+            }
             // From here on the files are on disk: only now may the directory look like a database.
             fs::rename(&from, &to)?;
             File::open(&to)?.sync_all()?;

@@ -19,6 +19,7 @@ use aws_sdk_s3::{
 };
 use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
+use jiff::Timestamp;
 use pgherd_core::backup::StoreConfig;
 
 use classify::{Request, classify, status};
@@ -32,6 +33,17 @@ pub enum PutOutcome {
     Created,
     /// An object of this name existed and was left alone.
     Exists,
+}
+
+/// What a listing says of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredObject {
+    /// Its key.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// When it was written, by the store's clock.
+    pub modified: Option<Timestamp>,
 }
 
 /// A connection to one bucket. Cheap to clone; keys are whole keys, with the configured prefix.
@@ -160,16 +172,26 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        let objects = self.list_objects(prefix).await?;
+        Ok(objects.into_iter().map(|object| (object.key, object.size)).collect())
+    }
+
+    /// The objects below a prefix, sorted by key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_objects(&self, prefix: &str) -> Result<Vec<StoredObject>, StoreError> {
         let mut pages = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).into_paginator().send();
         let mut objects = Vec::new();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| classify(self.request("LIST", prefix), error))?;
             for object in page.contents() {
                 let size = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
-                objects.extend(object.key().map(|key| (key.to_owned(), size)));
+                let modified = object.last_modified().and_then(|time| Timestamp::from_second(time.secs()).ok());
+                objects.extend(object.key().map(|key| StoredObject { key: key.to_owned(), size, modified }));
             }
         }
-        objects.sort();
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(objects)
     }
 

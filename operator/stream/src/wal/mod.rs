@@ -101,6 +101,30 @@ pub async fn push(
     file: &Path,
     name: &str,
 ) -> Result<PushOutcome, WalError> {
+    push_as(store, location, file, name, location.wal_key(name)).await
+}
+
+/// Keeps one segment of a branch that was left, create-only, under `prefix` and not in the archive.
+///
+/// # Errors
+/// [`WalError`]; [`WalError::WalConflict`] when other bytes are kept under this name.
+pub async fn push_divergent(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    file: &Path,
+    name: &str,
+    prefix: &str,
+) -> Result<PushOutcome, WalError> {
+    push_as(store, location, file, name, format!("{prefix}{name}.zst")).await
+}
+
+async fn push_as(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    file: &Path,
+    name: &str,
+    key: String,
+) -> Result<PushOutcome, WalError> {
     let parsed = WalName::parse(name)?;
     let path = file.to_owned();
     let (task_name, system_id) = (name.to_owned(), location.system_id.clone());
@@ -111,7 +135,6 @@ pub async fn push(
         Ok::<_, WalError>((content, body))
     };
     let (content, body) = tokio::task::spawn_blocking(prepare).await??;
-    let key = location.wal_key(name);
     if store.put_if_absent(&key, body).await? == PutOutcome::Created {
         return Ok(PushOutcome::Pushed);
     }

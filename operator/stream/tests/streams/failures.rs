@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use pgherd_core::backup::{BackupLocation, ClusterLocation};
 use pgherd_stream::{
-    backup::{BackupError, BackupOptions, BackupOutcome, BackupProgress, run_backup, sweep_abandoned},
+    backup::{BackupError, BackupOptions, BackupOutcome, BackupProgress, SweepScope, run_backup, sweep_abandoned},
     base_backup::BaseBackupError,
     catalogue::list_backups,
     replication::ReplicationClient,
@@ -48,7 +48,15 @@ async fn start_slow_backup(server: &Postgres, minio: &Minio, store: &ObjectStore
 
 async fn assert_nothing_left(store: &ObjectStore, running: &Running) {
     assert_eq!(store.list(&running.location.root()).await.unwrap(), []);
-    assert!(store.list_uploads(&running.first_object).await.unwrap().is_empty());
+    assert_no_upload(store, &running.first_object).await;
+}
+
+/// Neither of the archive nor of the record is an upload open.
+pub(crate) async fn assert_no_upload(store: &ObjectStore, first_object: &str) {
+    let record = first_object.replace("base.tar.zst.0000", "backup.json");
+    for key in [first_object, &record] {
+        assert_eq!(store.list_uploads(key).await.unwrap(), [] as [String; 0], "{key}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,9 +89,13 @@ async fn a_broken_off_backup_leaves_nothing() {
     running.task.abort();
     assert!((&mut running.task).await.unwrap_err().is_cancelled());
     assert!(list_backups(&store, &running.location).await.unwrap().is_empty(), "never visible");
-    let sweep = |age| sweep_abandoned(&store, &running.location, Timestamp::now(), Duration::from_secs(age));
-    assert!(sweep(3600).await.unwrap().is_empty(), "too young");
-    assert_eq!(sweep(0).await.unwrap().len(), 1);
+    let sweep = async |age| {
+        let silent_age = Duration::from_secs(age);
+        let scope = SweepScope { own_id: "", owner: None, now: Timestamp::now(), silent_age };
+        sweep_abandoned(&store, &running.location, &scope).await.unwrap()
+    };
+    assert!(sweep(3600).await.is_empty(), "it may be running");
+    assert_eq!(sweep(0).await.len(), 1);
     assert_nothing_left(&store, &running).await;
 }
 

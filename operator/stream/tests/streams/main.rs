@@ -7,10 +7,19 @@
 mod backups;
 mod connections;
 mod failures;
+mod fake_server;
+mod faults;
+mod hostile;
+mod killed;
 mod measure;
+mod memory;
 mod minio;
 mod postgres;
+mod process;
+mod proxy;
+mod retention;
 mod stores;
+mod tablespaces;
 mod wal_archive;
 
 /// True when the tests that need PostgreSQL and MinIO are switched off by hand.

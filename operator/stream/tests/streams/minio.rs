@@ -78,6 +78,12 @@ impl Minio {
         ClusterLocation { store: self.config.clone(), cluster: "shop".to_owned(), system_id: String::new() }
     }
 
+    /// Multipart uploads that are open, whatever their key: MinIO keeps a folder for each.
+    pub(crate) fn open_uploads(&self) -> usize {
+        let keys = fs::read_dir(self.folder.join(".minio.sys/multipart")).into_iter().flatten().flatten();
+        keys.map(|key| fs::read_dir(key.path()).into_iter().flatten().flatten().count()).sum()
+    }
+
     pub(crate) fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

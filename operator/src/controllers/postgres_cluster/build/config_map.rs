@@ -11,13 +11,14 @@ use crate::controllers::postgres_cluster::validate::ValidatedCluster;
 /// The key of the ConfigMap.
 pub const INSTANCE_JSON: &str = "instance.json";
 
-/// The configuration of the instances.
+/// The configuration of the instances. `instances` is how many there are to be, or still are: while the role has to move
+/// off an ordinal that is to go, the others count.
 #[must_use]
-pub fn build_instance_config(cluster: &ValidatedCluster) -> InstanceConfig {
+pub fn build_instance_config(cluster: &ValidatedCluster, instances: u32) -> InstanceConfig {
     InstanceConfig {
         cluster: cluster.name.clone(),
         namespace: cluster.namespace.clone(),
-        instances: cluster.instances,
+        instances,
         parameters: cluster.parameters.clone(),
         hba: cluster.hba.clone(),
         bootstrap: cluster.bootstrap.clone(),
@@ -35,8 +36,9 @@ pub fn build_instance_config(cluster: &ValidatedCluster) -> InstanceConfig {
 ///
 /// # Errors
 /// [`BuildError::RenderConfig`].
-pub fn build_config_map(cluster: &ValidatedCluster) -> Result<ConfigMap, BuildError> {
-    let text = serde_json::to_string_pretty(&build_instance_config(cluster)).map_err(BuildError::RenderConfig)?;
+pub fn build_config_map(cluster: &ValidatedCluster, instances: u32) -> Result<ConfigMap, BuildError> {
+    let config = build_instance_config(cluster, instances);
+    let text = serde_json::to_string_pretty(&config).map_err(BuildError::RenderConfig)?;
     Ok(ConfigMap {
         metadata: metadata(cluster, names::config_map(&cluster.name)),
         data: Some([(INSTANCE_JSON.to_owned(), text)].into()),

@@ -36,6 +36,8 @@ pub struct BuildInput<'a> {
     pub cluster: &'a ValidatedCluster,
     /// The StatefulSet's replicas, by the plan.
     pub replicas: u32,
+    /// The primary's pod must not be evicted: the role moves first, by the plan.
+    pub protect_primary: bool,
     /// The image with the `pgherd` binary.
     pub pgherd_image: &'a str,
     /// The size in the live StatefulSet's claim template, which cannot be changed any more.
@@ -51,7 +53,7 @@ pub struct Resources {
     pub role_binding: RoleBinding,
     pub config_map: ConfigMap,
     pub services: Vec<Service>,
-    pub budget: PodDisruptionBudget,
+    pub budgets: Vec<PodDisruptionBudget>,
     pub network_policy: NetworkPolicy,
     pub stateful_set: StatefulSet,
 }
@@ -74,9 +76,9 @@ pub fn build_resources(input: &BuildInput<'_>) -> Result<Resources, BuildError> 
         account: rbac::build_account(cluster),
         role: rbac::build_role(cluster),
         role_binding: rbac::build_role_binding(cluster),
-        config_map: config_map::build_config_map(cluster)?,
+        config_map: config_map::build_config_map(cluster, input.replicas)?,
         services: services::build_services(cluster),
-        budget: pdb::build_budget(cluster),
+        budgets: pdb::build_budgets(cluster, input.protect_primary),
         network_policy: network_policy::build_network_policy(cluster),
         stateful_set: stateful_set::build_stateful_set(input),
     })

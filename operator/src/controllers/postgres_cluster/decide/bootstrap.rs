@@ -55,7 +55,7 @@ fn plan_first_holder(cluster: &ValidatedCluster, observed: &Observed, register: 
         .filter(|pod| !pod.terminating && pod.status().is_some() && pod.ordinal < cluster.instances);
     match answering.min_by_key(|pod| pod.ordinal) {
         Some(pod) => {
-            let register = Box::new(register_bootstrapped(register, &pod.name, &pod.uid, cluster.acks));
+            let register = Box::new(register_bootstrapped(register, &pod.name, &pod.uid, cluster.first_acks()));
             plan.action = Action::Change { register, kind: ChangeKind::Bootstrap };
         }
         None => plan.note = Some("waiting for the first instance to start".to_owned()),

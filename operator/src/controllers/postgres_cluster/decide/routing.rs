@@ -35,7 +35,7 @@ fn decide_role(observed: &Observed, pod: &ObservedPod) -> Option<&'static str> {
     if holds {
         // An agent that does not answer the operator is no reason to unroute: its Lease says whether it serves.
         let in_force = register.is_some_and(|register| !register.is_sealing() && !register.released);
-        let serves = observed.serving_holder().is_some();
+        let serves = observed.admitting_holder().is_some();
         let keeps = pod.role.as_deref() == Some(ROLE_PRIMARY) && in_force;
         return (serves || keeps).then_some(ROLE_PRIMARY);
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use pgherd_core::{
+    instance::InstanceStatus,
     lsn::Lsn,
-    register::{Holder, MemberId, Register, Term},
+    register::{FailoverKind, FailoverNote, Holder, MemberId, Register, Term},
 };
 
 use super::*;
@@ -52,7 +53,7 @@ fn primary_lost(ms: u64, acks: u32, receivers_silent_ms: u64) -> Observed {
 fn a_settled_cluster_needs_nothing() {
     for (spec, acks) in [(MINIMAL, 0), (REQUIRED, 1)] {
         let plan = plan_after(spec, 30_000, |ms| settled(at(ms), &ms.to_string(), acks));
-        assert_eq!(plan, Plan { replicas: 3, requeue_after_ms: POLL_MS, ..Plan::default() });
+        assert_eq!(plan, Plan { replicas: 3, acks, requeue_after_ms: POLL_MS, ..Plan::default() });
     }
 }
 
@@ -149,6 +150,20 @@ fn a_claimed_winner_is_routed_to_once_it_serves_in_its_term() {
     winner.term = Term(2);
     let plan = plan(REQUIRED, &seen(winner), &mut Memory::default());
     assert_eq!(labels(&plan), [("shop-2", Some("primary"))]);
+}
+
+#[test]
+fn a_primary_that_lets_no_client_in_yet_is_not_routed_to_and_keeps_the_label_that_it_has() {
+    let mut seen = settled(at(1), "1", 1);
+    let promoted = |phase| InstanceStatus { phase, ..primary(0, &[1, 2], &voters(&[1, 2], 1)) };
+    for phase in [Phase::Promoting, Phase::Starting] {
+        seen.pods[0] = pod(0, None, Some(promoted(phase)));
+        assert!(labels(&plan(REQUIRED, &seen, &mut Memory::default())).is_empty());
+        seen.pods[0] = pod(0, Some("primary"), Some(promoted(phase)));
+        assert!(labels(&plan(REQUIRED, &seen, &mut Memory::default())).is_empty());
+    }
+    seen.pods[0] = pod(0, None, Some(promoted(Phase::Primary)));
+    assert_eq!(labels(&plan(REQUIRED, &seen, &mut Memory::default())), [("shop-0", Some("primary"))]);
 }
 
 #[test]
@@ -367,6 +382,7 @@ fn a_failover_is_recorded_with_its_times() {
         term: Term(2),
         from: "shop-0".into(),
         reason: "it fell silent".into(),
+        kind: FailoverKind::Silent,
         detect_ms: 4_100,
         sealed_at_ms: 10_000,
         claimed: Some(Claimed {
@@ -388,4 +404,133 @@ fn a_failover_is_recorded_with_its_times() {
 fn no_pod_is_stopped_while_the_register_is_lost() {
     let seen = Observed { pods: settled(at(1), "1", 0).pods, ..Observed::default() };
     assert_eq!(plan("{instances: 1, storage: {size: 10Gi}}", &seen, &mut Memory::default()).replicas, 3);
+}
+
+/// What an operator that has gone left in the register, five seconds after sealing and two after the claim.
+fn noted(claimed: bool) -> FailoverNote {
+    let before = |ms: i64| at(10_000).wall.as_millisecond() - ms;
+    FailoverNote {
+        from: "shop-0".into(),
+        reason: "switchover requested".into(),
+        detect_ms: 300,
+        began_at_ms: before(5_000),
+        claimed_at_ms: claimed.then(|| before(2_000)),
+        kind: FailoverKind::Switchover,
+        candidates: Vec::new(),
+        possible_loss_bytes: claimed.then_some(7),
+    }
+}
+
+#[test]
+fn a_failover_that_another_operator_began_keeps_its_reason_and_its_times() {
+    let sealing = Register { seal_term: Term(2), failover: Some(noted(false)), ..held_by_0(voters(&[1, 2], 1)) };
+    let mut memory = Memory::default();
+    memory.resume(&sealing, Some(1), at(10_000));
+    let progress = memory.failover.clone().unwrap();
+    assert_eq!((progress.reason.as_str(), progress.detect_ms), ("switchover requested", 300));
+    assert_eq!(progress.sealed_at_ms, 5_000);
+    let holder = Holder { pod: "shop-1".into(), pod_uid: "u1".into(), boot_nonce: String::new(), member: None };
+    let claimed = Register {
+        term: Term(2),
+        seal_term: Term(2),
+        holder: Some(holder),
+        failover: Some(noted(true)),
+        ..held_by_0(voters(&[2], 1))
+    };
+    let mut memory = Memory::default();
+    memory.resume(&claimed, Some(1), at(10_000));
+    let mut progress = memory.failover.clone().unwrap();
+    progress.claimed.as_mut().unwrap().promoted_at_ms = Some(8_400);
+    let record = progress.completed(8_500).unwrap();
+    assert_eq!((record.seal_ms, record.promote_ms, record.route_ms), (3_000, 400, 100));
+    assert_eq!((record.to.as_str(), record.possible_loss_bytes), ("shop-1", 7));
+    let mut memory = Memory::default();
+    memory.resume(&claimed, Some(2), at(10_000));
+    assert_eq!(memory.failover, None, "it is on record already");
+    memory.resume(&claimed, None, at(3_600_000));
+    assert_eq!(memory.failover, None, "that was an hour ago");
+}
+
+/// The settled cluster on nodes of which these are cordoned.
+fn cordoned(ms: u64, acks: u32, nodes: &[&str]) -> Observed {
+    let draining = Some(nodes.iter().map(|node| (*node).to_owned()).collect());
+    Observed { draining, ..settled(at(ms), &ms.to_string(), acks) }
+}
+
+#[test]
+fn the_primary_is_kept_from_being_evicted_only_where_a_drain_would_be_noticed_and_somebody_could_take_over() {
+    let protects = |spec: &str, seen: Observed| plan(spec, &seen, &mut Memory::default()).protect_primary;
+    assert!(protects(MINIMAL, cordoned(1, 0, &[])));
+    assert!(!protects(MINIMAL, settled(at(1), "1", 0)), "nodes can't be read");
+    assert!(!protects("{instances: 1, storage: {size: 10Gi}}", cordoned(1, 0, &[])));
+}
+
+#[test]
+fn a_drain_that_waits_for_ten_minutes_in_vain_is_let_through() {
+    let all = ["node-0", "node-1", "node-2"];
+    let plan = plan_after(MINIMAL, 599_000, |ms| cordoned(ms, 0, &all));
+    assert!(plan.protect_primary);
+    let waiting = plan.switchover.unwrap();
+    assert_eq!((waiting.phase.as_str(), waiting.reason.as_str()), ("Waiting", "node node-0 is being drained"));
+    assert!(!plan_after(MINIMAL, 600_000, |ms| cordoned(ms, 0, &all)).protect_primary);
+}
+
+#[test]
+fn a_drained_primary_moves_and_a_drained_replica_does_not_matter() {
+    let moved = plan_after(REQUIRED, 1_000, |ms| cordoned(ms, 1, &["node-0", "node-1"]));
+    let Action::HandOver(HandoverStep::Begin { status, .. }) = &moved.action else { panic!("{:?}", moved.action) };
+    assert_eq!(status.target.as_deref(), Some("shop-2"));
+    let stays = plan_after(REQUIRED, 1_000, |ms| cordoned(ms, 1, &["node-1"]));
+    assert_eq!((stays.action, stays.switchover), (Action::Nothing, None));
+}
+
+#[test]
+fn a_suspended_cluster_leaves_requests_as_they_are() {
+    let mut suspended = validated("{instances: 3, storage: {size: 10Gi}, suspend: true}");
+    suspended.requests.switchover = Some("shop-1".into());
+    let plan = decide(&suspended, &settled(at(1), "1", 0), &mut Memory::default(), at(1));
+    assert_eq!((plan.action, plan.answers), (Action::Nothing, Vec::new()));
+}
+
+#[test]
+fn a_request_that_meets_a_failover_is_refused_and_one_that_the_register_holds_is_done_with() {
+    let refused = |register: &Register, value: &str| {
+        let mut asked = validated(REQUIRED);
+        asked.requests.switchover = Some(value.into());
+        let mut seen = sealing(1);
+        seen.register = observed(at(1), register, "2", Vec::new()).register;
+        let plan = decide(&asked, &seen, &mut Memory::default(), at(1));
+        plan.answers.into_iter().map(|answer| answer.refused).collect::<Vec<_>>()
+    };
+    let mut register = Register { seal_term: Term(2), ..held_by_0(voters(&[1, 2], 1)) };
+    assert!(refused(&register, "any")[0].as_ref().unwrap().contains("failover"));
+    register.handover =
+        Some(pgherd_core::register::Handover { target: Some("shop-1".into()), reason: "switchover requested".into() });
+    assert_eq!(refused(&register, "any"), [None]);
+    assert_eq!(refused(&register, "shop-1"), [None]);
+    assert!(refused(&register, "shop-2")[0].as_ref().unwrap().contains("shop-1 already"));
+}
+
+const PREFERRED: &str = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Preferred, replicas: 1}}";
+
+#[test]
+fn preferred_gives_up_its_promise_after_three_seconds_without_replicas_and_takes_it_up_at_once() {
+    let alone = |ms: u64| {
+        let quorum = voters(&[1, 2], 1);
+        let pods =
+            vec![pod(0, Some("primary"), Some(primary(0, &[], &quorum))), pod(1, None, None), pod(2, None, None)];
+        observed(at(ms), &held_by_0(quorum), &ms.to_string(), pods)
+    };
+    assert_eq!(plan_after(PREFERRED, 2_000, alone).action, Action::Nothing);
+    let plan_alone = plan_after(PREFERRED, 3_000, alone);
+    let (kind, register) = changed(&plan_alone).unwrap();
+    assert_eq!(
+        (kind, register.pending.as_ref().map(|set| set.acks), plan_alone.acks),
+        (ChangeKind::Voters, Some(0), 0)
+    );
+    let back = plan(PREFERRED, &settled(at(1), "1", 0), &mut Memory::default());
+    let (_, register) = changed(&back).unwrap();
+    assert_eq!(register.pending, Some(voters(&[1, 2], 1)));
+    let first = plan(PREFERRED, &unborn(vec![pod(0, None, Some(empty_agent(0)))]), &mut Memory::default());
+    assert_eq!(changed(&first).unwrap().1.quorum.acks, 0, "nobody is there yet to be waited for");
 }

@@ -4,28 +4,41 @@ use std::time::Duration;
 
 use pgherd_core::{
     election::CandidateVerdict,
-    failover::register_claimed,
+    failover::{register_claimed, register_forced},
     instance::Phase,
-    register::{LeaseView, MemberId, Term},
+    lineage::{Fork, register_forked},
+    register::{FailoverKind, FailoverNote, LeaseView, MemberId, Register, Term},
 };
 use pgherd_crds::names::ROLE_PRIMARY;
 use tokio::time::{Instant, sleep};
 
 use super::{AT_ONCE_MS, ExecuteError, Round};
-use crate::controllers::postgres_cluster::decide::{Claimed, Memory, POLL_MS, PROMOTION_MS, RoleChange};
+use crate::{
+    context::Now,
+    controllers::postgres_cluster::decide::{Claimed, Memory, POLL_MS, PROMOTION_MS, Request, RoleChange},
+};
 
 /// How often the winner is asked whether it takes writes.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(50);
+/// A winner that was promoted and lets no client in for this long is looked at by the next rounds.
+const GATE: Duration = Duration::from_secs(3);
 /// A winner that does not answer for this long is left to the suspicion of the next rounds.
 const SILENT: Duration = Duration::from_secs(5);
+/// So many candidates go into the note in the register, which is to stay small.
+const NOTED_CANDIDATES: usize = 10;
+/// Why, when it was not the failover's own reason that made the winner.
+const FORCED: &str = "the promotion was forced";
 
 /// The outcome of the election.
 pub(super) struct Winner {
     pub(super) pod: String,
     pub(super) pod_uid: String,
     pub(super) member: MemberId,
+    pub(super) fork: Fork,
     pub(super) candidates: Vec<CandidateVerdict>,
     pub(super) possible_loss_bytes: u64,
+    /// The request, if it did not win by an election.
+    pub(super) forced: Option<Request>,
 }
 
 impl Round<'_> {
@@ -36,26 +49,34 @@ impl Round<'_> {
         winner: Winner,
         memory: &mut Memory,
     ) -> Result<(), ExecuteError> {
-        let next = register_claimed(&seen.register, &winner.pod, &winner.pod_uid, &winner.member);
+        let now = self.context.clock.now();
+        let noted = seen.register.failover.clone();
+        let note = noted.or_else(|| memory.failover.as_ref().map(|failover| failover.note(now)));
+        let next = claimed_register(&seen.register, note, &winner, now);
         if self.replace_if_same(&seen.register, &next).await?.is_none() {
             self.done.requeue_after_ms = AT_ONCE_MS;
             return Ok(());
         }
-        self.context.metrics.failovers.inc();
-        let now = self.context.clock.now();
+        self.wake_all();
         tracing::warn!(cluster = self.cluster.name, winner = winner.pod, term = next.term.0, "failover decided");
         if let Some(failover) = memory.failover.as_mut() {
+            if let Some(note) = &next.failover {
+                (failover.reason, failover.kind) = (note.reason.clone(), note.kind);
+            }
+            self.context.metrics.failed_over(failover.kind);
             failover.claimed = Some(Claimed {
                 to: winner.pod.clone(),
                 to_uid: winner.pod_uid.clone(),
                 candidates: winner.candidates,
                 possible_loss_bytes: winner.possible_loss_bytes,
                 at: now.wall,
-                at_ms: now.monotonic_ms,
+                at_ms: self.context.clock.now().monotonic_ms,
                 promoted_at_ms: None,
             });
         }
-        self.wake_all().await;
+        if let Some(request) = &winner.forced {
+            self.drop_request(request).await;
+        }
         if self.await_promotion(&winner.pod, &winner.pod_uid, next.term).await {
             self.note_completed(memory);
             let change = RoleChange { pod: winner.pod.clone(), uid: winner.pod_uid, role: Some(ROLE_PRIMARY) };
@@ -75,15 +96,21 @@ impl Round<'_> {
     async fn await_promotion(&mut self, pod: &str, uid: &str, term: Term) -> bool {
         let Some(address) = self.observed.pod(pod).and_then(|pod| pod.address(self.cluster)) else { return false };
         let started = Instant::now();
-        let mut answered = started;
+        let (mut answered, mut promoted_at) = (started, None::<Instant>);
         while started.elapsed() < Duration::from_millis(PROMOTION_MS) {
             match self.agents.status(&address).await {
                 Ok(status) if status.pod_uid == uid => {
                     answered = Instant::now();
-                    let (serves, failed) = (status.is_primary && status.term == term, status.phase == Phase::Failed);
+                    let promoted = status.is_primary && status.term == term;
+                    let (serves, failed) = (promoted && status.phase == Phase::Primary, status.phase == Phase::Failed);
                     self.done.statuses.insert(pod.to_owned(), status);
                     if serves || failed {
                         return serves;
+                    }
+                    // It lets nobody in before its voters have what it had. They may need the next rounds for that: a
+                    // replica that is to become a voter, for example.
+                    if promoted && promoted_at.get_or_insert_with(Instant::now).elapsed() >= GATE {
+                        return false;
                     }
                 }
                 Err(error) if answered.elapsed() >= SILENT => {
@@ -96,4 +123,27 @@ impl Round<'_> {
         }
         false
     }
+}
+
+/// The register in which the winner holds the sealed term, with what the record of the failover needs.
+fn claimed_register(register: &Register, note: Option<FailoverNote>, winner: &Winner, now: Now) -> Register {
+    let claimed = match winner.forced {
+        None => register_claimed(register, &winner.pod, &winner.pod_uid, &winner.member),
+        Some(_) => register_forced(register, &winner.pod, &winner.pod_uid, &winner.member),
+    };
+    let failover = note.map(|note| {
+        let (kind, reason) = match winner.forced {
+            None => (note.kind, note.reason),
+            Some(_) => (FailoverKind::Forced, format!("{}; {FORCED}", note.reason)),
+        };
+        FailoverNote {
+            kind,
+            reason,
+            claimed_at_ms: Some(now.wall.as_millisecond()),
+            candidates: winner.candidates.iter().take(NOTED_CANDIDATES).cloned().collect(),
+            possible_loss_bytes: Some(winner.possible_loss_bytes),
+            ..note
+        }
+    });
+    register_forked(Register { failover, ..claimed }, winner.fork)
 }

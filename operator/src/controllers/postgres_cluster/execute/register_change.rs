@@ -6,7 +6,7 @@ use super::{AT_ONCE_MS, ExecuteError, Round};
 use crate::kubernetes::register::{RegisterClient, StoredRegister, WriteOutcome};
 
 impl Round<'_> {
-    fn registers(&self) -> RegisterClient {
+    pub(super) fn registers(&self) -> RegisterClient {
         RegisterClient::new(self.context.client.clone(), &self.cluster.namespace)
     }
 

@@ -5,6 +5,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
+use pgherd_core::instance::Phase;
 use pgherd_crds::names::{ROLE_PRIMARY, keys};
 use serde_json::json;
 
@@ -53,9 +54,13 @@ impl Round<'_> {
         let Some(claimed) = failover.claimed.as_mut() else { return };
         let serves = self
             .observed
-            .serving_holder()
+            .admitting_holder()
             .is_some_and(|status| status.pod_uid == claimed.to_uid && status.term == term);
-        let polled = self.done.statuses.get(&claimed.to).is_some_and(|status| status.is_primary && status.term == term);
+        let polled = self
+            .done
+            .statuses
+            .get(&claimed.to)
+            .is_some_and(|status| status.is_primary && status.phase == Phase::Primary && status.term == term);
         if serves || polled {
             claimed.promoted_at_ms.get_or_insert(now_ms);
         }
@@ -67,6 +72,7 @@ impl Round<'_> {
             return;
         }
         if let Some(record) = failover.completed(now_ms) {
+            self.context.metrics.failover_took(&record);
             memory.last_failover = Some(record);
             memory.failover = None;
         }

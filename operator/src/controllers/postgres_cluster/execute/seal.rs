@@ -5,24 +5,27 @@ use std::time::Duration;
 use futures::{StreamExt, stream::FuturesUnordered};
 use kube::runtime::events::EventType;
 use pgherd_core::{
+    election::reach,
     failover::{Step, SuspicionReason, register_sealed},
     instance::{SealReport, SealRequest},
-    register::{LeaseView, Term},
+    register::{FailoverKind, FailoverNote, LeaseView, Register, Term},
 };
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{ExecuteError, Round};
-use crate::{
-    controllers::postgres_cluster::decide::{FailoverProgress, Memory, decide_failover_step},
-    kubernetes::events::publish,
-};
+use crate::controllers::postgres_cluster::decide::{FailoverProgress, Memory, decide_failover_step};
 
 /// All promises together.
 const SEALS_WITHIN: Duration = Duration::from_secs(12);
-/// Once a quorum has promised: how long the rest has to show that it is further ahead.
-const GRACE: Duration = Duration::from_secs(1);
-/// Without a quorum every member that answers counts, so those that answered a moment ago are waited for longer.
-const GRACE_WITHOUT_QUORUM: Duration = Duration::from_secs(5);
+/// Once a quorum has promised: how long the rest has to show that it is further ahead. Nothing acknowledged depends on
+/// it; it spares those that are ahead by what nobody was promised from being rewound.
+const GRACE: Duration = Duration::from_millis(250);
+/// Without a quorum every member that answers counts: above all the old primary, which has everything but may have to
+/// recover first.
+const GRACE_WITHOUT_QUORUM: Duration = Duration::from_secs(2);
+/// With a quorum the old primary is asked only if the voters have not decided by then: starting it costs time that the
+/// others need.
+const HOLDER_LATER: Duration = Duration::from_millis(500);
 
 impl Round<'_> {
     /// Writes `sealTerm`. The labels were removed before. None if the register changed since it was decided on: a
@@ -34,27 +37,38 @@ impl Round<'_> {
         detect_ms: u64,
         memory: &mut Memory,
     ) -> Result<Option<LeaseView>, ExecuteError> {
-        let next = register_sealed(&seen.register);
+        let now = self.context.clock.now();
+        let planned = seen.register.handover.as_ref().filter(|_| reason == SuspicionReason::Released);
+        // Of a planned change this is the time that the holder took to stop.
+        let since = memory.handover_since_ms.filter(|_| planned.is_some());
+        let note = FailoverNote {
+            from: seen.register.holder.as_ref().map(|holder| holder.pod.clone()).unwrap_or_default(),
+            reason: planned.map_or_else(|| reason.to_string(), |handover| handover.reason.clone()),
+            detect_ms: since.map_or(detect_ms, |since| now.monotonic_ms.saturating_sub(since)),
+            began_at_ms: now.wall.as_millisecond(),
+            claimed_at_ms: None,
+            kind: if planned.is_some() { FailoverKind::Switchover } else { kind(reason) },
+            candidates: Vec::new(),
+            possible_loss_bytes: None,
+        };
+        let next = Register { failover: Some(note.clone()), ..register_sealed(&seen.register) };
         let written = match (reason, &self.observed.register) {
             (SuspicionReason::LeaseExpired, Some(stored)) => self.replace_exactly(&stored.clone(), &next).await?,
             _ => self.replace_if_same(&seen.register, &next).await?,
         };
         let Some(written) = written else { return Ok(None) };
-        let from = seen.register.holder.as_ref().map(|holder| holder.pod.clone()).unwrap_or_default();
-        let note = format!(
+        let FailoverNote { from, reason, detect_ms, kind, .. } = note;
+        let text = format!(
             "{from} is given up as primary: {reason} (noticed for {detect_ms} ms); term {} begins",
             next.seal_term
         );
-        tracing::warn!(cluster = self.cluster.name, note, "failover started");
-        publish(self.context, &self.cluster.reference, EventType::Warning, "FailoverStarted", "Failover", &note).await;
-        memory.failover = Some(FailoverProgress {
-            term: next.seal_term,
-            from,
-            reason: reason.to_string(),
-            detect_ms,
-            sealed_at_ms: self.context.clock.now().monotonic_ms,
-            claimed: None,
-        });
+        tracing::warn!(cluster = self.cluster.name, note = text, "failover started");
+        if kind != FailoverKind::Switchover {
+            self.tell(EventType::Warning, "FailoverStarted", text);
+        }
+        let sealed_at_ms = now.monotonic_ms;
+        memory.failover =
+            Some(FailoverProgress { term: next.seal_term, from, reason, kind, detect_ms, sealed_at_ms, claimed: None });
         Ok(Some(written))
     }
 
@@ -68,14 +82,23 @@ impl Round<'_> {
         memory: &Memory,
     ) -> (Vec<SealReport>, Step) {
         let request = SealRequest { term };
-        let addresses = pods.iter().filter_map(|pod| self.observed.pod(pod)?.address(self.cluster));
+        let by_quorum = seen.register.quorum.acks > 0;
+        let is_holder = |pod: &str| seen.register.holder.as_ref().is_some_and(|holder| holder.pod == pod);
+        let addresses: Vec<_> = pods.iter().filter_map(|pod| self.observed.pod(pod)?.address(self.cluster)).collect();
+        let mut others_left = addresses.iter().filter(|address| !is_holder(&address.pod)).count();
         let mut pending: FuturesUnordered<_> = addresses
+            .into_iter()
             .map(|address| {
-                let (agents, request) = (self.agents.clone(), request.clone());
-                async move { agents.seal(&address, &request).await }
+                let (agents, request, is_holder) = (self.agents.clone(), request.clone(), is_holder(&address.pod));
+                async move {
+                    if is_holder && by_quorum {
+                        sleep(HOLDER_LATER).await;
+                    }
+                    (is_holder, agents.seal(&address, &request).await)
+                }
             })
             .collect();
-        let grace = if seen.register.quorum.acks > 0 { GRACE } else { GRACE_WITHOUT_QUORUM };
+        let grace = if by_quorum { GRACE } else { GRACE_WITHOUT_QUORUM };
         let mut deadline = Instant::now() + SEALS_WITHIN;
         let mut reports = Vec::new();
         let mut decided = false;
@@ -84,9 +107,11 @@ impl Round<'_> {
                 answer = pending.next() => answer,
                 () = sleep_until(deadline) => None,
             };
+            let Some((is_holder, answer)) = answer else { break };
+            others_left = others_left.saturating_sub(usize::from(!is_holder));
             match answer {
-                Some(Ok(report)) if report.sealed_term == term => reports.push(report),
-                Some(Ok(report)) => {
+                Ok(report) if report.sealed_term == term => reports.push(report),
+                Ok(report) => {
                     tracing::warn!(
                         pod = report.pod,
                         promised = report.sealed_term.0,
@@ -94,10 +119,13 @@ impl Round<'_> {
                         "promised another term"
                     );
                 }
-                Some(Err(error)) => tracing::warn!(error = error.to_string(), "not sealed"),
-                None => break,
+                Err(error) => tracing::warn!(error = error.to_string(), "not sealed"),
             }
-            if !decided && matches!(self.step_with(seen, &reports, memory), Step::Claim { .. }) {
+            let Step::Claim { pod, .. } = self.step_with(seen, &reports, memory) else { continue };
+            if others_left == 0 && (by_quorum || has_everything(seen, &reports, &pod)) {
+                break;
+            }
+            if !decided {
                 decided = true;
                 deadline = deadline.min(Instant::now() + grace);
             }
@@ -117,5 +145,21 @@ impl Round<'_> {
             }
             _ => Step::Nothing,
         }
+    }
+}
+
+/// After a planned stop the Lease tells where the old primary's WAL ended: who reaches that far has all of it.
+fn has_everything(seen: &LeaseView, reports: &[SealReport], winner: &str) -> bool {
+    let planned = seen.register.handover.is_some() && seen.register.released;
+    planned && reports.iter().any(|report| report.pod == winner && reach(report) >= seen.lsn)
+}
+
+fn kind(reason: SuspicionReason) -> FailoverKind {
+    match reason {
+        SuspicionReason::Released => FailoverKind::Released,
+        SuspicionReason::LeaseExpired => FailoverKind::LeaseExpired,
+        SuspicionReason::HolderPodGone => FailoverKind::PodGone,
+        // Of what is left, nobody hears the holder.
+        _ => FailoverKind::Silent,
     }
 }

@@ -40,27 +40,84 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-const REQUIRED: &str = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Required, replicas: 1}}";
+pub(super) const REQUIRED: &str = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Required, replicas: 1}}";
 
-/// The Lease, and every change of a pod or the Lease in order.
+/// The Lease, the requests, the roles, and every change of them in order.
 #[derive(Default)]
-struct Api {
-    lease: Option<Value>,
+pub(super) struct Api {
+    pub(super) lease: Option<Value>,
     version: u64,
-    log: Vec<String>,
+    pub(super) log: Vec<String>,
+    /// Annotations of the PostgresCluster.
+    pub(super) requests: BTreeMap<String, String>,
+    /// Role labels of pods that were changed.
+    pub(super) roles: BTreeMap<String, Option<String>>,
+    /// The write with this number fails; what was meant to be written is there or not.
+    pub(super) fails: Option<(usize, bool)>,
+    writes: usize,
 }
 
 impl Api {
-    fn with(register: &Register) -> Arc<Mutex<Self>> {
+    pub(super) fn with(register: &Register) -> Arc<Mutex<Self>> {
         let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": "shop", "namespace": "web", "resourceVersion": "1",
                 "annotations": {REGISTER_ANNOTATION: serde_json::to_string(register).unwrap()}}});
-        Arc::new(Mutex::new(Self { lease: Some(lease), version: 1, log: Vec::new() }))
+        Arc::new(Mutex::new(Self { lease: Some(lease), version: 1, ..Self::default() }))
     }
 
-    fn register(&self) -> Register {
+    pub(super) fn register(&self) -> Register {
         let lease = serde_json::from_value(self.lease.clone().unwrap()).unwrap();
         parse_lease(lease).unwrap().view.register
+    }
+
+    /// Answers, unless this is the write that fails.
+    pub(super) fn ask(&mut self, method: &Method, path: &str, body: Value) -> (u16, Value) {
+        let changes_nothing = body.as_array().is_some_and(|patch| patch.iter().all(|step| step["op"] == "test"));
+        let counted = matches!(*method, Method::PUT | Method::PATCH) && !changes_nothing;
+        self.writes += usize::from(counted);
+        let failure = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "InternalError",
+            "message": "crash", "code": 500});
+        match self.fails {
+            Some((number, false)) if counted && number == self.writes => (500, failure),
+            Some((number, true)) if counted && number == self.writes => {
+                self.answer(method, path, body);
+                (500, failure)
+            }
+            _ => self.answer(method, path, body),
+        }
+    }
+
+    /// The holder has stopped, as its agent would write it.
+    pub(super) fn release(&mut self) {
+        let register = Register { released: true, ..self.register() };
+        self.version += 1;
+        if let Some(lease) = &mut self.lease {
+            lease["metadata"]["resourceVersion"] = json!(self.version.to_string());
+            lease["metadata"]["annotations"][REGISTER_ANNOTATION] = json!(serde_json::to_string(&register).unwrap());
+        }
+        self.log.push("released".to_owned());
+    }
+
+    /// What the holder's agent does every two seconds.
+    pub(super) fn renew(&mut self) {
+        self.version += 1;
+        if let Some(lease) = &mut self.lease {
+            lease["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        }
+    }
+
+    fn patch_requests(&mut self, body: &Value) -> bool {
+        for step in body.as_array().unwrap() {
+            let path = step["path"].as_str().unwrap();
+            let Some(key) = path.strip_prefix("/metadata/annotations/") else { continue };
+            let key = key.replace("~1", "/");
+            match step["op"].as_str() {
+                Some("test") if self.requests.get(&key).map(String::as_str) == step["value"].as_str() => {}
+                Some("remove") if self.requests.remove(&key).is_some() => self.log.push(format!("removed {key}")),
+                _ => return false,
+            }
+        }
+        true
     }
 
     fn answer(&mut self, method: &Method, path: &str, body: Value) -> (u16, Value) {
@@ -86,21 +143,37 @@ impl Api {
                 self.lease = Some(lease.clone());
                 let register = self.register();
                 let holder = register.holder.map(|holder| holder.pod).unwrap_or_default();
+                if let Some(handover) = &register.handover
+                    && register.seal_term == register.term
+                {
+                    self.log.push(format!("asked {holder} for {}", handover.target.clone().unwrap_or_default()));
+                    return (200, lease);
+                }
                 self.log.push(format!("register term={} seal={} holder={holder}", register.term, register.seal_term));
                 (200, lease)
             }
             (&Method::PATCH, "pods") => {
                 let name = path.rsplit('/').next().unwrap_or_default();
-                self.log.push(format!("label {name} {}", body["metadata"]["labels"]["pgherd.dev/role"]));
+                let role = &body["metadata"]["labels"]["pgherd.dev/role"];
+                self.log.push(format!("label {name} {role}"));
+                self.roles.insert(name.to_owned(), role.as_str().map(str::to_owned));
                 (200, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}))
             }
+            (&Method::PATCH, "postgresclusters") if self.patch_requests(&body) => {
+                let spec = json!({"instances": 3, "storage": {"size": "10Gi"}});
+                (
+                    200,
+                    json!({"apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {"name": "shop"}, "spec": spec}),
+                )
+            }
+            (&Method::PATCH, "postgresclusters") => refused(422, "Invalid"),
             (&Method::POST, _) => (201, body),
             _ => refused(404, "NotFound"),
         }
     }
 }
 
-fn client(api: &Arc<Mutex<Api>>) -> Client {
+pub(super) fn client(api: &Arc<Mutex<Api>>) -> Client {
     let api = Arc::clone(api);
     let service = tower::service_fn(move |request: Request<Body>| {
         let api = Arc::clone(&api);
@@ -108,7 +181,7 @@ fn client(api: &Arc<Mutex<Api>>) -> Client {
             let (parts, body) = request.into_parts();
             let bytes = body.collect().await.unwrap().to_bytes();
             let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-            let (code, answer) = api.lock().unwrap().answer(&parts.method, parts.uri.path(), body);
+            let (code, answer) = api.lock().unwrap().ask(&parts.method, parts.uri.path(), body);
             let response =
                 Response::builder().status(code).body(Body::from(serde_json::to_vec(&answer).unwrap())).unwrap();
             Ok::<_, std::convert::Infallible>(response)
@@ -117,7 +190,7 @@ fn client(api: &Arc<Mutex<Api>>) -> Client {
     Client::new(service, "web")
 }
 
-fn context(client: &Client) -> Context {
+pub(super) fn context(client: &Client) -> Context {
     let scope = Scope::Namespace("web".to_owned());
     // Nobody answers these watches: what is observed is made by hand.
     let (stores, _watches) = Stores::start(client, &scope);
@@ -164,13 +237,13 @@ async fn serve_agent(pki: &Pki, api: &Arc<Mutex<Api>>, net: u8, ordinal: u32, ls
     pki.serve_on(&name, (address, AGENT_PORT), answer).await;
 }
 
-fn at_address(net: u8, mut pod: ObservedPod) -> ObservedPod {
+pub(super) fn at_address(net: u8, mut pod: ObservedPod) -> ObservedPod {
     pod.ip = Some(Ipv4Addr::new(127, 77, net, pod.ordinal as u8 + 1).into());
     pod
 }
 
 /// What a round sees of the API, with these pods.
-async fn see(client: &Client, read_at_ms: u64, pods: Vec<ObservedPod>) -> Observed {
+pub(super) async fn see(client: &Client, read_at_ms: u64, pods: Vec<ObservedPod>) -> Observed {
     let register = RegisterClient::new(client.clone(), "web").read("shop").await.unwrap();
     Observed { register, read_at_ms, pods, ..Observed::default() }
 }

@@ -219,7 +219,7 @@ fn find_unready(
         return Some(of_pod.unwrap_or_else(|| why(&replicas.reason, replicas.message.clone())));
     }
     let register = scene.register.as_ref()?;
-    let settled = register.pending.is_none() && register.quorum.acks == scene.cluster.acks;
+    let settled = register.pending.is_none() && register.quorum.acks == scene.wanted_acks();
     if !settled {
         return Some(why("ChangingVoters", "the primary is taking up a change of the replicas that commits wait for"));
     }
@@ -230,7 +230,7 @@ fn find_unready(
         members.iter().skip(scene.cluster.instances as usize).map(|member| member.pod.as_str()).collect();
     if !extra.is_empty() {
         let held = register.holder.as_ref().is_some_and(|holder| extra.contains(&holder.pod.as_str()));
-        let hint = if held { "; the primary is one of them and stays until it is replaced" } else { "" };
+        let hint = if held { "; the primary is one of them and stays until its role has moved" } else { "" };
         return Some(why(
             "ScalingDown",
             format!("instances above the number asked for still exist: {}{hint}", extra.join(", ")),

@@ -1,9 +1,9 @@
 //! One entry an instance.
 
-use pgherd_core::instance::{Phase, SourceReport};
+use pgherd_core::instance::{DivergentTail, Phase, SourceReport};
 use pgherd_crds::{
     names::{ROLE_PRIMARY, ROLE_REPLICA},
-    v1alpha1::postgres_cluster::{MemberSource, MemberStatus},
+    v1alpha1::postgres_cluster::{DivergentStatus, MemberSource, MemberStatus},
 };
 
 use super::scene::Scene;
@@ -38,6 +38,8 @@ fn build_member(scene: &Scene<'_>, pod: &ObservedPod) -> MemberStatus {
         timeline: status.history.as_ref().map(|history| history.timeline.0),
         voter: is_voter(scene, member.as_deref()),
         source: status.source.as_ref().map(render_source).or(remembered),
+        vouches_for_term: status.vouch.as_ref().map(|vouch| vouch.term.0),
+        divergent: status.divergent.as_ref().map(render_divergent),
         message: message.or_else(|| pod.problem.as_ref().map(|problem| problem.message.clone())),
         member,
     }
@@ -62,6 +64,7 @@ fn build_silent(scene: &Scene<'_>, pod: &ObservedPod, before: Option<&MemberStat
         node: pod.node.clone(),
         voter: is_voter(scene, before.member.as_deref()),
         message: Some(message),
+        vouches_for_term: None,
         ..before
     }
 }
@@ -69,6 +72,17 @@ fn build_silent(scene: &Scene<'_>, pod: &ObservedPod, before: Option<&MemberStat
 fn is_voter(scene: &Scene<'_>, member: Option<&str>) -> bool {
     let voters = scene.register.iter().flat_map(|register| &register.quorum.voters);
     member.is_some_and(|member| voters.into_iter().any(|voter| voter.member.0 == member))
+}
+
+fn render_divergent(tail: &DivergentTail) -> DivergentStatus {
+    DivergentStatus {
+        timeline: tail.timeline.0,
+        from_lsn: tail.from_lsn.to_string(),
+        to_lsn: tail.to_lsn.to_string(),
+        bytes: i64::try_from(tail.to_lsn.bytes_since(tail.from_lsn)).unwrap_or(i64::MAX),
+        kept_at: tail.kept_at.clone(),
+        error: tail.error.clone(),
+    }
 }
 
 fn render_source(source: &SourceReport) -> MemberSource {

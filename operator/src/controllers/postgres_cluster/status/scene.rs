@@ -7,19 +7,19 @@ use pgherd_core::{
 };
 use pgherd_crds::{
     names::ROLE_PRIMARY,
-    v1alpha1::{conditions::PRIMARY_AVAILABLE, postgres_cluster::MemberStatus},
+    v1alpha1::{
+        conditions::PRIMARY_AVAILABLE,
+        postgres_cluster::{MemberStatus, SynchronousMode},
+    },
 };
 
 use super::StatusInput;
-use crate::{
-    context::Now,
-    controllers::postgres_cluster::{
-        apply::Applied,
-        decide::{Memory, Plan},
-        execute::Executed,
-        observe::{Observed, ObservedPod},
-        validate::ValidatedCluster,
-    },
+use crate::controllers::postgres_cluster::{
+    apply::Applied,
+    decide::{Memory, Plan},
+    execute::Executed,
+    observe::{Observed, ObservedPod},
+    validate::ValidatedCluster,
 };
 
 /// An agent that misses a few questions is not reported as gone: a status that flickers helps nobody.
@@ -33,7 +33,6 @@ pub struct Scene<'a> {
     pub(super) executed: Option<&'a Executed>,
     pub(super) applied: &'a Applied,
     pub(super) memory: &'a Memory,
-    pub(super) now: Now,
     /// The register as it is now.
     pub(super) register: Option<Register>,
     /// The pods as they are now.
@@ -42,7 +41,7 @@ pub struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     pub(super) fn of(input: StatusInput<'a>) -> Self {
-        let StatusInput { cluster, observed, plan, executed, applied, memory, now } = input;
+        let StatusInput { cluster, observed, plan, executed, applied, memory, now: _ } = input;
         let mut pods = observed.pods.clone();
         for pod in pods.iter_mut() {
             let Some(executed) = executed else { continue };
@@ -55,7 +54,7 @@ impl<'a> Scene<'a> {
         }
         let written = executed.and_then(|executed| executed.register.clone());
         let register = written.or_else(|| observed.register().cloned());
-        Self { cluster, observed, plan, executed, applied, memory, now, register, pods }
+        Self { cluster, observed, plan, executed, applied, memory, register, pods }
     }
 
     /// The pod that holds the role, if it is still the very pod.
@@ -69,7 +68,7 @@ impl<'a> Scene<'a> {
         self.holder_pod()?.status()
     }
 
-    /// The holder of the current term takes writes and `<cluster>-rw` leads to it.
+    /// The holder of the current term takes writes, also from clients, and `<cluster>-rw` leads to it.
     pub(super) fn primary_available(&self) -> bool {
         let (Some(register), Some(pod)) = (self.register.as_ref(), self.holder_pod()) else { return false };
         let in_force = !register.is_sealing() && !register.released && self.lease_is_fresh();
@@ -79,7 +78,8 @@ impl<'a> Scene<'a> {
         match pod.status() {
             Some(status) => {
                 let ours = register.system_id.is_some() && register.system_id == status.system_id;
-                status.is_primary && status.postgres_up && status.term == register.term && ours
+                let admits = status.is_primary && status.phase == Phase::Primary;
+                admits && status.postgres_up && status.term == register.term && ours
             }
             None => self.is_briefly_silent(pod) && self.was_true(PRIMARY_AVAILABLE),
         }
@@ -127,6 +127,14 @@ impl<'a> Scene<'a> {
     /// The agent has answered within the last seconds.
     pub(super) fn is_briefly_silent(&self, pod: &ObservedPod) -> bool {
         pod.ip.is_some() && self.memory.unreachable_ms(&pod.name).is_some_and(|ms| ms < TOLERATED_SILENCE_MS)
+    }
+
+    /// The W that the register should have.
+    pub(super) fn wanted_acks(&self) -> u32 {
+        match self.cluster.synchronous_mode {
+            SynchronousMode::Preferred => self.plan.acks,
+            SynchronousMode::Off | SynchronousMode::Required => self.cluster.acks,
+        }
     }
 
     fn lease_is_fresh(&self) -> bool {

@@ -216,3 +216,83 @@ fn a_refused_spec_keeps_the_rest_of_the_status() {
     assert_eq!(value(&status, "PrimaryAvailable").0, "True");
     assert_eq!(status.primary.as_deref(), Some("shop-0"));
 }
+
+#[test]
+fn preferred_shows_what_commits_wait_for_now_and_is_ready_as_long_as_that_is_all_there_is_to_have() {
+    let spec = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Preferred, replicas: 2}}";
+    let mut round = Round::new(spec, settled(at(1), "1", 1));
+    round.plan.acks = 1;
+    let status = round.status();
+    let shown = status.synchronous.clone().unwrap();
+    assert_eq!((shown.mode, shown.replicas, shown.effective), (round.cluster.synchronous_mode, 2, 1));
+    assert_eq!(value(&status, "Ready").0, "True");
+    round.plan.acks = 2;
+    assert_eq!(value(&round.status(), "Ready"), ("False", "ChangingVoters"));
+    // The primary applies what is pending: the weaker of the two holds.
+    round.observed.register.as_mut().unwrap().view.register.pending = Some(voters(&[1, 2], 0));
+    assert_eq!(round.status().synchronous.unwrap().effective, 0);
+}
+
+#[test]
+fn what_the_old_primary_had_of_its_own_is_added_to_the_record_and_stays() {
+    use pgherd_core::{
+        instance::DivergentTail,
+        lsn::Lsn,
+        register::Term,
+        timeline::{TimelineHistory, TimelineId},
+    };
+    use pgherd_crds::v1alpha1::postgres_cluster::FailoverCandidate;
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let register = &mut round.observed.register.as_mut().unwrap().view.register;
+    (register.term, register.seal_term) = (Term(2), Term(2));
+    let candidate = FailoverCandidate { pod: "shop-0".into(), timeline: Some(1), ..FailoverCandidate::default() };
+    let failover =
+        LastFailover { from: "shop-2".into(), term: 2, candidates: vec![candidate], ..LastFailover::default() };
+    round.cluster.status.last_failover = Some(failover);
+    let plain = round.observed.pods[2].status().unwrap().clone();
+    let mut came_back = plain.clone();
+    came_back.history = Some(TimelineHistory::root(TimelineId(2)));
+    came_back.divergent = Some(DivergentTail {
+        timeline: TimelineId(1),
+        from_lsn: Lsn(0x100),
+        to_lsn: Lsn(0x180),
+        kept_at: Some("shop/divergent".into()),
+        error: None,
+    });
+    round.observed.pods[2] = pod(2, Some("replica"), Some(came_back));
+    let status = round.next();
+    assert_eq!(status.last_failover.clone().unwrap().divergent_bytes, Some(0x80));
+    assert_eq!(status.members[2].divergent.as_ref().unwrap().kept_at.as_deref(), Some("shop/divergent"));
+    round.observed.pods[2] = pod(2, Some("replica"), Some(plain));
+    assert_eq!(round.next().last_failover.unwrap().divergent_bytes, Some(0x80));
+}
+
+#[test]
+fn the_outcome_of_a_switchover_is_told_from_the_register() {
+    use pgherd_core::register::{FailoverKind, FailoverNote, Handover};
+    use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let running = SwitchoverStatus { phase: "Running".into(), reason: "why".into(), ..SwitchoverStatus::default() };
+    round.cluster.status.switchover = Some(running.clone());
+    let register = |round: &mut Round| round.observed.register.as_mut().unwrap().view.register.clone();
+    let mut open = register(&mut round);
+    open.handover = Some(Handover { target: None, reason: "why".into() });
+    round.observed.register.as_mut().unwrap().view.register = open.clone();
+    assert_eq!(round.status().switchover, Some(running));
+    open.handover = None;
+    round.observed.register.as_mut().unwrap().view.register = open.clone();
+    assert_eq!(round.status().switchover.unwrap().phase, "Withdrawn");
+    open.failover = Some(FailoverNote {
+        from: "shop-1".into(),
+        reason: "why".into(),
+        detect_ms: 0,
+        began_at_ms: 0,
+        claimed_at_ms: Some(1),
+        kind: FailoverKind::Switchover,
+        candidates: Vec::new(),
+        possible_loss_bytes: Some(0),
+    });
+    round.observed.register.as_mut().unwrap().view.register = open;
+    let done = round.status().switchover.unwrap();
+    assert_eq!((done.phase.as_str(), done.message.unwrap().contains("shop-0 took over")), ("Completed", true));
+}

@@ -12,7 +12,7 @@ use pgherd_crds::{
     v1alpha1::postgres_cluster::{Recovery, RecoverySource, Target},
 };
 
-use super::{Problems, References, ValidatedStore, validate_store};
+use super::{Problems, References, ValidatedStore, store::validate_store};
 
 const FIELD: &str = "spec.bootstrap.recovery";
 const FOLDERS: [&str; 2] = [paths::RECOVERY_STORE, paths::RECOVERY_STORE_CA];

@@ -157,7 +157,7 @@ fn without_its_cluster_a_backup_says_what_to_give_instead() {
 #[test]
 fn once_there_is_a_database_the_backup_may_go() {
     let before = validate_cluster(&cluster(RECOVERY), &references(true), &images()).unwrap();
-    let live: InstanceConfig = build_instance_config(&before);
+    let live: InstanceConfig = build_instance_config(&before, 1);
     let mut running = cluster(RECOVERY);
     running.status = Some(PostgresClusterStatus { system_id: Some("77".into()), ..PostgresClusterStatus::default() });
     let references = References { live_config: Some(live), ..References::default() };

@@ -1,0 +1,197 @@
+//! Partitions that leave something standing: the primary without the API, without its peers, without the operator, one way
+//! only; lost packets; no DNS. Numbers 9 to 13, 20, 39, 40.
+
+use std::time::Duration;
+
+use pgherd_e2e::{
+    Result,
+    cluster::PATIENCE,
+    containers, operators,
+    partition::{self, API_ADDRESS, Direction},
+    wait::{Look, until},
+};
+
+use crate::scene::{Scene, claim, unix_ms};
+
+/// How long a cut lasts that is to change nothing: far longer than the take-over time.
+const LONG: Duration = Duration::from_secs(40);
+/// How long a cut lasts of which a failover may come.
+const SHORT: Duration = Duration::from_secs(20);
+
+async fn operator_addresses() -> Result<Vec<String>> {
+    Ok(operators::pods().await?.into_iter().map(|(_, _, address)| address).collect())
+}
+
+/// Who is cut from the primary.
+#[derive(Clone, Copy)]
+struct From {
+    api: bool,
+    peers: bool,
+    operator: bool,
+}
+
+async fn addresses(scene: &Scene, from: From) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    if from.api {
+        all.push(API_ADDRESS.to_string());
+    }
+    if from.peers {
+        all.extend(scene.addresses(&scene.replicas()).await?);
+    }
+    if from.operator {
+        all.extend(operator_addresses().await?);
+    }
+    Ok(all)
+}
+
+/// Cuts the primary, does the work, and takes the cut away whatever came of it.
+async fn while_cut(
+    scene: &Scene,
+    from: From,
+    direction: Direction,
+    work: impl AsyncFnOnce() -> Result<()>,
+) -> Result<()> {
+    let container = scene.primary_container()?;
+    partition::cut(&container, &addresses(scene, from).await?, direction).await?;
+    let outcome = work().await;
+    partition::heal(&container).await;
+    outcome
+}
+
+pub(crate) async fn without_api(scene: &Scene) -> Result<()> {
+    let from = From { api: true, peers: false, operator: false };
+    scene
+        .nothing_moves(async || {
+            while_cut(scene, from, Direction::Both, async || scene.watch_no_failover(LONG).await).await
+        })
+        .await
+}
+
+/// Clients still reach it, and one in its own network has a session open all the time.
+pub(crate) async fn isolated(scene: &Scene) -> Result<()> {
+    let container = scene.primary_container()?;
+    let from = From { api: true, peers: true, operator: true };
+    let mut since = 0;
+    while_cut(scene, from, Direction::Both, async || {
+        since = unix_ms();
+        scene.wait_failover().await?;
+        scene.writer.wait_progress(50).await?;
+        scene.wait_silent(&container, PATIENCE).await
+    })
+    .await?;
+    let last = scene.note_last_ack_of(&container, since);
+    claim(last <= 10_000, || format!("it took writes for {last} ms after it was isolated"))
+}
+
+/// Commits wait, none is acknowledged that no replica has.
+pub(crate) async fn without_peers(scene: &Scene) -> Result<()> {
+    let from = From { api: false, peers: true, operator: false };
+    let container = scene.primary_container()?;
+    let mut since = 0;
+    while_cut(scene, from, Direction::Both, async || {
+        since = unix_ms();
+        // The time that the fault is defined by.
+        tokio::time::sleep(SHORT).await;
+        Ok(())
+    })
+    .await?;
+    let last = scene.note_last_ack_of(&container, since);
+    claim(last < 2_000, || format!("commits were acknowledged for {last} ms without a replica"))?;
+    let status = scene.cluster.status().await?;
+    scene.note(format!("term {:?} before, {:?} after", scene.before.term, status.term));
+    scene.writer.wait_progress(50).await.map(drop)
+}
+
+pub(crate) async fn without_operator(scene: &Scene) -> Result<()> {
+    let from = From { api: false, peers: false, operator: true };
+    scene
+        .nothing_moves(async || {
+            while_cut(scene, from, Direction::Both, async || scene.watch_no_failover(LONG).await).await
+        })
+        .await
+}
+
+async fn one_way(scene: &Scene, from: From, direction: Direction) -> Result<()> {
+    while_cut(scene, from, direction, async || {
+        // The time that the fault is defined by.
+        tokio::time::sleep(SHORT).await;
+        Ok(())
+    })
+    .await?;
+    scene.writer.wait_progress(50).await?;
+    let status = scene.cluster.status().await?;
+    scene.note(format!("term {:?} before, {:?} after", scene.before.term, status.term));
+    Ok(())
+}
+
+pub(crate) async fn peers_in(scene: &Scene) -> Result<()> {
+    one_way(scene, From { api: false, peers: true, operator: false }, Direction::In).await
+}
+
+pub(crate) async fn peers_out(scene: &Scene) -> Result<()> {
+    one_way(scene, From { api: false, peers: true, operator: false }, Direction::Out).await
+}
+
+pub(crate) async fn api_in(scene: &Scene) -> Result<()> {
+    one_way(scene, From { api: true, peers: false, operator: false }, Direction::In).await
+}
+
+pub(crate) async fn api_out(scene: &Scene) -> Result<()> {
+    one_way(scene, From { api: true, peers: false, operator: false }, Direction::Out).await
+}
+
+/// One replica streams, but the operator can't reach it; then the primary goes. Unreachable is not sealed: with one of two
+/// voters sealed nobody may be promoted.
+pub(crate) async fn replica_without_operator(scene: &Scene) -> Result<()> {
+    let hidden = scene.replicas().into_iter().next().ok_or("there is no replica")?;
+    let hidden = scene.container(&hidden)?;
+    let operators = operator_addresses().await?;
+    partition::cut(&hidden, &operators, Direction::Both).await?;
+    let primary = scene.primary_container()?;
+    primary.set_frozen(true)?;
+    let outcome = async {
+        let (reason, message) = scene.cluster.wait_condition("FailoverBlocked", "True").await?;
+        scene.note(format!("blocked: {reason}: {message}"));
+        scene.watch_no_promotion(SHORT).await
+    }
+    .await;
+    partition::heal(&hidden).await;
+    let after = if outcome.is_ok() { scene.wait_failover().await.map(drop) } else { Ok(()) };
+    primary.set_frozen(false)?;
+    outcome.and(after)
+}
+
+/// Five of a hundred packets between the primary and everybody vanish for half a minute.
+pub(crate) async fn packets_lost(scene: &Scene) -> Result<()> {
+    let container = scene.primary_container()?;
+    let all = addresses(scene, From { api: true, peers: true, operator: true }).await?;
+    partition::lose(&container, &all, Direction::Both, 5).await?;
+    // The time that the fault is defined by.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    partition::heal(&container).await;
+    let status = scene.cluster.status().await?;
+    let (before, after) = (scene.before.term.unwrap_or_default(), status.term.unwrap_or_default());
+    claim(after <= before + 1, || format!("it flaps: term {before} before, {after} after"))
+}
+
+/// No name is answered for half a minute, in which the primary dies.
+pub(crate) async fn dns_down(scene: &Scene) -> Result<()> {
+    let pid = std::fs::read_to_string("/var/lib/pgherd-cluster/run/coredns.pid")?;
+    let pid: [u32; 1] = [pid.split_whitespace().next().ok_or("no pid of CoreDNS")?.parse()?];
+    containers::send("STOP", &pid).await?;
+    let outcome = async {
+        scene.primary_container()?.signal("KILL", &[containers::Kind::Supervisor]).await?;
+        let term = scene.before.term;
+        let moved = until("a primary without DNS", Duration::from_secs(30), async || {
+            let status = scene.cluster.status().await?;
+            let ready = status.conditions.iter().any(|c| c.type_ == "PrimaryAvailable" && c.status == "True");
+            Ok(if status.term > term && ready { Look::Done(()) } else { Look::NotYet(format!("{:?}", status.term)) })
+        });
+        let moved = moved.await.is_ok();
+        scene.note(format!("without DNS another instance was {}promoted within 30 s", if moved { "" } else { "not " }));
+        Ok(())
+    }
+    .await;
+    containers::send("CONT", &pid).await?;
+    outcome
+}

@@ -1,0 +1,242 @@
+//! Every fault by number, name and what it does. Numbers are never given again, so that results of
+//! different times can be compared.
+
+use futures::future::BoxFuture;
+use pgherd_e2e::Result;
+
+use crate::{
+    clients, control_plane, membership, network, node_faults, operator, pods, processes, register, scene::Scene,
+    succession, volumes,
+};
+
+/// Does something to a cluster, undoes it, and claims what the fault alone can claim.
+pub(crate) type Inject = for<'a> fn(&'a Scene) -> BoxFuture<'a, Result<()>>;
+
+/// The cluster that a fault needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A commit waits for one of two replicas.
+    Required,
+    /// A commit waits for nobody.
+    Off,
+    /// As `Required`, each instance on a disk of its own.
+    OwnDisk,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Self; 3] = [Self::Required, Self::Off, Self::OwnDisk];
+
+    /// The cluster's name.
+    pub(crate) fn cluster(self) -> &'static str {
+        match self {
+            Self::Required => "f",
+            Self::Off => "async",
+            Self::OwnDisk => "disk",
+        }
+    }
+
+    pub(crate) fn manifest(self) -> String {
+        let (mode, class) = match self {
+            Self::Required => ("{mode: Required, replicas: 1}", ""),
+            Self::Off => ("{mode: \"Off\"}", ""),
+            Self::OwnDisk => ("{mode: Required, replicas: 1}", ", storageClassName: faults-disk"),
+        };
+        format!(
+            "apiVersion: pgherd.dev/v1alpha1\nkind: PostgresCluster\nmetadata: {{name: {}}}\nspec:\n  version: 17\n  instances: 3\n  \
+             storage: {{size: 1Gi{class}}}\n  synchronous: {mode}\n",
+            self.cluster()
+        )
+    }
+}
+
+/// What is done about a fault.
+pub(crate) enum Plan {
+    /// It is injected.
+    Inject { mode: Mode, short: bool, inject: Inject },
+    /// It is not, for this reason.
+    NotInjected(&'static str),
+}
+
+/// A fault.
+pub(crate) struct Fault {
+    pub(crate) number: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) plan: Plan,
+}
+
+impl Fault {
+    pub(crate) fn is_chosen(&self, only: &[String], short: bool) -> bool {
+        if short {
+            return matches!(self.plan, Plan::Inject { short: true, .. });
+        }
+        let named = |wanted: &String| self.number == wanted || self.name.starts_with(wanted.as_str());
+        only.is_empty() || only.iter().any(named)
+    }
+
+    /// The longest time without a write that the list allows, in milliseconds; a longer one is noted, not judged, since a busy
+    /// machine is slow.
+    pub(crate) fn goal_ms(&self) -> Option<u64> {
+        match (self.number, self.name.ends_with("-off")) {
+            ("1" | "5", _) => Some(5_000),
+            ("41" | "10", false) => Some(10_000),
+            ("44", _) => Some(3_000),
+            ("2" | "3" | "4" | "6" | "7" | "8" | "10" | "34" | "35" | "41", _) => Some(20_000),
+            ("9" | "13" | "14", _) => Some(2_000),
+            _ => None,
+        }
+    }
+
+    /// The fault itself promotes a second instance.
+    pub(crate) fn may_overlap(&self) -> bool {
+        self.name == "replica-promoted-by-hand"
+    }
+
+    /// The fault removes the cluster, so that there is nothing to check after it.
+    pub(crate) fn leaves_nothing(&self) -> bool {
+        self.name == "cluster-deleted"
+    }
+}
+
+macro_rules! faults {
+    ($($number:literal $name:literal $title:literal $what:tt $(($($argument:tt)*))?;)*) => {
+        vec![$(Fault { number: $number, name: $name, title: $title, plan: faults!(@ $what $($($argument)*)?) }),*]
+    };
+    (@ short $inject:path) => { faults!(@@ Mode::Required, true, $inject) };
+    (@ required $inject:path) => { faults!(@@ Mode::Required, false, $inject) };
+    (@ off $inject:path) => { faults!(@@ Mode::Off, false, $inject) };
+    (@ disk $inject:path) => { faults!(@@ Mode::OwnDisk, false, $inject) };
+    (@ not $reason:literal) => { Plan::NotInjected($reason) };
+    (@@ $mode:expr, $short:literal, $inject:path) => {
+        Plan::Inject { mode: $mode, short: $short, inject: |scene| Box::pin($inject(scene)) }
+    };
+}
+
+/// All of them.
+pub(crate) fn all() -> Vec<Fault> {
+    [faults_of_primaries(), faults_of_decisions(), faults_of_surroundings()].into_iter().flatten().collect()
+}
+
+/// Numbers 1 to 13: what happens to the primary, and between it and others.
+#[rustfmt::skip]
+fn faults_of_primaries() -> Vec<Fault> {
+    faults! {
+        "1" "postmaster-killed" "kill -9 of the primary's postmaster" short (processes::postmaster_killed);
+        "1" "postmaster-killed-off" "the same in mode Off" off (processes::postmaster_killed);
+        "2" "supervisor-killed" "kill -9 of PID 1 of the primary's container" short (processes::supervisor_killed);
+        "3" "agent-stopped" "SIGSTOP of the primary's agent alone" short (processes::agent_stopped);
+        "3" "agent-stopped-off" "the same in mode Off" off (processes::agent_stopped);
+        "4" "postgres-stopped" "SIGSTOP of the primary's postmaster and its sessions" required (processes::postgres_stopped);
+        "5" "pod-deleted" "the primary's pod is deleted" short (pods::deleted);
+        "5" "pod-deleted-by-force" "the primary's pod is deleted without grace" required (pods::deleted_by_force);
+        "6" "pod-twin" "the pod is forgotten while its container hangs, and a twin starts" required (pods::twin);
+        "7" "node-dead" "the primary's node dies" required (node_faults::node_dead);
+        "7" "node-dead-off" "the same in mode Off" off (node_faults::node_dead);
+        "8" "node-dead-with-leader" "the node of the primary and of the leading operator dies" required (node_faults::node_dead_with_leader);
+        "9" "primary-without-api" "the primary is cut from the API server for 40 s" short (network::without_api);
+        "10" "primary-isolated" "the primary is cut from API, peers and operator; clients stay" short (network::isolated);
+        "10" "primary-isolated-off" "the same in mode Off" off (network::isolated);
+        "11" "primary-without-peers" "the primary is cut from its replicas for 20 s" required (network::without_peers);
+        "12" "one-way-peers-in" "packets from the replicas to the primary vanish" required (network::peers_in);
+        "12" "one-way-peers-out" "packets from the primary to the replicas vanish" required (network::peers_out);
+        "12" "one-way-api-in" "packets from the API server to the primary vanish" required (network::api_in);
+        "12" "one-way-api-out" "packets from the primary to the API server vanish" required (network::api_out);
+        "13" "primary-without-operator" "the operators are cut from the primary for 40 s" required (network::without_operator);
+    }
+}
+
+/// Numbers 14 to 30: the API server, the register, and one fault after another.
+#[rustfmt::skip]
+fn faults_of_decisions() -> Vec<Fault> {
+    faults! {
+        "14" "api-stopped-2s" "the API server hangs for 2 s" required (control_plane::stopped_2);
+        "14" "api-stopped-10s" "the API server hangs for 10 s" short (control_plane::stopped_10);
+        "14" "api-stopped-60s" "the API server hangs for 60 s" required (control_plane::stopped_60);
+        "14" "api-stopped-300s" "the API server hangs for 5 min" required (control_plane::stopped_300);
+        "14" "api-killed-60s" "the API server is gone for 60 s" required (control_plane::killed_60);
+        "15" "api-stopped-replica-dead" "the API server and one replica hang for 30 s" required (control_plane::stopped_and_a_replica_dead);
+        "16" "api-slow-1s" "every request to the API server arrives 1 s late" required (control_plane::slow_1);
+        "16" "api-slow-3s" "every request to the API server arrives 3 s late" required (control_plane::slow_3);
+        "16" "api-slow-10s" "every request to the API server arrives 10 s late" required (control_plane::slow_10);
+        "16" "api-errors" "500 and 429 from the API server" not ("answers are inside TLS, and the API server has no switch for them; the simulation's API answers so");
+        "17" "watch-stuck" "watches without events, 410 Gone" not ("events are inside TLS; the simulation's API server swallows them");
+        "18" "stale-read" "the operator reads an old state" not ("one API server with one etcd reads no old state; the simulation has lists that are late");
+        "19" "lease-deleted" "the Lease is deleted by hand" required (register::deleted);
+        "19" "lease-malformed" "the register becomes malformed JSON by hand" required (register::malformed);
+        "19" "lease-other-holder" "another pod is written into the register by hand" required (register::other_holder);
+        "19" "lease-contended" "a foreign writer changes the Lease without pause" required (register::contended);
+        "20" "replica-without-operator" "a replica streams but the operator can't reach it; the primary dies" required (network::replica_without_operator);
+        "21" "voter-dies-after-decision" "a voter dies between decision and promotion" not ("needs a hook inside the operator; the model checks every order of these steps");
+        "22" "successor-dies" "the primary dies, then its successor" required (succession::successor_dies);
+        "23" "outdated-returns-alone" "a replica that missed commits is the only one up" required (succession::outdated_returns_alone);
+        "24" "candidate-killed" "the winner is killed as soon as the register names it" required (succession::candidate_killed);
+        "24" "candidate-killed-at-each-step" "the winner dies before and after each other step of the promotion" not ("needs hooks inside the agent; the simulation crashes it at every step");
+        "25" "promotion-crashes-twice" "two promotions crash and choose the same timeline" not ("needs a hook inside the agent; the model has it");
+        "26" "replica-promoted-by-hand" "a replica is promoted by hand and written to" required (succession::promoted_by_hand);
+        "27" "old-primary-ahead" "the old primary returns with WAL that nobody acknowledged" required (succession::old_primary_ahead);
+        "28" "ahead-replica-returns" "a replica that is ahead of the promoted one returns" off (succession::ahead_replica_returns);
+        "29" "replica-wiped" "a replica loses its volume, then the primary dies" required (succession::wiped_replica);
+        "30" "copy-killed" "a new copy of a replica is killed midway" required (succession::copy_killed);
+    }
+}
+
+/// Numbers 31 to 46, and 56: disks, processors, clocks, networks, clients, changes.
+#[rustfmt::skip]
+fn faults_of_surroundings() -> Vec<Fault> {
+    faults! {
+        "31" "disk-full" "the primary's disk is full for 60 s" disk (volumes::full);
+        "31" "disk-full-on-replica" "a replica's disk is full for 40 s" disk (volumes::full_on_replica);
+        "32" "disk-errors" "reads and fsyncs fail with EIO" not ("the kernel of this machine has no device mapper (dm-flakey, dm-error)");
+        "32" "disk-read-only" "the primary's file system becomes read-only" disk (volumes::read_only);
+        "33" "disk-slow-500ms" "every write to the primary's disk waits up to 0.5 s" disk (volumes::slow_500ms);
+        "33" "disk-slow-5s" "every write to the primary's disk waits up to 5 s" disk (volumes::slow_5s);
+        "34" "disk-dead" "writes to the primary's disk never end, its network lives" disk (volumes::dead);
+        "35" "backend-killed" "kill -9 of a session's process" required (processes::backend_killed);
+        "35" "agent-killed" "kill -9 of the primary's agent" required (processes::agent_killed);
+        "36" "starved" "the primary's container gets 2 % of a processor for 60 s" required (processes::starved);
+        "37" "clock-steps" "clocks step by an hour, drift, differ between pods" not ("all nodes share one kernel's clock, and pgherd reads CLOCK_BOOTTIME only; the simulation has a clock per host");
+        "38" "node-paused-5s" "the primary's node hangs for 5 s" required (pods::paused_5);
+        "38" "node-paused-12s" "the primary's node hangs for 12 s" required (pods::paused_12);
+        "38" "node-paused-40s" "the primary's node hangs for 40 s" required (pods::paused_40);
+        "39" "packets-lost" "5 % of the primary's packets vanish for 30 s" required (network::packets_lost);
+        "39" "packets-late" "200 ms of latency, reordering, a small MTU" not ("the kernel of this machine has no netem");
+        "40" "dns-down" "no DNS for 30 s, in which the primary dies" required (network::dns_down);
+        "40" "address-reused" "another cluster's pod gets an old pod's address" not ("addresses are given out by the node in order and can't be chosen; certificates name the pod and its namespace");
+        "41" "node-cut" "the primary's node is cut from everything" short (node_faults::node_cut);
+        "41" "node-cut-off" "the same in mode Off" off (node_faults::node_cut);
+        "41" "node-cut-with-leader" "the node of the primary and of the leading operator is cut off" required (node_faults::node_cut_with_leader);
+        "42" "wait-cancelled" "waits for replicas are cancelled" required (clients::wait_cancelled);
+        "42" "wait-terminated" "sessions that wait for replicas are ended" required (clients::wait_terminated);
+        "43" "acknowledgements-changed" "W 1, 2, 1 under load, then the primary dies" required (membership::acknowledgements_changed);
+        "43" "scaled" "3, 5, 2, 3 instances under load" required (membership::scaled);
+        "44" "switchover" "a switchover is asked for" short (membership::switchover);
+        "44" "node-drained" "the primary's node is drained" required (membership::drained);
+        "45" "operator-killed-in-a-loop" "all operators are killed every few seconds while the primary hangs" required (operator::killed_in_a_loop);
+        "46" "two-operators" "a second operator that knows nothing of the first" required (operator::two);
+        "56" "cluster-deleted" "the cluster is deleted during a failover" required (membership::deleted_in_failover);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_number_of_the_list_is_there_and_every_name_is_used_once() {
+        let all = all();
+        let numbers: BTreeSet<u32> = all.iter().filter_map(|fault| fault.number.parse().ok()).collect();
+        assert_eq!(numbers, (1..=46).chain([56]).collect());
+        let names: BTreeSet<&str> = all.iter().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), all.len());
+    }
+
+    #[test]
+    fn names_of_clusters_survive_yaml() {
+        for mode in Mode::ALL {
+            let object: serde_json::Value = yaml_serde::from_str(&mode.manifest()).expect("YAML");
+            assert_eq!(object["metadata"]["name"], mode.cluster());
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A former primary that wrote what nobody else has: its tail is kept and reported, and a rewind that is cut off leads to a
+//! new copy.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test")]
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    time::Duration,
+};
+
+use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};
+use pgherd_core::register::Term;
+use support::{
+    Cluster, Instance,
+    minio::{self, Minio},
+    ran_as_postgres_with,
+    takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
+};
+use tokio::time::{Instant, sleep};
+
+/// The replica leads term 2, and the former primary has a row of its own.
+async fn diverge(cluster: &Cluster, first: &Instance, second: &Instance) {
+    session(first, "app").await.execute("CREATE TABLE public.t (id int)").await.unwrap();
+    seal(&second.agent, Term(2)).await.unwrap();
+    let lost = "SET synchronous_commit = local; INSERT INTO public.t SELECT generate_series(1, 1000)";
+    session(first, "app").await.execute(lost).await.unwrap();
+    cluster.register.edit(|register| register.seal_term = Term(2));
+    wake(&[first, second]).await;
+    wait_for(first, "stopped as primary", |status| !status.is_primary).await;
+    claim(cluster, second, &[], 2, 0).await;
+    wait_for(second, "primary", |status| status.is_primary).await;
+}
+
+async fn count(instance: &Instance) -> i64 {
+    let rows = session(instance, "app").await.query("SELECT count(*) FROM public.t", &[]).await.unwrap();
+    rows[0].get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart() {
+    let shared = tempfile::tempdir_in("/tmp").unwrap();
+    let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
+    if ran_as_postgres_with("the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart", &env) {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let minio = Minio::start(cluster.root.path()).await;
+    cluster.config.store = Some(minio.config.clone());
+    let mut all = bring_up(&cluster, 2).await;
+    let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
+    let former = first.agent.board.status().member.unwrap();
+    diverge(&cluster, &first, &second).await;
+    let back = wait_for(&first, "a replica", |status| streams(status) && status.divergent.is_some()).await;
+    assert_eq!(back.source.unwrap().source, "rewind");
+    assert_eq!(count(&first).await, 0, "a row that nobody else had is still there");
+
+    let tail = back.divergent.unwrap();
+    let (prefix, error) = (tail.kept_at.clone(), tail.error.clone());
+    assert!(tail.to_lsn > tail.from_lsn && tail.timeline.0 == 1 && error.is_none(), "{tail:?}");
+    let prefix = prefix.unwrap();
+    assert!(prefix.ends_with(&format!("/divergent/1-{former}/")), "{prefix}");
+    let switch = second.agent.board.status().history.unwrap().ancestors[0].switch_lsn;
+    assert_eq!(tail.from_lsn, switch);
+    let kept = minio.store().await.list(&prefix).await.unwrap();
+    assert!(!kept.is_empty() && kept.iter().all(|(key, size)| key.ends_with(".zst") && *size > 0), "{kept:?}");
+
+    first.terminate().await;
+    let again = cluster.start("c-0", "uid-0");
+    let shown = wait_for(&again, "a replica", streams).await;
+    assert_eq!(shown.divergent, Some(tail));
+    again.terminate().await;
+    second.terminate().await;
+}
+
+/// PostgreSQL's programs, with a pg_rewind that destroys its target and then hangs.
+fn write_programs(folder: &Path) {
+    let real = Binaries::observe().unwrap();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["initdb", "postgres", "pg_controldata"] {
+        symlink(real.program(name), folder.join(name)).unwrap();
+    }
+    let script = "#!/bin/sh\nfor a in \"$@\"; do case $a in --target-pgdata=*) d=${a#*=};; esac; done\n\
+        rm -f \"$d/global/pg_control\"\ntouch \"$d/../rewinding\"\nexec sleep 600\n";
+    fs::write(folder.join("pg_rewind"), script).unwrap();
+    fs::set_permissions(folder.join("pg_rewind"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_until_that_streams() {
+    const NAME: &str = "a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_until_that_streams";
+    let programs = tempfile::tempdir_in("/tmp").unwrap();
+    if std::env::var_os("PGHERD_FAKE_REWIND").is_none() {
+        write_programs(programs.path());
+    }
+    let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap());
+    if ran_as_postgres_with(NAME, &[("PATH", path), ("PGHERD_FAKE_REWIND", "1".to_owned())]) {
+        return;
+    }
+    assert!(std::env::var_os("PGHERD_FAKE_REWIND").is_some(), "this test must be started as root");
+    let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let mut all = bring_up(&cluster, 2).await;
+    let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
+    diverge(&cluster, &first, &second).await;
+    let layout = cluster.layout("c-0");
+    let end = Instant::now() + Duration::from_secs(90);
+    while !layout.volume.join("rewinding").exists() {
+        assert!(Instant::now() < end, "pg_rewind is not run: {:?}", first.agent.board.status());
+        sleep(Duration::from_millis(20)).await;
+    }
+    // The agent ends in the middle of it.
+    first.terminate().await;
+    assert!(layout.building_marker().exists() && !layout.pgdata.join("global/pg_control").exists());
+
+    let again = cluster.start("c-0", "uid-0");
+    let back = wait_for(&again, "a replica", streams).await;
+    let source = back.source.unwrap();
+    assert_eq!(source.source, "instance");
+    assert!(source.reason.starts_with("pg_rewind was interrupted"), "{}", source.reason);
+    assert_eq!(count(&again).await, 0);
+    let aside = || {
+        fs::read_dir(&layout.volume)
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with("pgdata.aside-"))
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while aside() {
+        assert!(Instant::now() < end, "what was moved aside is still there");
+        sleep(Duration::from_millis(50)).await;
+    }
+    again.terminate().await;
+    second.terminate().await;
+}

@@ -1,0 +1,129 @@
+//! A primary that goes on purpose: it stops cleanly, gives its role back, and follows its successor without a rewind.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod support;
+
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+
+use pgherd_agent::register_store::MemoryRegister;
+use pgherd_core::{
+    backup::StoreConfig,
+    register::{Handover, Term},
+};
+use support::{
+    Cluster, Instance, ran_as_postgres,
+    takeover::{
+        bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write, wake,
+    },
+};
+use tokio::time::Instant;
+
+const TABLE: &str = "CREATE TABLE public.t (id int); INSERT INTO public.t SELECT generate_series(1, 1000)";
+
+async fn count(instance: &Instance) -> i64 {
+    let rows = session(instance, "app").await.query("SELECT count(*) FROM public.t", &[]).await.unwrap();
+    rows[0].get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_hands_over_follows_its_successor_as_it_is() {
+    if ran_as_postgres("a_primary_that_hands_over_follows_its_successor_as_it_is") {
+        return;
+    }
+    let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let all = bring_up(&cluster, 2).await;
+    let (first, second) = (&all[0], &all[1]);
+    session(first, "app").await.execute(TABLE).await.unwrap();
+    let member = first.agent.board.status().member;
+
+    let began = Instant::now();
+    cluster.register.edit(|register| {
+        register.handover = Some(Handover { target: Some("c-1".into()), reason: "switchover requested".into() });
+    });
+    wake(&[first]).await;
+    wait_released(&cluster).await;
+    let released = began.elapsed();
+    // Everything is on the replica by then: nothing that the old primary wrote is missing.
+    let written = cluster.register.view().lsn;
+    assert!(written.0 > 0 && second.agent.sample_now().await.unwrap().received >= written);
+    seal_all(&cluster, &[second], 2).await;
+    let sealed = began.elapsed();
+    claim(&cluster, second, &[first], 2, 1).await;
+    // One acknowledgement is needed, and only the old primary can give it.
+    wait_write(second, "INSERT INTO public.t VALUES (0)").await;
+    println!(
+        "handover: released after {released:?}, sealed {sealed:?}, first acknowledged write {:?}",
+        began.elapsed()
+    );
+
+    let back = wait_for(first, "following", |status| streams(status) && status.term == Term(2)).await;
+    assert_eq!((back.member, back.source.map(|source| source.source)), (member, Some("initdb".to_owned())));
+    assert_eq!((back.divergent, back.history.map(|history| history.timeline.0)), (None, Some(2)));
+    assert_eq!(count(second).await, 1_001);
+    let end = Instant::now() + Duration::from_secs(60);
+    while count(first).await != 1_001 {
+        assert!(Instant::now() < end, "the old primary does not get the new one's rows");
+    }
+    for instance in all {
+        instance.terminate().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_primary_comes_back_and_follows_as_it_is() {
+    if ran_as_postgres("a_deleted_primary_comes_back_and_follows_as_it_is") {
+        return;
+    }
+    let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let mut all = bring_up(&cluster, 2).await;
+    let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
+    session(&first, "app").await.execute(TABLE).await.unwrap();
+    let member = first.agent.board.status().member;
+    let began = Instant::now();
+    first.terminate().await;
+    println!("deleted: stopped and released after {:?}", began.elapsed());
+    assert!(cluster.register.view().register.released);
+    seal_all(&cluster, &[&second], 2).await;
+    claim(&cluster, &second, &[], 2, 0).await;
+    wait_write(&second, "INSERT INTO public.t VALUES (0)").await;
+    println!("deleted: first write after {:?}", began.elapsed());
+
+    let first = cluster.start("c-0", "uid-of-another-pod");
+    let back = wait_for(&first, "following", |status| streams(status) && status.term == Term(2)).await;
+    assert_eq!((back.member, back.source, back.divergent), (member, None, None));
+    first.terminate().await;
+    second.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_hangs_does_not_hold_a_stop_up() {
+    if ran_as_postgres("an_archive_that_hangs_does_not_hold_a_stop_up") {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
+    let script = cluster.root.path().join("hangs");
+    fs::write(&script, "#!/bin/sh\n[ \"$1\" = archive-wal ] && exec sleep 600\nexit 1\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.executable = script;
+    cluster.register.edit(|register| register.quorum.acks = 0);
+    cluster.config.store = Some(StoreConfig {
+        endpoint: "http://127.0.0.1:9".into(),
+        bucket: "b".into(),
+        prefix: String::new(),
+        region: None,
+        path_style: true,
+        credentials_dir: "/nowhere".into(),
+        ca_file: None,
+    });
+    let first = bring_up(&cluster, 1).await.pop().unwrap();
+    session(&first, "app").await.execute(TABLE).await.unwrap();
+    session(&first, "app").await.execute("SELECT pg_switch_wal()").await.unwrap();
+    let began = Instant::now();
+    first.terminate().await;
+    let took = began.elapsed();
+    println!("stopped with a hanging archive after {took:?}");
+    // The bound of a clean stop, after which it is killed, is 10 s.
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    let control = fs::read(cluster.layout("c-0").pgdata.join("global/pg_control")).unwrap();
+    assert_eq!(control[16..20], 1_u32.to_ne_bytes(), "it was not shut down cleanly");
+}

@@ -1,0 +1,90 @@
+//! A replica whose slot lost its WAL: with an archive it catches up by itself, without one it is built anew, with a reason.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod support;
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use pgherd_agent::register_store::MemoryRegister;
+use pgherd_core::backup::StoreConfig;
+use support::{
+    Cluster, Instance, ran_as_postgres,
+    takeover::{bring_up, first_register, session, streams, wait_for},
+};
+
+/// A cluster whose slots keep next to nothing.
+fn small_slots() -> Cluster {
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    for (name, value) in [("max_slot_wal_keep_size", "1MB"), ("min_wal_size", "32MB"), ("max_wal_size", "32MB")] {
+        cluster.config.parameters.insert(name.into(), value.into());
+    }
+    cluster
+}
+
+/// The replica is away until its slot is invalid.
+async fn lose_the_slot(cluster: &Cluster, first: &Instance, second: Instance) -> Instance {
+    second.terminate().await;
+    let open = session(first, "app").await;
+    open.execute("SET synchronous_commit = local; CREATE TABLE public.t (id int)").await.unwrap();
+    for _ in 0..6 {
+        open.execute("INSERT INTO public.t SELECT generate_series(1, 1000)").await.unwrap();
+        open.execute("SELECT pg_switch_wal()").await.unwrap();
+        open.execute("CHECKPOINT").await.unwrap();
+    }
+    let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'pgherd_c_1'";
+    let rows = open.query(status, &[]).await.unwrap();
+    assert_eq!(rows[0].get::<_, Option<String>>(0).as_deref(), Some("lost"));
+    cluster.start("c-1", "uid-1")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_wal_is_gone_is_built_anew_and_says_why() {
+    if ran_as_postgres("a_replica_whose_wal_is_gone_is_built_anew_and_says_why") {
+        return;
+    }
+    let cluster = small_slots();
+    let mut all = bring_up(&cluster, 2).await;
+    let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
+    let member = second.agent.board.status().member;
+    let second = lose_the_slot(&cluster, &first, second).await;
+    let back = wait_for(&second, "built anew", |status| status.source.is_some() && streams(status)).await;
+    let source = back.source.unwrap();
+    assert!(source.reason.contains("got no WAL") && source.reason.contains("keeps WAL from"), "{}", source.reason);
+    assert_ne!(back.member, member);
+    second.terminate().await;
+    first.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is() {
+    if ran_as_postgres("a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is") {
+        return;
+    }
+    let mut cluster = small_slots();
+    let (script, archive) = (cluster.root.path().join("archive.sh"), cluster.root.path().join("archive"));
+    fs::create_dir(&archive).unwrap();
+    let folder = archive.display();
+    let text = format!(
+        "#!/bin/sh\ncase $1 in archive-wal) exec cp \"$2\" \"{folder}/$3\";; esac\n[ -f \"{folder}/$2\" ] && exec cp \"{folder}/$2\" \"$3\"\nexit 1\n"
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.executable = script;
+    cluster.config.store = Some(StoreConfig {
+        endpoint: "http://127.0.0.1:9".into(),
+        bucket: "b".into(),
+        prefix: String::new(),
+        region: None,
+        path_style: true,
+        credentials_dir: "/nowhere".into(),
+        ca_file: None,
+    });
+    let mut all = bring_up(&cluster, 2).await;
+    let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
+    let member = second.agent.board.status().member;
+    let second = lose_the_slot(&cluster, &first, second).await;
+    let back = wait_for(&second, "streaming again", streams).await;
+    assert_eq!((back.member, back.source), (member, None));
+    second.terminate().await;
+    first.terminate().await;
+}

@@ -1,0 +1,277 @@
+//! The flags of the commands by hand. What is not given and has no default is asked for by name.
+
+use std::{collections::BTreeMap, error::Error, path::PathBuf, time::Duration};
+
+use clap::Args;
+use pgherd_core::backup::{BackupLocation, ClusterLocation, StoreConfig};
+use pgherd_stream::{replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls};
+
+use super::recovery::Target;
+
+/// Where backups lie: a file, or all of it by flags.
+#[derive(Clone, Debug, Args)]
+pub struct LocationArgs {
+    /// JSON file with store, cluster, systemId and backupId; a flag overrides what it says of the system or the backup.
+    #[arg(long, value_name = "FILE")]
+    pub location: Option<PathBuf>,
+    /// https://host:port of the object store.
+    #[arg(long, required_unless_present = "location")]
+    pub endpoint: Option<String>,
+    /// The bucket.
+    #[arg(long, required_unless_present = "location")]
+    pub bucket: Option<String>,
+    /// Prefix of every key.
+    #[arg(long, default_value = "")]
+    pub prefix: String,
+    /// Region for signing.
+    #[arg(long)]
+    pub region: Option<String>,
+    /// https://bucket.host/key instead of https://host/bucket/key.
+    #[arg(long)]
+    pub virtual_hosted: bool,
+    /// Folder with the files accessKeyId, secretAccessKey and optionally sessionToken.
+    #[arg(long, value_name = "DIR", required_unless_present = "location")]
+    pub credentials_dir: Option<String>,
+    /// PEM bundle to trust instead of the public roots.
+    #[arg(long, value_name = "FILE")]
+    pub store_ca: Option<String>,
+    /// The cluster's name in the store.
+    #[arg(long, required_unless_present = "location")]
+    pub cluster: Option<String>,
+    /// The database system identifier; not needed where the store has only one of this name.
+    #[arg(long, default_value = "")]
+    pub system_id: String,
+    /// The backup's id; the newest one when absent.
+    #[arg(long, default_value = "")]
+    pub backup_id: String,
+}
+
+impl LocationArgs {
+    /// The location by file and flags.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a location.
+    pub fn read(&self) -> Result<BackupLocation, Box<dyn Error>> {
+        let mut location = match &self.location {
+            Some(path) => {
+                let text = std::fs::read(path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+                serde_json::from_slice(&text).map_err(|error| format!("reading {}: {error}", path.display()))?
+            }
+            None => BackupLocation { cluster: self.build_cluster(), backup_id: String::new() },
+        };
+        if !self.system_id.is_empty() {
+            location.cluster.system_id.clone_from(&self.system_id);
+        }
+        if !self.backup_id.is_empty() {
+            location.backup_id.clone_from(&self.backup_id);
+        }
+        Ok(location)
+    }
+
+    fn build_cluster(&self) -> ClusterLocation {
+        ClusterLocation {
+            store: StoreConfig {
+                endpoint: self.endpoint.clone().unwrap_or_default(),
+                bucket: self.bucket.clone().unwrap_or_default(),
+                prefix: self.prefix.clone(),
+                region: self.region.clone(),
+                path_style: !self.virtual_hosted,
+                credentials_dir: self.credentials_dir.clone().unwrap_or_default(),
+                ca_file: self.store_ca.clone(),
+            },
+            cluster: self.cluster.clone().unwrap_or_default(),
+            system_id: self.system_id.clone(),
+        }
+    }
+}
+
+/// Flags of `pgherd backup`.
+#[derive(Clone, Debug, Args)]
+pub struct BackupArgs {
+    /// JSON file of a Job that says what to back up and where to; goes with no other flag.
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    pub config: Option<PathBuf>,
+    /// Where to.
+    #[command(flatten)]
+    pub location: LocationArgs,
+    /// Host of the PostgreSQL instance; the folder of its unix socket when it begins with a slash.
+    #[arg(long, required_unless_present = "config")]
+    pub host: Option<String>,
+    /// Its port.
+    #[arg(long, default_value_t = 5432)]
+    pub port: u16,
+    /// A role with REPLICATION.
+    #[arg(long, default_value = "postgres")]
+    pub user: String,
+    /// File with the role's password.
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// PEM bundle that the instance's certificate is verified by; without it the connection is in the clear.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_key", requires = "tls_ca")]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of the client certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Level of zstd.
+    #[arg(long, default_value_t = 1, allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-50..=19))]
+    pub level: i32,
+    /// Frames compressed at the same time.
+    #[arg(long, default_value_t = 2)]
+    pub workers: usize,
+    /// Parts uploaded at the same time.
+    #[arg(long, default_value_t = 3)]
+    pub concurrency: usize,
+    /// Size of a part in MiB; at least 5.
+    #[arg(long, default_value_t = 5)]
+    pub part_mebibytes: usize,
+    /// Kilobytes per second that the server sends at most.
+    #[arg(long)]
+    pub max_rate: Option<u32>,
+    /// Waits for a spread checkpoint instead of an immediate one.
+    #[arg(long)]
+    pub spread_checkpoint: bool,
+}
+
+impl BackupArgs {
+    /// How to connect.
+    ///
+    /// # Errors
+    /// When a host other than a unix socket is to be reached with a password in the clear.
+    pub fn connect_options(&self) -> Result<ConnectOptions, Box<dyn Error>> {
+        let host = self.host.clone().unwrap_or_default();
+        let tls = self.tls_ca.clone().map(|ca_file| PostgresTls {
+            ca_file,
+            cert_file: self.tls_cert.clone(),
+            key_file: self.tls_key.clone(),
+        });
+        if tls.is_none() && self.password_file.is_some() && !host.starts_with('/') {
+            return Err("--password-file needs --tls-ca, or a unix socket as --host".into());
+        }
+        Ok(ConnectOptions {
+            host: host.clone(),
+            port: self.port,
+            server_name: host,
+            user: self.user.clone(),
+            database: None,
+            tls,
+            password_file: self.password_file.clone(),
+            application_name: "pgherd-backup".to_owned(),
+            connect_timeout: Duration::from_secs(15),
+        })
+    }
+}
+
+/// Flags of `pgherd restore`.
+#[derive(Clone, Debug, Args)]
+pub struct RestoreArgs {
+    /// Where from.
+    #[command(flatten)]
+    pub location: LocationArgs,
+    /// The data directory: absent or empty.
+    #[arg(long, value_name = "DIR")]
+    pub target: PathBuf,
+    /// Puts tablespaces below pg_tblspc of the data directory.
+    #[arg(long, conflicts_with = "tablespace")]
+    pub tablespaces_in_place: bool,
+    /// OID=DIR: puts a tablespace there. May be given again.
+    #[arg(long, value_name = "OID=DIR")]
+    pub tablespace: Vec<String>,
+    /// Recover up to this time (as PostgreSQL writes it).
+    #[arg(long, group = "until")]
+    pub target_time: Option<String>,
+    /// Recover up to this position.
+    #[arg(long, group = "until")]
+    pub target_lsn: Option<String>,
+    /// Recover up to this restore point.
+    #[arg(long, group = "until")]
+    pub target_name: Option<String>,
+    /// Recover to the end of the archive.
+    #[arg(long, group = "until")]
+    pub target_latest: bool,
+    /// End recovery as soon as the backup is consistent.
+    #[arg(long, group = "until")]
+    pub target_immediate: bool,
+}
+
+impl RestoreArgs {
+    /// Where tablespaces go.
+    ///
+    /// # Errors
+    /// When a mapping is not OID=DIR.
+    pub fn places(&self) -> Result<TablespacePlaces, Box<dyn Error>> {
+        if self.tablespaces_in_place {
+            return Ok(TablespacePlaces::InPlace);
+        }
+        let mut places = BTreeMap::new();
+        for mapping in &self.tablespace {
+            let (oid, place) = mapping
+                .split_once('=')
+                .filter(|(oid, _)| oid.parse::<u32>().is_ok())
+                .ok_or_else(|| format!("\"{mapping}\" is not OID=DIR"))?;
+            places.insert(oid.to_owned(), PathBuf::from(place));
+        }
+        Ok(if places.is_empty() { TablespacePlaces::Refuse } else { TablespacePlaces::At(places) })
+    }
+
+    /// Where recovery is to end; `None` leaves the directory as the backup has it.
+    ///
+    /// # Errors
+    /// When a value cannot stand in a configuration file.
+    pub fn recovery_target(&self) -> Result<Option<Target>, Box<dyn Error>> {
+        let target = match self {
+            Self { target_time: Some(time), .. } => Target::Setting("recovery_target_time", time.clone()),
+            Self { target_lsn: Some(lsn), .. } => Target::Setting("recovery_target_lsn", lsn.clone()),
+            Self { target_name: Some(name), .. } => Target::Setting("recovery_target_name", name.clone()),
+            Self { target_immediate: true, .. } => Target::Setting("recovery_target", "immediate".to_owned()),
+            Self { target_latest: true, .. } => Target::Latest,
+            _ => return Ok(None),
+        };
+        match &target {
+            Target::Setting(_, value) if value.contains(['\n', '\r', '\0']) => Err("a target is one line".into()),
+            _ => Ok(Some(target)),
+        }
+    }
+}
+
+/// Flags of `pgherd verify`.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// Which backup.
+    #[command(flatten)]
+    pub location: LocationArgs,
+}
+
+/// Flags of `pgherd prune`.
+#[derive(Clone, Debug, Args)]
+pub struct PruneArgs {
+    /// Where.
+    #[command(flatten)]
+    pub location: LocationArgs,
+    /// Keep this many backups, the newest ones.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_last: Option<u32>,
+    /// Keep what is needed to restore to any time of so many hours.
+    #[arg(long)]
+    pub keep_for_hours: Option<u32>,
+    /// Keep this backup whatever else is said. May be given again.
+    #[arg(long, value_name = "ID")]
+    pub pin: Vec<String>,
+    /// Delete. Without it, it is only said what would be deleted.
+    #[arg(long)]
+    pub apply: bool,
+}
+
+/// Arguments of `pgherd fetch-wal`.
+#[derive(Clone, Debug, Args)]
+pub struct FetchWalArgs {
+    /// Where from.
+    #[command(flatten)]
+    pub location: LocationArgs,
+    /// The file's name (%f).
+    pub name: String,
+    /// Where to put it, relative to the data directory (%p).
+    pub path: PathBuf,
+}

@@ -1,0 +1,201 @@
+//! Backup, restore and verification by hand, without Kubernetes: from flags, or from a JSON file with the same names. Secrets are
+//! read from files only, never from arguments or the environment.
+
+mod args;
+mod recovery;
+
+use std::{error::Error, process::ExitCode};
+
+use jiff::{SignedDuration, Timestamp};
+use pgherd_core::{backup::BackupLocation, retention::RetentionPolicy};
+use pgherd_stream::{
+    backup::{BackupOptions, BackupProgress, observe_peak_rss, run_backup},
+    catalogue::{list_backups, resolve},
+    process::build_runtime,
+    prune::{PruneOptions, apply_prune, plan_prune},
+    restore::{RestoreProgress, restore_backup_at, verify_backup},
+    store::ObjectStore,
+    wal::{FetchOutcome, fetch},
+};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use args::{BackupArgs, FetchWalArgs, LocationArgs, PruneArgs, RestoreArgs, VerifyArgs};
+
+/// What a command by hand ends with.
+type Outcome = Result<ExitCode, Box<dyn Error>>;
+
+/// The store surely has no such file: recovery may end here.
+const ABSENT: u8 = 1;
+/// Not known: recovery must not go on. PostgreSQL takes 126 and more as fatal.
+const UNKNOWN: u8 = 255;
+
+/// `pgherd backup` with flags.
+///
+/// # Errors
+/// What failed, for standard error.
+pub fn backup(args: &BackupArgs) -> Outcome {
+    crate::telemetry::logs::start_on_stderr();
+    let mut options = BackupOptions::new(args.connect_options()?, args.location.read()?.cluster);
+    (options.level, options.workers, options.concurrency) = (args.level, args.workers, args.concurrency);
+    options.part_bytes = args.part_mebibytes << 20;
+    (options.max_rate, options.fast_checkpoint) = (args.max_rate, !args.spread_checkpoint);
+    let outcome = build_runtime()?.block_on(async {
+        let cancel = CancellationToken::new();
+        super::backup::cancel_on_signal(&cancel);
+        let (sender, _receiver) = watch::channel(BackupProgress::default());
+        run_backup(options, sender, cancel).await
+    })?;
+    let record = &outcome.record;
+    print(&json!({
+        "id": record.id,
+        "systemId": record.system_id,
+        "destination": format!("s3://{}/{}", outcome.location.store.bucket, outcome.location.backup_prefix(&record.id)),
+        "startLsn": record.start_lsn,
+        "stopLsn": record.stop_lsn,
+        "tarBytes": record.tar_bytes,
+        "storedBytes": record.stored_bytes,
+        "seconds": outcome.seconds,
+        "peakRssBytes": outcome.peak_rss_bytes,
+    }))
+}
+
+/// `pgherd restore`.
+///
+/// # Errors
+/// What failed, for standard error.
+pub fn restore(args: &RestoreArgs) -> Outcome {
+    crate::telemetry::logs::start_on_stderr();
+    let location = args.location.read()?;
+    let places = args.places()?;
+    let target = args.recovery_target()?;
+    let (outcome, location) = build_runtime()?.block_on(async {
+        let cancel = CancellationToken::new();
+        super::backup::cancel_on_signal(&cancel);
+        let store = ObjectStore::connect(&location.cluster.store).await?;
+        let (location, _) = resolve(&store, &location).await?;
+        let (sender, _receiver) = watch::channel(RestoreProgress::default());
+        let outcome = restore_backup_at(&store, &location, &args.target, &places, sender, cancel).await?;
+        Ok::<_, Box<dyn Error>>((outcome, location))
+    })?;
+    recovery::write_recovery(&args.target, &location, target.as_ref())?;
+    print(&json!({
+        "id": outcome.record.id,
+        "files": outcome.files,
+        "bytes": outcome.bytes,
+        "seconds": outcome.seconds,
+        "peakRssBytes": observe_peak_rss(),
+    }))
+}
+
+/// `pgherd verify`.
+///
+/// # Errors
+/// What failed, for standard error: the first object or file that is damaged or missing.
+pub fn verify(args: &VerifyArgs) -> Outcome {
+    crate::telemetry::logs::start_on_stderr();
+    let location = args.location.read()?;
+    let outcome = build_runtime()?.block_on(async {
+        let cancel = CancellationToken::new();
+        super::backup::cancel_on_signal(&cancel);
+        let store = ObjectStore::connect(&location.cluster.store).await?;
+        let (location, _) = resolve(&store, &location).await?;
+        let (sender, _receiver) = watch::channel(RestoreProgress::default());
+        Ok::<_, Box<dyn Error>>(verify_backup(&store, &location, sender, cancel).await?)
+    })?;
+    print(&json!({
+        "id": outcome.record.id,
+        "files": outcome.files,
+        "bytes": outcome.bytes,
+        "seconds": outcome.seconds,
+        "peakRssBytes": observe_peak_rss(),
+    }))
+}
+
+/// `pgherd list-backups`: one JSON object a line, newest last.
+///
+/// # Errors
+/// What failed, for standard error.
+pub fn list(args: &LocationArgs) -> Outcome {
+    let location = args.read()?;
+    let records = build_runtime()?.block_on(async {
+        let store = ObjectStore::connect(&location.cluster.store).await?;
+        let newest = BackupLocation { backup_id: String::new(), ..location };
+        let (location, _) = resolve(&store, &newest).await?;
+        Ok::<_, Box<dyn Error>>(list_backups(&store, &location.cluster).await?)
+    })?;
+    for record in records {
+        print(&json!({
+            "id": record.id,
+            "stoppedAt": record.stopped_at,
+            "serverVersion": record.server_version,
+            "timeline": record.timeline,
+            "startLsn": record.start_lsn,
+            "stopLsn": record.stop_lsn,
+            "tarBytes": record.tar_bytes,
+            "storedBytes": record.stored_bytes,
+        }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `pgherd prune`.
+///
+/// # Errors
+/// What failed, for standard error.
+pub fn prune(args: &PruneArgs) -> Outcome {
+    crate::telemetry::logs::start_on_stderr();
+    let location = args.location.read()?;
+    let keep_for = args.keep_for_hours.map(|hours| SignedDuration::from_hours(i64::from(hours)));
+    let options = PruneOptions {
+        policy: RetentionPolicy { keep_last: args.keep_last, keep_for },
+        pinned: args.pin.iter().cloned().collect(),
+        now: Timestamp::now(),
+    };
+    build_runtime()?.block_on(async {
+        let store = ObjectStore::connect(&location.cluster.store).await?;
+        let newest = BackupLocation { backup_id: String::new(), ..location };
+        let (location, _) = resolve(&store, &newest).await?;
+        let plan = plan_prune(&store, &location.cluster, &options).await?;
+        for verdict in &plan.backups.keep {
+            print(&json!({"keep": verdict.id, "why": verdict.why}))?;
+        }
+        for verdict in &plan.backups.delete {
+            print(&json!({"delete": verdict.id, "why": verdict.why}))?;
+        }
+        let bytes: u64 = plan.wal.iter().map(|(_, size)| size).sum();
+        print(&json!({"deleteWal": plan.wal.len(), "bytes": bytes}))?;
+        if args.apply {
+            let done = apply_prune(&store, &location.cluster, &options, &plan).await?;
+            print(&json!({"deleted": done.backups, "spared": done.spared, "deletedWal": done.wal}))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `pgherd fetch-wal`: PostgreSQL's restore_command without an agent. Ends with 1 only when the store surely has no such file.
+#[must_use]
+pub fn fetch_wal(args: &FetchWalArgs) -> ExitCode {
+    let work = || -> Result<FetchOutcome, Box<dyn Error>> {
+        let location = args.location.read()?;
+        build_runtime()?.block_on(async {
+            let store = ObjectStore::connect(&location.cluster.store).await?;
+            Ok(fetch(&store, &location.cluster, &args.name, &args.path).await?)
+        })
+    };
+    match work() {
+        Ok(FetchOutcome::Fetched) => ExitCode::SUCCESS,
+        Ok(FetchOutcome::Absent) => ExitCode::from(ABSENT),
+        Err(error) => {
+            eprintln!("pgherd: {}", crate::telemetry::error_chain(&*error));
+            ExitCode::from(UNKNOWN)
+        }
+    }
+}
+
+fn print(value: &serde_json::Value) -> Outcome {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{value}")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,64 @@
+//! Peak memory, in a process of its own, with the default settings: below 64 MiB whatever the size and the content.
+
+use pgherd_core::backup::{BackupLocation, ClusterLocation};
+
+use crate::{
+    fake_server::{Content, FakeServer, SYSTEM_ID},
+    minio::Minio,
+    postgres::workspace,
+    process::{Errand, Findings, Process},
+};
+
+const LIMIT: u64 = 64 << 20;
+
+async fn measure(content: Content, megabytes: usize, restore: bool) {
+    let dir = workspace();
+    let (server, minio) = (FakeServer::start(dir.path(), content, megabytes), Minio::start(dir.path()).await);
+    let location = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
+    let sockets = server.sockets.to_str().unwrap().to_owned();
+    let errand = Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false };
+    let backup = Process::start(&errand).finish().await;
+    report("backup", content, &backup);
+    assert!(backup.tar_bytes > (megabytes as u64) << 20);
+    if restore {
+        let location = BackupLocation { cluster: location, backup_id: backup.id.clone() };
+        let errand = Errand::Verify { location };
+        report("verify", content, &Process::start(&errand).finish().await);
+    }
+}
+
+fn report(what: &str, content: Content, found: &Findings) {
+    let gigabytes = found.tar_bytes as f64 / 1e9;
+    println!(
+        "{what} of {content:?}: {:.2} GB tar, {:.2} GB stored, {:.0} MB/s, {:.1} CPU s/GB, peak RSS {:.1} MiB",
+        gigabytes,
+        found.stored_bytes as f64 / 1e9,
+        gigabytes * 1e3 / found.seconds,
+        found.cpu_seconds / gigabytes,
+        found.peak_rss_bytes as f64 / f64::from(1 << 20),
+    );
+    assert_eq!(found.error, None);
+    assert!(found.peak_rss_bytes < LIMIT, "{what} of {content:?}: {} bytes at the peak", found.peak_rss_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gigabyte_that_does_not_compress_passes_through_less_than_64_mebibytes() {
+    if !crate::without_real_parts() {
+        measure(Content::Noise, 1000, true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gigabyte_of_rows_passes_through_less_than_64_mebibytes() {
+    if !crate::without_real_parts() {
+        measure(Content::Rows, 1000, true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "moves 40 GB"]
+async fn twenty_gigabytes_pass_through_less_than_64_mebibytes() {
+    for content in [Content::Rows, Content::Noise] {
+        measure(content, 20_000, false).await;
+    }
+}
