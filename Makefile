@@ -113,12 +113,13 @@ model: ## Checks the failover protocol in every order of steps within bounds; T=
 	@$(STEP) "model of the failover" cargo test --locked -p pgherd-core --test model -- --nocapture \
 	  $(if $(filter deep%,$(T)),--ignored) $(T)
 
-# The first seed, and how many follow.
-SEED := 1
-SEEDS := $(if $(filter-out undefined file,$(origin SEED)),1,200)
+# The first seed, and how many there are.
+FIRST := 1
+SEEDS := 60
 .PHONY: sim
-sim: ## Simulates clusters under random pairs of faults: SEEDS=n runs n seeds, SEED=n one of them.
-	@$(STEP) "simulation" env PGHERD_SIM_SEED=$(SEED) PGHERD_SIM_SEEDS=$(SEEDS) cargo test $(ALL) --test sim -- --nocapture
+sim: ## Simulates clusters under random pairs of faults: SEEDS=n of them, from FIRST=seed on; TRACE=1 prints what happens.
+	@$(STEP) "simulation" env PGHERD_SIM_FIRST=$(FIRST) PGHERD_SIM_SEEDS=$(SEEDS) $(if $(TRACE),PGHERD_SIM_TRACE=1) \
+	  cargo test $(ALL) --test sim -- --nocapture $(T)
 
 .PHONY: drift
 drift: build ## Checks that generated files are current.

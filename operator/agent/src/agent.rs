@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     board::Board,
     clock::Boottime,
-    failsafe::AddressBook,
+    failsafe::{AddressBook, PeerTransport},
     fencer::Fencer,
     gate::Gate,
     layout::Layout,
@@ -93,6 +93,8 @@ pub struct Agent {
     pub vouches: VouchBook,
     /// Where the peers were last found.
     pub addresses: Arc<AddressBook>,
+    /// How the peers are asked, where that is not by TLS over TCP.
+    pub peers: Option<Arc<dyn PeerTransport>>,
     /// Wakes the machine.
     pub wake: Notify,
     /// Cancelled by SIGTERM.
@@ -135,6 +137,7 @@ impl Agent {
             gate: Gate::default(),
             vouches: VouchBook::open(&layout.volume),
             addresses: Arc::default(),
+            peers: None,
             identity,
             layout,
             store,
@@ -159,6 +162,12 @@ impl Agent {
             disk_proved_at: AtomicU64::new(0),
             beat: AtomicU64::new(Boottime::now().0),
         }
+    }
+
+    /// The same agent, which asks its peers by this transport: for the simulation.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn PeerTransport>) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// The configuration now.

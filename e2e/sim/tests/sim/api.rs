@@ -293,6 +293,7 @@ fn carry_out(world: &World, caller: &Caller, parts: &http::request::Parts, path:
             objects.create(path.key(&name), sent, &wall)
         }
         (&Method::PUT, Some(name)) => objects.replace(path.key(name), sent),
+        (&Method::PATCH, Some(name)) if content.contains("json-patch") => objects.json_patch(path.key(name), &sent),
         (&Method::PATCH, Some(name)) => {
             objects.patch(path.key(name), sent, content.contains("apply-patch"), path.status, &wall)
         }

@@ -24,6 +24,75 @@ fn second() -> String {
     jiff::Timestamp::from_second(wall().as_second()).unwrap().to_string()
 }
 
+fn node_key(ordinal: u32) -> Key {
+    ("nodes".to_owned(), String::new(), node_name(node_of(ordinal)))
+}
+
+pub(crate) fn create_nodes(world: &World) {
+    for ordinal in 0..6 {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {}, "spec": {}});
+        world.api.edit(|objects| objects.create(node_key(ordinal), node, &second()));
+    }
+}
+
+fn is_cordoned(world: &World, ordinal: u32) -> bool {
+    let (plural, namespace, name) = node_key(ordinal);
+    let node = world.api.get(&plural, &namespace, &name);
+    node.is_some_and(|node| node["spec"]["unschedulable"] == true)
+}
+
+pub(crate) fn cordon(world: &World, ordinal: u32, cordoned: bool) {
+    let patch = json!({"spec": {"unschedulable": if cordoned { json!(true) } else { json!(null) }}});
+    world.api.edit(|objects| objects.patch(node_key(ordinal), patch, false, false, ""));
+}
+
+/// What `kubectl drain` does after the cordon: it evicts the instance as soon as no budget protects it, until the node is
+/// let go.
+pub(crate) async fn evict(world: Arc<World>, ordinal: u32) {
+    let name = format!("shop-{ordinal}");
+    while is_cordoned(&world, ordinal) && !world.is_stopping() {
+        sleep(Duration::from_secs(1)).await;
+        let Some(pod) = world.api.get("pods", "web", &name) else { return };
+        if !world.api.trouble().down && !is_protected(&world, &pod) {
+            delete_pod(&world, &name);
+            return;
+        }
+    }
+}
+
+/// One of the budgets selects the pod and leaves no disruption.
+fn is_protected(world: &World, pod: &Value) -> bool {
+    world.api.list("poddisruptionbudgets").iter().any(|budget| {
+        let selects = |pod: &Value| matches_selector(&budget["spec"]["selector"], pod);
+        let healthy = |pod: &&Value| {
+            let conditions = pod["status"]["conditions"].as_array();
+            conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+        };
+        let pods: Vec<Value> = world.api.list("pods").into_iter().filter(|pod| selects(pod)).collect();
+        let healthy = pods.iter().filter(healthy).count() as u64;
+        selects(pod) && healthy <= budget["spec"]["minAvailable"].as_u64().unwrap_or(0)
+    })
+}
+
+fn matches_selector(selector: &Value, pod: &Value) -> bool {
+    let labels = &pod["metadata"]["labels"];
+    let exact = selector["matchLabels"].as_object().is_none_or(|all| all.iter().all(|(key, is)| labels[key] == *is));
+    let expressions = selector["matchExpressions"].as_array();
+    exact
+        && expressions.is_none_or(|all| {
+            all.iter().all(|one| {
+                let label = &labels[one["key"].as_str().unwrap_or_default()];
+                let listed = one["values"].as_array().is_some_and(|values| values.contains(label));
+                match one["operator"].as_str() {
+                    Some("In") => listed,
+                    Some("NotIn") => !listed,
+                    Some("Exists") => !label.is_null(),
+                    _ => label.is_null(),
+                }
+            })
+        })
+}
+
 /// The StatefulSet controller; never ends.
 pub(crate) async fn run_stateful_sets(world: Arc<World>) {
     while !world.is_stopping() {
@@ -89,6 +158,10 @@ async fn run_pod(world: Arc<World>, name: String, uid: String, ordinal: u32) {
     let ip: IpAddr = format!("10.0.{ordinal}.{}", number % 250 + 1).parse().unwrap();
     let mut restarts = 0_u32;
     sleep(Duration::from_millis(world.random.between(300, 2_000))).await;
+    // Its volume is on this node.
+    while is_cordoned(&world, ordinal) && !is_ending(&world, &name, &uid) && !world.is_stopping() {
+        sleep(Duration::from_millis(300)).await;
+    }
     loop {
         let Some(config) = await_config(&world, &name, &uid).await else { break };
         world.while_frozen(node_of(ordinal)).await;
@@ -239,4 +312,6 @@ pub(crate) fn wipe(world: &World, ordinal: u32) {
         instance.end(137);
     }
     world.volume(ordinal).with(|content| *content = Content::Empty);
+    // What is not there need not be removed.
+    let _ = std::fs::remove_dir_all(world.volume_folder(ordinal));
 }

@@ -20,8 +20,8 @@ use pgherd_core::{
 pub(crate) enum What {
     /// A transaction of the workload.
     Insert(u64),
-    /// A checkpoint, the end of a recovery and the like.
-    Other,
+    /// A checkpoint, the end of a recovery and the like, with the number of the occasion: no two are the same bytes.
+    Other(u64),
 }
 
 /// A record of WAL.
@@ -32,6 +32,8 @@ pub(crate) struct Record {
     pub(crate) what: What,
 }
 
+/// Bytes of a page of WAL.
+const PAGE: u64 = 8_192;
 /// Where the WAL of a new cluster begins.
 const FIRST: Lsn = Lsn(0x100_0000);
 
@@ -48,6 +50,8 @@ pub(crate) struct DataDir {
     pub(crate) history: TimelineHistory,
     /// Physical slots, with whether they are in use.
     pub(crate) slots: BTreeMap<String, bool>,
+    /// Where the shutdown checkpoint begins, when the last server on it was a primary that stopped cleanly.
+    pub(crate) shut_down_at: Option<Lsn>,
 }
 
 impl DataDir {
@@ -60,6 +64,7 @@ impl DataDir {
             replayed: 0,
             history: TimelineHistory::root(TimelineId(1)),
             slots: BTreeMap::new(),
+            shut_down_at: None,
         }
     }
 
@@ -75,6 +80,7 @@ impl DataDir {
             replayed,
             history: source.history.clone(),
             slots: BTreeMap::new(),
+            shut_down_at: None,
         }
     }
 
@@ -101,13 +107,21 @@ impl DataDir {
     }
 
     /// A promotion: a timeline of its own from here on, begun by an end-of-recovery record.
-    pub(crate) fn switch_timeline(&mut self) {
+    pub(crate) fn switch_timeline(&mut self, occasion: u64) {
         let switch_lsn = self.lsn_at(self.wal.len());
         self.history.ancestors.push(HistoryEntry { timeline: self.history.timeline, switch_lsn });
         self.history.timeline = TimelineId(self.history.timeline.0 + 1);
-        self.append(What::Other, 56);
+        self.append(What::Other(occasion), 56);
         self.flushed = self.wal.len();
         self.replayed = self.wal.len();
+    }
+
+    /// The records that hold the bytes of the page before `upto`.
+    pub(crate) fn page_before(&self, upto: Lsn) -> Vec<Record> {
+        let from = Lsn(upto.0.saturating_sub(1) / PAGE * PAGE);
+        let begins = |index: usize| self.lsn_at(index);
+        let here = |index: &usize| self.wal[*index].end > from && begins(*index) < upto;
+        (0..self.flushed).filter(here).map(|index| self.wal[index]).collect()
     }
 
     pub(crate) fn ids(&self) -> BTreeSet<u64> {
@@ -115,7 +129,7 @@ impl DataDir {
             .iter()
             .filter_map(|record| match record.what {
                 What::Insert(id) => Some(id),
-                What::Other => None,
+                What::Other(_) => None,
             })
             .collect()
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
-    control::{delete_pod, force_delete_pod, wipe},
+    control::{cordon, delete_pod, evict, force_delete_pod, wipe},
     operators::Operator,
     random::Random,
     scope::{API, CLIENTS, NODES, Node, OPERATORS, hold_clock_back, node_of},
@@ -64,6 +64,12 @@ pub(crate) enum Fault {
     TwoLeaders,
     Scale(u32),
     Acks(u32),
+    /// Somebody asks for another primary: this ordinal, or the best one.
+    Switchover(Option<u32>),
+    /// The node is cordoned, and the instance is evicted as soon as its budget lets it go.
+    Drain(Whom),
+    /// An old manifest that forces a promotion in an earlier term: refused, whatever is blocked.
+    StaleForce(u32),
 }
 
 /// A fault with its time.
@@ -78,7 +84,7 @@ pub(crate) struct Planned {
 pub(crate) fn draw(random: &Random, required: bool) -> Planned {
     let whom = if random.percent(70) { Whom::Primary } else { Whom::Replica };
     let coin = || random.percent(50);
-    let fault = match random.between(0, 25) {
+    let fault = match random.between(0, 31) {
         0 => Fault::KillPostmaster(whom),
         1 => Fault::KillContainer(whom),
         2 => Fault::DeletePod(whom),
@@ -109,8 +115,12 @@ pub(crate) fn draw(random: &Random, required: bool) -> Planned {
         21 => Fault::FreezeWithOperator,
         22 => Fault::TwoLeaders,
         23 => Fault::Scale(*random.pick(&[2, 4, 5])),
-        _ if required => Fault::Acks(*random.pick(&[1, 2])),
-        _ => Fault::Scale(2),
+        24 if required => Fault::Acks(*random.pick(&[1, 2])),
+        24 => Fault::Scale(2),
+        25 | 26 => Fault::Switchover(if coin() { None } else { Some(*random.pick(&[0, 1, 2])) }),
+        27 | 28 => Fault::Drain(whom),
+        29 => Fault::StaleForce(*random.pick(&[0, 1, 2])),
+        _ => Fault::ApiDown,
     };
     let lasts = match random.between(0, 4) {
         0 => random.between(300, 3_000),
@@ -153,6 +163,7 @@ impl Targets {
             | Fault::Halt(whom)
             | Fault::Cut { whom, .. }
             | Fault::SlowLinks(whom)
+            | Fault::Drain(whom)
             | Fault::SlowDisk(whom, _) => self.ordinal(*whom),
             Fault::Wipe => self.ordinal(Whom::Replica),
             _ => self.ordinal(Whom::Primary),
@@ -169,8 +180,10 @@ impl Targets {
         let instance = world.running().into_iter().find(|instance| instance.pod == pod);
         match fault {
             Fault::KillPostmaster(_) => {
-                if let Some(server) = instance.and_then(|instance| instance.server()) {
+                if let Some((instance, server)) = instance.and_then(|it| it.server().map(|server| (it, server))) {
                     server.kill();
+                    // As SIGCHLD does.
+                    instance.agent.wake.notify_one();
                 }
             }
             Fault::KillContainer(_) => {
@@ -229,6 +242,19 @@ impl Targets {
             }
             Fault::Scale(instances) => set_spec(world, json!({"spec": {"instances": instances}})),
             Fault::Acks(acks) => set_spec(world, json!({"spec": {"synchronous": {"replicas": acks}}})),
+            Fault::Switchover(target) => {
+                let target = target.map_or("any".to_owned(), |ordinal| format!("shop-{ordinal}"));
+                set_spec(world, json!({"metadata": {"annotations": {"pgherd.dev/switchover": target}}}));
+            }
+            Fault::Drain(_) => {
+                cordon(world, ordinal, true);
+                tokio::spawn(evict(Arc::clone(world), ordinal));
+            }
+            Fault::StaleForce(whom) => {
+                let term = world.register().map_or(0, |register| register.term.0.saturating_sub(1));
+                let request = format!("shop-{whom}@{term}");
+                set_spec(world, json!({"metadata": {"annotations": {"pgherd.dev/force-promote": request}}}));
+            }
         }
     }
 
@@ -275,13 +301,12 @@ impl Targets {
             Fault::TwoLeaders => self.operators[1].lead_with_the_others(),
             Fault::OperatorDies { .. } => self.operators.iter().for_each(|operator| operator.die_at_write(0, true)),
             Fault::Scale(during) => {
-                // Nothing moves a primary off an ordinal that is to go.
                 let cluster = world.cluster().unwrap_or_default();
                 let alone = cluster["spec"]["synchronous"]["replicas"].as_u64().unwrap_or(0) < 2;
-                let wanted = if *during == 5 && alone { 2 } else { 3 };
-                let instances = wanted.max(self.ordinal(Whom::Primary) + 1);
+                let instances = if *during == 5 && alone { 2 } else { 3 };
                 set_spec(world, json!({"spec": {"instances": instances}}));
             }
+            Fault::Drain(_) => cordon(world, ordinal, false),
             Fault::Acks(_) => set_spec(world, json!({"spec": {"synchronous": {"replicas": 1}}})),
             _ => {}
         }

@@ -4,22 +4,28 @@
 use std::{
     net::IpAddr,
     os::unix::net::UnixDatagram,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use pgherd_agent::{
     agent::Agent,
     board::Board,
     clock::Boottime,
     fencer::{Fencer, Heartbeat, parse_heartbeat},
+    gate::{Lookout, keep_gate_through},
     kubernetes_store::KubernetesRegister,
     layout::Layout,
     lease,
     machine::{DataView, LocalAction, LocalInput, PostgresView, decide_local},
     postgres::{
         config::Role,
-        probe::{ReceiverSample, Sample},
+        probe::{Admittance, ReceiverSample, Sample},
+        sql::SqlError,
     },
     settings::Identity,
     status, turn,
@@ -34,12 +40,15 @@ use crate::{
     actions::{self, Failed},
     api::{Caller, client},
     data::{Content, Volume},
+    peers::Peers,
     postgres::Postgres,
     scope::{Scope, node_of},
     trace::note,
     world::World,
 };
 
+/// The machine looks at least this often.
+const TURN: Duration = Duration::from_millis(500);
 /// Exit code after a fencing.
 pub(crate) const EXIT_FENCED: u8 = 75;
 
@@ -55,9 +64,29 @@ pub(crate) struct Instance {
     pub(crate) server: Mutex<Option<Arc<Postgres>>>,
     pub(crate) ended: watch::Sender<Option<u8>>,
     written_history: Mutex<String>,
+    /// That the server has died was seen.
+    pub(crate) died: AtomicBool,
 }
 
 impl Instance {
+    /// Brings what the data directory knows of itself to where the agent reads it.
+    pub(crate) fn write_local(&self) {
+        let (layout, marker) = (&self.agent.layout, self.agent.layout.building_marker());
+        let local = layout.pgdata.join(pgherd_agent::local_state::FILE_NAME);
+        // What is not there need not be removed.
+        self.volume.with(|content| match content {
+            Content::Complete(data) => {
+                std::fs::write(local, serde_json::to_vec(&data.local).unwrap()).unwrap();
+                let _ = std::fs::remove_file(marker);
+            }
+            Content::Partial => std::fs::write(marker, "").unwrap(),
+            Content::Empty => {
+                let _ = std::fs::remove_file(marker);
+                let _ = std::fs::remove_file(local);
+            }
+        });
+    }
+
     /// Starts a container of a pod.
     pub(crate) fn start(
         world: &Arc<World>,
@@ -68,9 +97,10 @@ impl Instance {
         config: watch::Receiver<Arc<InstanceConfig>>,
     ) -> Arc<Self> {
         let number = world.next_number();
-        let folder = world.folder.path().join(number.to_string());
-        std::fs::create_dir_all(folder.join("pgdata/pg_wal")).unwrap();
-        let layout = Layout { volume: folder.clone(), pgdata: folder.join("pgdata"), run: folder, ..Layout::pod() };
+        let (run, volume) = (world.folder.path().join(number.to_string()), world.volume_folder(ordinal));
+        std::fs::create_dir_all(&run).unwrap();
+        std::fs::create_dir_all(volume.join("pgdata/pg_wal")).unwrap();
+        let layout = Layout { pgdata: volume.join("pgdata"), volume, run, ..Layout::pod() };
         let identity = Identity {
             pod: pod.to_owned(),
             pod_uid: uid.to_owned(),
@@ -84,7 +114,9 @@ impl Instance {
         socket.set_nonblocking(true).unwrap();
         let fencer = Fencer::at(&layout.fencer_socket());
         let board = Board::new(&identity);
-        let agent = Arc::new(Agent::new(identity, layout, config, Box::new(Arc::clone(&store)), fencer, board));
+        let peers = Arc::new(Peers { world: Arc::clone(world), node: scope.node, pod: pod.to_owned() });
+        let agent = Agent::new(identity, layout, config, Box::new(Arc::clone(&store)), fencer, board);
+        let agent = Arc::new(agent.with_peers(peers));
         let instance = Arc::new(Self {
             world: Arc::clone(world),
             number,
@@ -97,9 +129,11 @@ impl Instance {
             server: Mutex::default(),
             ended: watch::Sender::new(None),
             written_history: Mutex::default(),
+            died: AtomicBool::new(false),
         });
         scope.spawn(async move { store.watch().await });
         scope.spawn(lease::watch_register(Arc::clone(&agent)));
+        let gated = Arc::clone(&agent);
         scope.spawn(lease::keep_renewing(agent));
         let task = |of: &Arc<Self>| Arc::clone(of);
         let (sampler, disk, turner, fencing) = (task(&instance), task(&instance), task(&instance), task(&instance));
@@ -107,6 +141,9 @@ impl Instance {
         scope.spawn(async move { disk.keep_proving_the_disk().await });
         scope.spawn(async move { turner.turn().await });
         scope.spawn(async move { fencing.keep_fencing(&socket).await });
+        let watched = task(&instance);
+        let lookout = move || ServerLookout(Arc::clone(&watched));
+        scope.spawn(async move { keep_gate_through(gated, lookout).await });
         instance
     }
 
@@ -183,18 +220,18 @@ impl Instance {
     pub(crate) async fn sample_now(&self) -> Option<Sample> {
         self.agent.role()?;
         let server = self.server()?;
-        let at = Boottime::now();
+        let (at, generation) = (Boottime::now(), self.agent.server.generation());
         sleep(Duration::from_millis(self.world.random.between(1, 8))).await;
         if !server.answers() {
             return None;
         }
-        let sample = self.read_sample(&server, at)?;
+        let sample = self.read_sample(&server, at, generation)?;
         status::show_sample(&self.agent, &sample);
         self.agent.publish_sample(sample.clone());
         Some(sample)
     }
 
-    fn read_sample(&self, server: &Postgres, at: Boottime) -> Option<Sample> {
+    fn read_sample(&self, server: &Postgres, at: Boottime, generation: u64) -> Option<Sample> {
         let (system_id, received, replayed, history, slots) = self.volume.with(|content| {
             let data = content.data()?;
             let slots: Vec<(String, bool)> = data.slots.clone().into_iter().collect();
@@ -204,19 +241,14 @@ impl Instance {
         self.write_history(history.timeline.0, &history.render());
         let segment = received.0.saturating_sub(1) >> 24;
         let receiver = server.receiver().map(|receiver| ReceiverSample {
+            pid: receiver.pid,
             streaming: receiver.streaming,
             silent_ms: u64::try_from(receiver.last_message.elapsed().as_millis()).unwrap(),
             host: format!("{}.shop-pods.web.svc", receiver.upstream),
         });
-        let standbys = server.senders().into_iter().map(|(member, sender)| Standby {
-            member: MemberId(member),
-            state: "streaming".to_owned(),
-            flush_lsn: sender.flush,
-            replay_lsn: sender.flush,
-        });
         Some(Sample {
             at,
-            generation: 0,
+            generation,
             in_recovery,
             server_version: 170_005,
             system_id,
@@ -229,9 +261,15 @@ impl Instance {
             checkpointer_idle: true,
             replay_waits: true,
             receiver,
-            standbys: standbys.collect(),
+            standbys: list_standbys(server),
             slots,
         })
+    }
+
+    fn admittance(&self) -> Option<Admittance> {
+        let server = self.server().filter(|server| server.is_primary())?;
+        let flushed = self.volume.with(|content| content.data().map(|data| data.flushed_lsn()))?;
+        Some(Admittance { flushed, standbys: list_standbys(&server) })
     }
 
     /// The agent reads history files: from its folder.
@@ -277,12 +315,22 @@ impl Instance {
     async fn step(&self, failures: &mut u32) -> Duration {
         let _acting = self.agent.acting.lock().await;
         let outcome = self.decide_and_act().await;
-        *failures = if outcome.is_ok() { 0 } else { failures.saturating_add(1) };
-        if let Err(Failed(why)) = &outcome {
-            note(format!("{} a step failed: {why}", self.pod));
-            self.agent.board.say(self.agent.board.status().phase, why.clone());
+        let Err(Failed { why, soon }) = outcome else {
+            *failures = 0;
+            return TURN;
+        };
+        *failures = failures.saturating_add(1);
+        if failures.is_power_of_two() {
+            note(format!("{} a step failed, try {failures}: {why}", self.pod));
         }
-        Duration::from_millis(500).saturating_mul(2_u32.saturating_pow((*failures).min(1)))
+        self.agent.board.say(self.agent.board.status().phase, why);
+        match (soon, *failures) {
+            (true, ..20) => Duration::from_millis(100),
+            (true, _) => Duration::from_secs(1),
+            (false, failures) => {
+                TURN.saturating_mul(2_u32.saturating_pow(failures.min(6))).min(Duration::from_secs(15))
+            }
+        }
     }
 
     async fn decide_and_act(&self) -> Result<(), Failed> {
@@ -294,7 +342,7 @@ impl Instance {
         let data = self.view_data();
         let action = self.decide(&seen.lease.register, &data);
         let (register, action) = if turn::needs_fresh_register(&action) {
-            let fresh = lease::refresh(agent).await.map_err(|error| Failed(error.to_string()))?.lease.register;
+            let fresh = lease::refresh(agent).await.map_err(actions::failed)?.lease.register;
             let action = self.decide(&fresh, &data);
             (fresh, action)
         } else {
@@ -342,6 +390,10 @@ impl Instance {
     fn view_postgres(&self) -> PostgresView {
         let Some(server) = self.server() else { return PostgresView::Stopped };
         if server.is_stopped() {
+            if !self.died.swap(true, Ordering::SeqCst) {
+                note(format!("{}: PostgreSQL ended by itself", self.pod));
+                self.agent.server.count_foreign_change();
+            }
             return PostgresView::Died;
         }
         match self.agent.role() {
@@ -355,5 +407,32 @@ impl Instance {
             }
             _ => PostgresView::Stopped,
         }
+    }
+}
+
+fn list_standbys(server: &Postgres) -> Vec<Standby> {
+    let senders = server.senders().into_iter();
+    let standbys = senders.map(|(member, sender)| Standby {
+        member: MemberId(member),
+        state: "streaming".to_owned(),
+        flush_lsn: sender.flush,
+        replay_lsn: sender.flush,
+    });
+    standbys.collect()
+}
+
+/// The gate's look at the simulated server.
+struct ServerLookout(Arc<Instance>);
+
+impl Lookout for ServerLookout {
+    fn look<'a>(&'a mut self, _: &'a Agent) -> BoxFuture<'a, Result<Option<Admittance>, SqlError>> {
+        async move {
+            sleep(Duration::from_millis(self.0.world.random.between(1, 5))).await;
+            match self.0.server() {
+                Some(server) if server.answers() => Ok(self.0.admittance()),
+                _ => Err(SqlError::Timeout),
+            }
+        }
+        .boxed()
     }
 }

@@ -22,8 +22,6 @@ use pgherd::{
     settings::Settings,
     telemetry::metrics::Metrics,
 };
-use pgherd_agent::lease;
-use pgherd_core::instance::{AgentError, SealRequest};
 use prometheus_client::registry::Registry;
 use tokio::{
     sync::{Notify, oneshot},
@@ -31,9 +29,8 @@ use tokio::{
 };
 
 use crate::{
-    actions::seal,
     api::{Caller, client},
-    instance::Instance,
+    peers::answer,
     scope::{Node, OPERATORS, Scope},
     trace::note,
     world::World,
@@ -206,39 +203,14 @@ impl Wire {
         let random = world.random.fork(&format!("{} {} {path}", self.caller.name, agent.pod));
         world.net.travel(&random, self.node, there).await;
         let Some(instance) = at() else { return Err("connection refused".to_owned()) };
-        let (answer, answered) = oneshot::channel();
+        let (reply, answered) = oneshot::channel();
         let (path, body, server) = (path.to_owned(), body.clone(), Arc::clone(&instance));
         instance.scope.spawn(async move {
             // Whoever asked may have given up.
-            let _ = answer.send(handle(&server, &path, &body).await);
+            let _ = reply.send(answer(&server, &path, &body).await);
         });
         let answer = answered.await.map_err(|_| "connection reset".to_owned())?;
         world.net.travel(&random, there, self.node).await;
         Ok(answer)
-    }
-}
-
-/// The agent's API.
-async fn handle(on: &Arc<Instance>, path: &str, body: &Bytes) -> (StatusCode, Bytes) {
-    let refuse = |code: u16, error: String| {
-        (StatusCode::from_u16(code).unwrap(), Bytes::from(serde_json::to_vec(&AgentError { error }).unwrap()))
-    };
-    match path {
-        "/v1/status" => (StatusCode::OK, Bytes::from(serde_json::to_vec(&on.agent.board.status()).unwrap())),
-        "/v1/seal" => {
-            let request: SealRequest = serde_json::from_slice(body).unwrap();
-            match seal(on, request.term).await {
-                Ok(report) => (StatusCode::OK, Bytes::from(serde_json::to_vec(&report).unwrap())),
-                Err((code, error)) => refuse(code, error),
-            }
-        }
-        "/v1/wake" => match lease::refresh(&on.agent).await {
-            Ok(_) => {
-                on.agent.wake.notify_one();
-                (StatusCode::NO_CONTENT, Bytes::new())
-            }
-            Err(error) => refuse(503, error.to_string()),
-        },
-        _ => refuse(404, "no such path".to_owned()),
     }
 }

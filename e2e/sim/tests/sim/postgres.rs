@@ -53,6 +53,8 @@ impl Drop for Session {
 /// What the receiver of a standby shows.
 #[derive(Clone, Debug)]
 pub(crate) struct Receiver {
+    /// Its process.
+    pub(crate) pid: i32,
     pub(crate) streaming: bool,
     pub(crate) last_message: Instant,
     pub(crate) upstream: String,
@@ -94,8 +96,8 @@ pub(crate) struct Postgres {
     stopped: AtomicBool,
     /// SIGSTOP of all its processes.
     pub(crate) halted: AtomicBool,
-    /// Clients are let in; the gate of S11.
-    pub(crate) admits: AtomicBool,
+    /// pg_hba.conf lets clients in.
+    admits: AtomicBool,
     work: watch::Sender<u64>,
 }
 
@@ -109,6 +111,7 @@ impl Postgres {
         standby: bool,
         upstream: Option<String>,
         names: &str,
+        admits: bool,
     ) -> Arc<Self> {
         let state = State { in_recovery: true, upstream, names: names.to_owned(), ..State::default() };
         let server = Arc::new(Self {
@@ -119,7 +122,7 @@ impl Postgres {
             state: Mutex::new(state),
             stopped: AtomicBool::new(false),
             halted: AtomicBool::new(false),
-            admits: AtomicBool::new(true),
+            admits: AtomicBool::new(admits),
             work: watch::Sender::new(0),
         });
         let starting = Arc::clone(&server);
@@ -137,11 +140,13 @@ impl Postgres {
         if self.is_stopped() {
             return;
         }
+        let occasion = self.world.next_number();
         self.volume.with(|content| {
             let Some(data) = content.data_mut() else { return };
             if !standby {
-                data.append(What::Other, 120);
+                data.append(What::Other(occasion), 120);
             }
+            data.shut_down_at = None;
             data.replayed = data.flushed;
         });
         let mut state = self.state.lock().unwrap();
@@ -177,13 +182,26 @@ impl Postgres {
             !state.in_recovery
         };
         if is_primary && !self.is_stopped() {
-            let end = self.volume.with(|content| content.data_mut().map(|data| data.append(What::Other, 120)));
+            let occasion = self.world.next_number();
+            let (begin, end) = self.volume.with(|content| {
+                let ends = content
+                    .data_mut()
+                    .map(|data| (data.lsn_at(data.wal.len()), data.append(What::Other(occasion), 120)));
+                ends.unzip()
+            });
             self.poke();
+            let on_disk = || {
+                self.volume.with(|content| {
+                    let data = content.data_mut().filter(|data| end.is_some_and(|end| data.flushed_lsn() >= end))?;
+                    data.shut_down_at = begin;
+                    begin
+                })
+            };
             let everybody_has_it = async {
-                while end.is_some_and(|end| {
-                    self.senders().values().any(|sender| sender.flush < end)
-                        || self.volume.with(|content| content.data().is_some_and(|data| data.flushed_lsn() < end))
-                }) {
+                while !self.is_stopped()
+                    && (on_disk().is_none()
+                        || end.is_some_and(|end| self.senders().values().any(|sender| sender.flush < end)))
+                {
                     sleep(Duration::from_millis(20)).await;
                 }
             };
@@ -226,7 +244,8 @@ impl Postgres {
     }
 
     /// Configured anew and told to reload.
-    pub(crate) fn configure(self: &Arc<Self>, upstream: Option<String>, names: &str) {
+    pub(crate) fn configure(self: &Arc<Self>, upstream: Option<String>, names: &str, admits: bool) {
+        self.admits.store(admits, Ordering::SeqCst);
         let mut state = self.state.lock().unwrap();
         if state.upstream != upstream {
             state.upstream = upstream;
@@ -247,10 +266,11 @@ impl Postgres {
         if self.is_stopped() || !self.state.lock().unwrap().in_recovery {
             return !self.is_stopped();
         }
+        let occasion = self.world.next_number();
         self.volume.with(|content| {
             if let Some(data) = content.data_mut() {
                 data.wal.truncate(data.flushed);
-                data.switch_timeline();
+                data.switch_timeline(occasion);
             }
         });
         let mut state = self.state.lock().unwrap();
@@ -392,7 +412,8 @@ impl Postgres {
         let number = source.open_sender(&member, flushed);
         let session = Session { source: Arc::clone(&source), member, number };
         let mut work = source.work.subscribe();
-        self.show_receiver(following, upstream, true);
+        let pid = i32::try_from(self.world.next_number() % 30_000).unwrap();
+        self.show_receiver(following, upstream, pid);
         loop {
             let _ = timeout(Duration::from_secs(1), work.changed()).await;
             let arrived = async {
@@ -410,7 +431,7 @@ impl Postgres {
             while self.halted.load(Ordering::SeqCst) && !self.is_stopped() {
                 sleep(Duration::from_millis(100)).await;
             }
-            self.show_receiver(following, upstream, true);
+            self.show_receiver(following, upstream, pid);
             if !sent.0.is_empty() {
                 self.fsync().await;
                 if !self.follows(following) {
@@ -469,10 +490,11 @@ impl Postgres {
         });
     }
 
-    fn show_receiver(&self, following: u64, upstream: &str, streaming: bool) {
+    fn show_receiver(&self, following: u64, upstream: &str, pid: i32) {
         let mut state = self.state.lock().unwrap();
         if state.following == following {
-            state.receiver = Some(Receiver { streaming, last_message: Instant::now(), upstream: upstream.to_owned() });
+            state.receiver =
+                Some(Receiver { pid, streaming: true, last_message: Instant::now(), upstream: upstream.to_owned() });
         }
     }
 

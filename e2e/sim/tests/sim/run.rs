@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::{
     checks,
-    control::run_stateful_sets,
+    control::{create_nodes, run_stateful_sets},
     faults::{Planned, Targets, draw},
     operators::Operator,
     random::Random,
@@ -131,6 +131,7 @@ async fn play(world: &Arc<World>, scenario: &Scenario) {
 }
 
 fn create_cluster(world: &World, scenario: &Scenario) {
+    create_nodes(world);
     let synchronous =
         if scenario.required { json!({"mode": "Required", "replicas": scenario.acks}) } else { json!({"mode": "Off"}) };
     let cluster = json!({"apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {},

@@ -57,7 +57,9 @@ impl Objects {
         self.uids += 1;
         object["metadata"]["uid"] = json!(format!("uid-{:04}", self.uids));
         object["metadata"]["name"] = json!(key.2);
-        object["metadata"]["namespace"] = json!(key.1);
+        if !key.1.is_empty() {
+            object["metadata"]["namespace"] = json!(key.1);
+        }
         object["metadata"]["creationTimestamp"] = json!(wall);
         if has_generation(&key.0) {
             object["metadata"]["generation"] = json!(1);
@@ -92,6 +94,26 @@ impl Objects {
         } else {
             let patch = if apply { without(patch, "status") } else { patch };
             merge(&mut object, &patch);
+        }
+        self.write(key, object)
+    }
+
+    /// RFC 6902, as far as it is used: test, and remove. All or nothing.
+    pub(crate) fn json_patch(&mut self, key: Key, operations: &Value) -> Answer {
+        let Some(mut object) = self.live.get(&key).cloned() else { return refusal(404, "NotFound") };
+        for operation in operations.as_array().into_iter().flatten() {
+            let path = operation["path"].as_str().unwrap_or_default();
+            let (parent, last) = path.rsplit_once('/').unwrap_or_default();
+            let last = last.replace("~1", "/").replace("~0", "~");
+            let found = object.pointer_mut(parent).and_then(Value::as_object_mut);
+            let done = found.is_some_and(|found| match operation["op"].as_str() {
+                Some("test") => found.get(&last) == Some(&operation["value"]),
+                Some("remove") => found.remove(&last).is_some(),
+                _ => false,
+            });
+            if !done {
+                return refusal(422, "Invalid");
+            }
         }
         self.write(key, object)
     }

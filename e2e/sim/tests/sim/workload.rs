@@ -24,7 +24,7 @@ pub(crate) fn start(world: &Arc<World>) {
         tokio::spawn(write_through_service(Arc::clone(world)));
     }
     tokio::spawn(read_through_service(Arc::clone(world)));
-    tokio::spawn(write_everywhere(Arc::clone(world)));
+    tokio::spawn(use_everywhere(Arc::clone(world)));
 }
 
 /// The container that `shop-rw` leads to, as seen a moment ago.
@@ -47,8 +47,8 @@ async fn write_through_service(world: Arc<World>) {
     }
 }
 
-/// As a poll of every pod for writability.
-async fn write_everywhere(world: Arc<World>) {
+/// As a poll of every pod for writability, and a reader that asks whoever takes writes.
+async fn use_everywhere(world: Arc<World>) {
     let mut known = BTreeSet::new();
     while !world.is_quiet() {
         for instance in world.running() {
@@ -57,7 +57,9 @@ async fn write_everywhere(world: Arc<World>) {
                 tokio::spawn(async move {
                     while !instance.is_over() && !world.is_quiet() {
                         insert(&world, &instance).await;
-                        sleep(Duration::from_millis(world.random.between(200, 500))).await;
+                        sleep(Duration::from_millis(world.random.between(100, 250))).await;
+                        read(&world, &instance).await;
+                        sleep(Duration::from_millis(world.random.between(100, 250))).await;
                     }
                 });
             }
@@ -108,22 +110,27 @@ async fn ask(world: &Arc<World>, to: &Arc<Instance>, id: u64) -> Outcome {
 async fn read_through_service(world: Arc<World>) {
     while !world.is_quiet() {
         sleep(Duration::from_millis(world.random.between(200, 500))).await;
-        let Some(instance) = connect(&world).await else { continue };
-        let there = instance.scope.node;
-        let trip = async {
-            world.net.travel(&world.random, CLIENTS, there).await;
-            let server = instance.server()?;
-            let (answer, answered) = oneshot::channel();
-            instance.scope.spawn(async move {
-                // The client may have given up.
-                let _ = answer.send(server.read());
-            });
-            let seen = answered.await.ok()??;
-            world.net.travel(&world.random, there, CLIENTS).await;
-            Some(seen)
-        };
-        if let Ok(Some(seen)) = timeout(PATIENCE, trip).await {
-            world.ledger.lock().unwrap().seen.extend(seen);
+        if let Some(instance) = connect(&world).await {
+            read(&world, &instance).await;
         }
+    }
+}
+
+async fn read(world: &Arc<World>, from: &Arc<Instance>) {
+    let there = from.scope.node;
+    let trip = async {
+        world.net.travel(&world.random, CLIENTS, there).await;
+        let server = from.server().filter(|server| server.is_primary())?;
+        let (answer, answered) = oneshot::channel();
+        from.scope.spawn(async move {
+            // The client may have given up.
+            let _ = answer.send(server.read());
+        });
+        let seen = answered.await.ok()??;
+        world.net.travel(&world.random, there, CLIENTS).await;
+        Some(seen)
+    };
+    if let Ok(Some(seen)) = timeout(PATIENCE, trip).await {
+        world.ledger.lock().unwrap().seen.extend(seen);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -40,6 +41,10 @@ pub(crate) enum Mutant {
     NoFence,
     /// That, and members answer a seal without cutting the replication, stopping or promising.
     NoFenceNoSeal,
+    /// Members seal while they vouch for the primary, and the operator is not told that they do.
+    NoPromise,
+    /// A primary that has started lets clients in at once.
+    NoGate,
 }
 
 impl Mutant {
@@ -48,8 +53,24 @@ impl Mutant {
     }
 
     pub(crate) fn fences(self) -> bool {
-        self == Self::None
+        !matches!(self, Self::NoFence | Self::NoFenceNoSeal)
     }
+
+    pub(crate) fn keeps_promises(self) -> bool {
+        self != Self::NoPromise
+    }
+
+    pub(crate) fn gates(self) -> bool {
+        self != Self::NoGate
+    }
+}
+
+/// In memory where that is possible: nothing here has to survive, and the agent syncs what it writes.
+fn make_folder() -> TempDir {
+    let mut builder = tempfile::Builder::new();
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { builder.prefix("sim").tempdir_in(memory) } else { builder.prefix("sim").tempdir() };
+    made.unwrap()
 }
 
 /// What clients know.
@@ -102,7 +123,7 @@ impl World {
             random: Random::new(seed),
             net: Net::new(),
             api: Api::new(),
-            folder: tempfile::Builder::new().prefix("sim").tempdir().unwrap(),
+            folder: make_folder(),
             mutant,
             required,
             ledger: Mutex::default(),
@@ -123,6 +144,11 @@ impl World {
 
     pub(crate) fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Where an instance's agent keeps the files of its own, which outlive pods.
+    pub(crate) fn volume_folder(&self, ordinal: u32) -> PathBuf {
+        self.folder.path().join(format!("volume-{ordinal}"))
     }
 
     pub(crate) fn volume(&self, ordinal: u32) -> Arc<Volume> {
