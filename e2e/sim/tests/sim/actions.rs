@@ -108,7 +108,8 @@ fn stop_server(on: &Instance) {
 fn start_server(on: &Instance, standby: bool, upstream: Option<String>, names: &str, admits: bool) {
     stop_server(on);
     on.died.store(false, Ordering::SeqCst);
-    let server = Postgres::start(&on.world, &on.pod, &on.scope, &on.volume, standby, upstream, names, admits);
+    let server = Postgres::start(&on.world, &on.pod, &on.scope, &on.volume, standby, upstream, names);
+    server.admits.store(admits, Ordering::SeqCst);
     *on.server.lock().unwrap() = Some(server);
     on.agent.server.count_foreign_change();
 }

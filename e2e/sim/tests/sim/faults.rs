@@ -12,6 +12,7 @@ use crate::{
     control::{cordon, delete_pod, evict, force_delete_pod, wipe},
     operators::Operator,
     random::Random,
+    run::Mode,
     scope::{API, CLIENTS, NODES, Node, OPERATORS, hold_clock_back, node_of},
     trace::note,
     world::World,
@@ -81,7 +82,7 @@ pub(crate) struct Planned {
 }
 
 /// Draws one.
-pub(crate) fn draw(random: &Random, required: bool) -> Planned {
+pub(crate) fn draw(random: &Random, mode: Mode) -> Planned {
     let whom = if random.percent(70) { Whom::Primary } else { Whom::Replica };
     let coin = || random.percent(50);
     let fault = match random.between(0, 31) {
@@ -91,7 +92,7 @@ pub(crate) fn draw(random: &Random, required: bool) -> Planned {
         3 => Fault::ForceDelete(whom),
         4 => Fault::Freeze(whom),
         // Without a quorum nothing but clocks keeps two primaries apart.
-        5 if required => Fault::FreezeWithClock(whom),
+        5 if mode == Mode::Required => Fault::FreezeWithClock(whom),
         5 => Fault::Freeze(whom),
         6 => Fault::Halt(whom),
         7..=10 => {
@@ -115,7 +116,7 @@ pub(crate) fn draw(random: &Random, required: bool) -> Planned {
         21 => Fault::FreezeWithOperator,
         22 => Fault::TwoLeaders,
         23 => Fault::Scale(*random.pick(&[2, 4, 5])),
-        24 if required => Fault::Acks(*random.pick(&[1, 2])),
+        24 if mode != Mode::Off => Fault::Acks(*random.pick(&[1, 2])),
         24 => Fault::Scale(2),
         25 | 26 => Fault::Switchover(if coin() { None } else { Some(*random.pick(&[0, 1, 2])) }),
         27 | 28 => Fault::Drain(whom),

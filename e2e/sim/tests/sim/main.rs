@@ -30,7 +30,7 @@ use std::{
 };
 
 use faults::{Fault, Planned, Whom};
-use run::{Report, Scenario, run};
+use run::{Mode, Report, Scenario, run};
 use world::Mutant;
 
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -85,15 +85,15 @@ fn a_cluster_heals_from_any_pair_of_faults_and_loses_nothing() {
 }
 
 /// One fault, drawn by hand.
-fn scenario(seed: u64, required: bool, mutant: Mutant, fault: Fault) -> Scenario {
+fn scenario(seed: u64, mode: Mode, mutant: Mutant, fault: Fault) -> Scenario {
     let planned = Planned { fault, at: Duration::from_secs(2), lasts: Duration::from_secs(60) };
-    Scenario { seed, mutant, required, acks: 1, faults: vec![planned] }
+    Scenario { seed, mutant, mode, acks: 1, faults: vec![planned] }
 }
 
 /// True when one of these seeds ends with a violation of `invariant`.
-fn some_seed_violates(invariant: &str, required: bool, mutant: Mutant, fault: &Fault) -> bool {
+fn some_seed_violates(invariant: &str, mode: Mode, mutant: Mutant, fault: &Fault) -> bool {
     (1..=8).any(|seed| {
-        let report = run(scenario(seed, required, mutant, fault.clone()));
+        let report = run(scenario(seed, mode, mutant, fault.clone()));
         println!("{report}");
         report.violations.iter().any(|violation| violation.starts_with(invariant))
     })
@@ -116,9 +116,9 @@ const UNLEASED: Fault =
 
 #[test]
 fn a_primary_that_its_peers_vouch_for_goes_on_without_the_api_server() {
-    for (seed, required) in [(1, true), (2, true), (3, false), (4, false)] {
+    for (seed, mode) in [(1, Mode::Required), (2, Mode::Preferred), (3, Mode::Off), (4, Mode::Off)] {
         for fault in [UNLEASED, Fault::ApiDown] {
-            let report = run(scenario(seed, required, Mutant::None, fault));
+            let report = run(scenario(seed, mode, Mutant::None, fault));
             println!("{report}");
             assert_eq!(report.violations, Vec::<String>::new());
             assert!(report.terms == 1 && report.longest_gap < Duration::from_secs(1), "{report}");
@@ -128,7 +128,7 @@ fn a_primary_that_its_peers_vouch_for_goes_on_without_the_api_server() {
 
 #[test]
 fn where_promises_do_not_bind_two_primaries_acknowledge() {
-    assert!(some_seed_violates("I2", false, Mutant::NoPromise, &UNLEASED));
+    assert!(some_seed_violates("I2", Mode::Off, Mutant::NoPromise, &UNLEASED));
 }
 
 /// Commits wait for nobody any more, the primary starts again with them, and then it is gone.
@@ -148,7 +148,7 @@ fn restarted_alone(seed: u64, mutant: Mutant) -> Scenario {
         planned(Fault::KillContainer(Whom::Primary), 8, 1),
         planned(Fault::Freeze(Whom::Primary), 20, 60),
     ];
-    Scenario { seed, mutant, required: true, acks: 1, faults }
+    Scenario { seed, mutant, mode: Mode::Required, acks: 1, faults }
 }
 
 #[test]
@@ -164,27 +164,27 @@ fn without_the_gate_a_transaction_is_seen_and_then_gone() {
 
 #[test]
 fn without_seal_and_fencer_an_acknowledged_transaction_is_lost() {
-    assert!(some_seed_violates("I1", true, Mutant::NoFenceNoSeal, &UNSUPERVISED));
+    assert!(some_seed_violates("I1", Mode::Required, Mutant::NoFenceNoSeal, &UNSUPERVISED));
 }
 
 #[test]
 fn the_seal_alone_keeps_every_acknowledged_transaction_whatever_the_fencer_does() {
-    assert_none(&run_all((1..=8).map(|seed| scenario(seed, true, Mutant::NoFence, UNSUPERVISED)).collect()));
+    assert_none(&run_all((1..=8).map(|seed| scenario(seed, Mode::Required, Mutant::NoFence, UNSUPERVISED)).collect()));
 }
 
 #[test]
 fn a_forced_deletion_loses_nothing() {
-    assert_none(&run_all((1..=4).map(|seed| scenario(seed, true, Mutant::None, FORCED)).collect()));
+    assert_none(&run_all((1..=4).map(|seed| scenario(seed, Mode::Required, Mutant::None, FORCED)).collect()));
 }
 
 #[test]
 fn without_the_fencer_two_primaries_acknowledge() {
-    assert!(some_seed_violates("I2", false, Mutant::NoFence, &ISOLATED));
+    assert!(some_seed_violates("I2", Mode::Off, Mutant::NoFence, &ISOLATED));
 }
 
 #[test]
 fn with_the_fencer_an_isolated_primary_stops_before_the_next_one_starts() {
-    assert_none(&run_all((1..=4).map(|seed| scenario(seed, false, Mutant::None, ISOLATED)).collect()));
+    assert_none(&run_all((1..=4).map(|seed| scenario(seed, Mode::Off, Mutant::None, ISOLATED)).collect()));
 }
 
 /// What found a bug once, spelled out: another way of drawing faults must not change it.
@@ -193,12 +193,12 @@ fn regressions() -> Vec<Scenario> {
         |fault, at, lasts| Planned { fault, at: Duration::from_millis(at), lasts: Duration::from_millis(lasts) };
     let halted = planned(Fault::Halt(Whom::Primary), 6_714, 30_126);
     let slow = planned(Fault::SlowDisk(Whom::Primary, 30_000), 14_723, 5_656);
-    let scenario = |seed, required, faults| Scenario { seed, mutant: Mutant::None, required, acks: 1, faults };
+    let scenario = |seed, mode, faults| Scenario { seed, mutant: Mutant::None, mode, acks: 1, faults };
     vec![
         // PostgreSQL hung within a minute of its start, and the Lease was renewed all the same.
-        scenario(17, false, vec![halted, planned(Fault::Conflicts, 11_269, 6_096)]),
+        scenario(17, Mode::Off, vec![halted, planned(Fault::Conflicts, 11_269, 6_096)]),
         // A write that hangs beyond its fault; the status said Ready meanwhile.
-        scenario(82, true, vec![slow, planned(Fault::OperatorKilled, 8_636, 11_635)]),
+        scenario(82, Mode::Required, vec![slow, planned(Fault::OperatorKilled, 8_636, 11_635)]),
     ]
 }
 
@@ -206,7 +206,7 @@ fn regressions() -> Vec<Scenario> {
 #[test]
 fn a_server_that_hangs_soon_after_its_start_is_replaced() {
     for seed in 1..=2 {
-        let report = run(scenario(seed, true, Mutant::None, Fault::Halt(Whom::Primary)));
+        let report = run(scenario(seed, Mode::Required, Mutant::None, Fault::Halt(Whom::Primary)));
         println!("{report}");
         assert_eq!(report.violations, Vec::<String>::new());
         assert!(report.longest_gap < Duration::from_secs(25), "{:?}", report.longest_gap);
@@ -231,7 +231,7 @@ fn an_operator_may_die_at_any_of_its_writes() {
         [true, false].map(|before| Scenario {
             seed: n,
             mutant: Mutant::None,
-            required: true,
+            mode: Mode::Required,
             acks: 1,
             faults: faults(n, before),
         })

@@ -97,7 +97,7 @@ pub(crate) struct Postgres {
     /// SIGSTOP of all its processes.
     pub(crate) halted: AtomicBool,
     /// pg_hba.conf lets clients in.
-    admits: AtomicBool,
+    pub(crate) admits: AtomicBool,
     work: watch::Sender<u64>,
 }
 
@@ -111,7 +111,6 @@ impl Postgres {
         standby: bool,
         upstream: Option<String>,
         names: &str,
-        admits: bool,
     ) -> Arc<Self> {
         let state = State { in_recovery: true, upstream, names: names.to_owned(), ..State::default() };
         let server = Arc::new(Self {
@@ -122,7 +121,7 @@ impl Postgres {
             state: Mutex::new(state),
             stopped: AtomicBool::new(false),
             halted: AtomicBool::new(false),
-            admits: AtomicBool::new(admits),
+            admits: AtomicBool::new(true),
             work: watch::Sender::new(0),
         });
         let starting = Arc::clone(&server);

@@ -22,12 +22,20 @@ use crate::{
     world::{Mutant, World},
 };
 
+/// `synchronous.mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Off,
+    Preferred,
+    Required,
+}
+
 /// What a run is given.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) seed: u64,
     pub(crate) mutant: Mutant,
-    pub(crate) required: bool,
+    pub(crate) mode: Mode,
     pub(crate) acks: u32,
     pub(crate) faults: Vec<Planned>,
 }
@@ -36,10 +44,14 @@ impl Scenario {
     /// Two faults, drawn from the seed.
     pub(crate) fn of(seed: u64) -> Self {
         let random = Random::new(seed ^ 0xFA17);
-        let required = random.percent(80);
+        let mode = match random.between(0, 100) {
+            0..70 => Mode::Required,
+            70..85 => Mode::Preferred,
+            _ => Mode::Off,
+        };
         let acks = if random.percent(75) { 1 } else { 2 };
-        let faults = (0..2).map(|_| draw(&random, required)).collect();
-        Self { seed, mutant: Mutant::None, required, acks, faults }
+        let faults = (0..2).map(|_| draw(&random, mode)).collect();
+        Self { seed, mutant: Mutant::None, mode, acks, faults }
     }
 }
 
@@ -58,14 +70,13 @@ pub(crate) struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scenario { seed, required, acks, faults, .. } = &self.scenario;
-        let mode = if *required { format!("Required {acks}") } else { "Off".to_owned() };
+        let Scenario { seed, mode, acks, faults, .. } = &self.scenario;
         let faults: Vec<String> =
             faults.iter().map(|p| format!("{:?} at {:?} for {:?}", p.fault, p.at, p.lasts)).collect();
         let (acknowledged, unknown, terms) = (self.acknowledged, self.unknown, self.terms);
         write!(
             f,
-            "seed {seed}: {mode}; {}; {acknowledged} acknowledged, {unknown} unknown, term {terms}, longest gap {:.1} s, {:.0} s simulated",
+            "seed {seed}: {mode:?} {acks}; {}; {acknowledged} acknowledged, {unknown} unknown, term {terms}, longest gap {:.1} s, {:.0} s simulated",
             faults.join(" and "),
             self.longest_gap.as_secs_f64(),
             self.simulated.as_secs_f64()
@@ -88,7 +99,7 @@ pub(crate) fn run(scenario: Scenario) -> Report {
     let _ = trace::take();
     let world = runtime.block_on(async {
         start_clocks();
-        let world = World::new(scenario.seed, scenario.mutant, scenario.required);
+        let world = World::new(scenario.seed, scenario.mutant, scenario.mode == Mode::Required);
         play(&world, &scenario).await;
         world
     });
@@ -132,8 +143,11 @@ async fn play(world: &Arc<World>, scenario: &Scenario) {
 
 fn create_cluster(world: &World, scenario: &Scenario) {
     create_nodes(world);
-    let synchronous =
-        if scenario.required { json!({"mode": "Required", "replicas": scenario.acks}) } else { json!({"mode": "Off"}) };
+    let synchronous = if scenario.mode == Mode::Off {
+        json!({"mode": "Off"})
+    } else {
+        json!({"mode": format!("{:?}", scenario.mode), "replicas": scenario.acks})
+    };
     let cluster = json!({"apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {},
         "spec": {"instances": 3, "storage": {"size": "10Gi"}, "synchronous": synchronous}});
     let key = ("postgresclusters".to_owned(), "web".to_owned(), "shop".to_owned());

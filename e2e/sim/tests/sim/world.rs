@@ -97,7 +97,7 @@ pub(crate) struct World {
     pub(crate) api: Api,
     pub(crate) folder: TempDir,
     pub(crate) mutant: Mutant,
-    /// Commits wait for replicas.
+    /// What was acknowledged must not be lost.
     pub(crate) required: bool,
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) violations: Mutex<Vec<String>>,
