@@ -167,7 +167,10 @@ async fn exchange(
     parts: &http::request::Parts,
     body: &Bytes,
 ) -> Result<Outcome, io::Error> {
-    let random = &world.random.fork(&format!("{} {} {}", caller.name, parts.method, parts.uri));
+    // The names of Events are drawn from the machine's clock.
+    let named = parts.uri.path().split_once("/events/").map_or(parts.uri.path(), |(before, _)| before);
+    let query = parts.uri.query().unwrap_or_default();
+    let random = &world.random.fork(&format!("{} {} {named} {query}", caller.name, parts.method));
     let api = &world.api;
     if caller.dead.load(Ordering::SeqCst) {
         std::future::pending::<()>().await;
@@ -306,7 +309,8 @@ fn carry_out(world: &World, caller: &Caller, parts: &http::request::Parts, path:
         world.api.changed.send_modify(|version| *version += 1);
     }
     if parts.method != Method::GET {
-        let what = format!("{} {}/{} {}", parts.method, path.plural, path.name.as_deref().unwrap_or(""), answer.0);
+        let name = path.name.as_deref().filter(|_| path.plural != "events").unwrap_or_default();
+        let what = format!("{} {}/{name} {}", parts.method, path.plural, answer.0);
         if path.plural != "leases" {
             note(format!("{} {what}", caller.name));
         }

@@ -43,6 +43,8 @@ pub(crate) enum Mutant {
     NoFenceNoSeal,
     /// Members seal while they vouch for the primary, and the operator is not told that they do.
     NoPromise,
+    /// That, and the fencer lets its deadline pass.
+    NoFenceNoPromise,
     /// A primary that has started lets clients in at once.
     NoGate,
 }
@@ -53,11 +55,11 @@ impl Mutant {
     }
 
     pub(crate) fn fences(self) -> bool {
-        !matches!(self, Self::NoFence | Self::NoFenceNoSeal)
+        !matches!(self, Self::NoFence | Self::NoFenceNoSeal | Self::NoFenceNoPromise)
     }
 
     pub(crate) fn keeps_promises(self) -> bool {
-        self != Self::NoPromise
+        !matches!(self, Self::NoPromise | Self::NoFenceNoPromise | Self::NoFenceNoSeal)
     }
 
     pub(crate) fn gates(self) -> bool {
