@@ -33,7 +33,7 @@ demo: deps cluster-up images load store ## Shows the whole job on a local Kubern
 	@$(STEP) "demo" e2e/with-cluster.sh $(BUILT)/demo
 
 .PHONY: test
-test: deps fmt-check cluster-up check images load store e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
+test: deps fmt-check cluster-up check sim images load store e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
 
 .PHONY: ci
 ci: test ## The same as test: what .ci/run runs.
@@ -112,6 +112,14 @@ unit: ## Runs unit, property and snapshot tests.
 model: ## Checks the failover protocol in every order of steps within bounds; T=deep goes further (docs/adr/0002).
 	@$(STEP) "model of the failover" cargo test --locked -p pgherd-core --test model -- --nocapture \
 	  $(if $(filter deep%,$(T)),--ignored) $(T)
+
+# The first seed, and how many there are.
+FIRST := 1
+SEEDS := 60
+.PHONY: sim
+sim: ## Simulates clusters under random pairs of faults: SEEDS=n of them, from FIRST=seed on; TRACE=1 prints what happens.
+	@$(STEP) "simulation" env PGHERD_SIM_FIRST=$(FIRST) PGHERD_SIM_SEEDS=$(SEEDS) $(if $(TRACE),PGHERD_SIM_TRACE=1) \
+	  cargo test $(ALL) --test sim -- --nocapture $(T)
 
 .PHONY: drift
 drift: build ## Checks that generated files are current.

@@ -1,12 +1,12 @@
 //! What every reconciler gets: the client, the settings, the reflector stores, the clock and the memories that outlive
 //! one reconciliation. Nothing here decides.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource, runtime::events::Recorder};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     controllers::postgres_cluster::memory::ClusterMemory,
@@ -55,6 +55,7 @@ impl Context {
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     started: Instant,
+    wall: fn() -> Timestamp,
 }
 
 /// One reading of the clock, taken once a reconciliation.
@@ -70,14 +71,20 @@ impl Clock {
     /// Starts the clock.
     #[must_use]
     pub fn start() -> Self {
-        Self { started: Instant::now() }
+        Self::with_wall(Timestamp::now)
+    }
+
+    /// Starts the clock with another wall clock: for the simulation.
+    #[must_use]
+    pub fn with_wall(wall: fn() -> Timestamp) -> Self {
+        Self { started: Instant::now(), wall }
     }
 
     /// Reads it.
     #[must_use]
     pub fn now(&self) -> Now {
         let monotonic_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now { wall: Timestamp::now(), monotonic_ms }
+        Now { wall: (self.wall)(), monotonic_ms }
     }
 }
 

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     board::Board,
     clock::Boottime,
-    failsafe::AddressBook,
+    failsafe::{AddressBook, PeerTransport},
     fencer::Fencer,
     gate::Gate,
     layout::Layout,
@@ -101,6 +101,8 @@ pub struct Agent {
     pub vouches: VouchBook,
     /// Where the peers were last found.
     pub addresses: Arc<AddressBook>,
+    /// How the peers are asked, where that is not by TLS over TCP.
+    pub peers: Option<Arc<dyn PeerTransport>>,
     /// Wakes the machine.
     pub wake: Notify,
     /// Cancelled by SIGTERM.
@@ -145,6 +147,7 @@ impl Agent {
             gate: Gate::default(),
             vouches: VouchBook::open(&layout.volume),
             addresses: Arc::default(),
+            peers: None,
             identity,
             layout,
             store,
@@ -171,6 +174,12 @@ impl Agent {
             disk_proved_at: AtomicU64::new(0),
             beat: AtomicU64::new(Boottime::now().0),
         }
+    }
+
+    /// The same agent, which asks its peers by this transport: for the simulation.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn PeerTransport>) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// The configuration now.
@@ -353,7 +362,8 @@ impl Agent {
         Boottime(self.disk_proved_at.load(Ordering::SeqCst))
     }
 
-    pub(crate) fn publish_sample(&self, sample: Sample) {
+    /// Publishes what the server says of itself.
+    pub fn publish_sample(&self, sample: Sample) {
         if let (Some(heard), Some(receiver)) = (lock(&self.heard).as_mut(), &sample.receiver)
             && receiver.streaming
         {
@@ -367,7 +377,8 @@ impl Agent {
         self.samples.send_replace(Some(sample));
     }
 
-    pub(crate) fn note_disk_proof(&self, started: Boottime) {
+    /// The disk took a write that began at `started`.
+    pub fn note_disk_proof(&self, started: Boottime) {
         self.disk_proved_at.store(started.0, Ordering::SeqCst);
     }
 

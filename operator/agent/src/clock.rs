@@ -2,9 +2,19 @@
 //! `std::time::Instant` is CLOCK_MONOTONIC and stands still during a suspend, so it must not be used for a deadline
 //! that keeps two primaries apart.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
+
+/// Stands for CLOCK_BOOTTIME where time is simulated; see [`install_source`].
+static SOURCE: OnceLock<fn() -> Boottime> = OnceLock::new();
+
+/// Replaces the clock of the whole process, once and before its first reading: for the simulation alone. No program of
+/// pgherd calls it.
+pub fn install_source(source: fn() -> Boottime) {
+    // A second one is ignored: what has read the clock must not see it jump.
+    let _ = SOURCE.set(source);
+}
 
 /// Nanoseconds of CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,6 +24,9 @@ impl Boottime {
     /// Now. If the clock can't be read (it always can on Linux), the largest value: every deadline has passed then.
     #[must_use]
     pub fn now() -> Self {
+        if let Some(source) = SOURCE.get() {
+            return source();
+        }
         clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Self(u64::MAX), |time| Self::from_duration(Duration::from(time)))
     }
 

@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{FutureExt, future::BoxFuture};
 use pgherd_core::{
     admission::{admits_at_once, decide_admission},
     lsn::Lsn,
@@ -132,8 +133,38 @@ impl Gate {
     }
 }
 
+/// How the gate looks at one start of the server. The simulation has servers of its own; decisions stay here.
+pub trait Lookout: Send {
+    /// What the primary has flushed and how far its standbys are; None while it recovers.
+    fn look<'a>(&'a mut self, agent: &'a Agent) -> BoxFuture<'a, Result<Option<Admittance>, SqlError>>;
+}
+
+/// Over a session of its own, which is opened again after an error.
+#[derive(Default)]
+struct OwnSession(Option<Session>);
+
+impl Lookout for OwnSession {
+    fn look<'a>(&'a mut self, agent: &'a Agent) -> BoxFuture<'a, Result<Option<Admittance>, SqlError>> {
+        async move {
+            let session = match self.0.take() {
+                Some(session) => session,
+                None => probe::connect(&agent.layout).await?,
+            };
+            let seen = probe::observe_admittance(&session).await?;
+            self.0 = Some(session);
+            Ok(seen)
+        }
+        .boxed()
+    }
+}
+
 /// Watches the voters while the gate is closed; never ends.
 pub async fn keep_gate(agent: Arc<Agent>) {
+    keep_gate_through(agent, OwnSession::default).await;
+}
+
+/// [`keep_gate`] with another way to look at the server, made anew for each start of it.
+pub async fn keep_gate_through<L: Lookout>(agent: Arc<Agent>, lookout: impl Fn() -> L + Send + Sync) {
     let mut entries = agent.gate.entry.subscribe();
     loop {
         let closed = |entry: &Option<Entry>| entry.as_ref().is_some_and(|entry| entry.stage == Stage::Closed);
@@ -142,18 +173,21 @@ pub async fn keep_gate(agent: Arc<Agent>) {
             Err(_) => return,
         };
         if let Some(entry) = entry {
-            watch_voters(&agent, &entry).await;
+            watch_voters(&agent, &entry, &mut lookout()).await;
         }
     }
 }
 
 /// Until the gate of this start passes, or another start has begun.
-async fn watch_voters(agent: &Agent, entry: &Entry) {
+async fn watch_voters(agent: &Agent, entry: &Entry, lookout: &mut impl Lookout) {
     let generation = entry.generation;
-    let mut session: Option<Session> = None;
     let mut ended_at: Option<Lsn> = None;
     while agent.gate.stage(generation) == Stage::Closed && agent.server.generation() == generation {
-        let looked = look(agent, &mut session, &mut ended_at).await;
+        let looked = lookout.look(agent).await;
+        if let Ok(Some(seen)) = &looked {
+            // Taken at the first look after the recovery: nobody but pgherd has been let in since.
+            ended_at.get_or_insert(seen.flushed);
+        }
         let waited = Boottime::now().since(entry.since);
         let pause = match looked {
             Ok(Some(seen)) => match decide(agent, &seen, ended_at) {
@@ -173,33 +207,12 @@ async fn watch_voters(agent: &Agent, entry: &Entry) {
                 }
             },
             Ok(None) => LOOK_EVERY,
-            Err(_) => {
-                session = None;
-                LOOK_LATER
-            }
+            Err(_) => LOOK_LATER,
         };
         sleep(pause).await;
     }
     // The process that this gate was for is gone; whoever starts the next one begins anew.
     agent.gate.forget(generation);
-}
-
-/// One look; None while the server still recovers. The position is taken at the first look after that: nobody but pgherd
-/// has been let in since.
-async fn look(
-    agent: &Agent,
-    session: &mut Option<Session>,
-    ended_at: &mut Option<Lsn>,
-) -> Result<Option<Admittance>, SqlError> {
-    if session.is_none() {
-        *session = Some(probe::connect(&agent.layout).await?);
-    }
-    let Some(open) = session.as_ref() else { return Ok(None) };
-    let seen = probe::observe_admittance(open).await?;
-    if let Some(seen) = &seen {
-        ended_at.get_or_insert(seen.flushed);
-    }
-    Ok(seen)
 }
 
 fn decide(agent: &Agent, seen: &Admittance, ended_at: Option<Lsn>) -> Result<(), String> {

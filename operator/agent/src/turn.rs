@@ -145,7 +145,8 @@ async fn decide(agent: &Agent, register: &Register, data: &DataView) -> LocalAct
 }
 
 /// Steps that can't be taken back, or that make a primary, start from a register that was just read.
-fn needs_fresh_register(action: &LocalAction) -> bool {
+#[must_use]
+pub fn needs_fresh_register(action: &LocalAction) -> bool {
     !matches!(
         action,
         LocalAction::KeepPrimary
@@ -159,7 +160,8 @@ fn needs_fresh_register(action: &LocalAction) -> bool {
 }
 
 /// Steps during which this agent may lead its term.
-fn is_for_primaries(action: &LocalAction) -> bool {
+#[must_use]
+pub fn is_for_primaries(action: &LocalAction) -> bool {
     matches!(
         action,
         LocalAction::Bootstrap

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::SendRequest;
@@ -102,14 +103,33 @@ impl AgentAddress {
 
 type Connection = SendRequest<Full<Bytes>>;
 
+/// Another way to the agents than TLS over TCP: for the simulation. Bounds in time and what an answer means stay here.
+pub trait AgentTransport: Send + Sync {
+    /// One request; answers with the HTTP status and the body, or says why there is no answer.
+    fn exchange<'a>(
+        &'a self,
+        agent: &'a AgentAddress,
+        method: &'a Method,
+        path: &'a str,
+        body: &'a Bytes,
+    ) -> BoxFuture<'a, Result<(StatusCode, Bytes), String>>;
+}
+
 /// The clients of all clusters, by the cluster's UID: each cluster has its own CA, and keeps its connections from round
 /// to round.
 #[derive(Default)]
 pub struct AgentClients {
     by_cluster: std::sync::Mutex<BTreeMap<String, (OperatorIdentity, Arc<AgentClient>)>>,
+    transport: Option<Arc<dyn AgentTransport>>,
 }
 
 impl AgentClients {
+    /// Clients that reach the agents by this transport.
+    #[must_use]
+    pub fn over(transport: Arc<dyn AgentTransport>) -> Self {
+        Self { by_cluster: std::sync::Mutex::default(), transport: Some(transport) }
+    }
+
     /// The client of a cluster; made anew when the identity is another one than before.
     ///
     /// # Errors
@@ -122,7 +142,8 @@ impl AgentClients {
             return Ok(Arc::clone(client));
         }
         let (ca, certificate, key) = (&identity.ca_pem, &identity.certificate_pem, &identity.key_pem);
-        let client = Arc::new(AgentClient::new(ca.as_bytes(), certificate.as_bytes(), key.as_bytes())?);
+        let client = AgentClient::new(ca.as_bytes(), certificate.as_bytes(), key.as_bytes())?;
+        let client = Arc::new(AgentClient { transport: self.transport.clone(), ..client });
         clients.insert(cluster_uid.to_owned(), (identity.clone(), Arc::clone(&client)));
         Ok(client)
     }
@@ -138,6 +159,7 @@ impl AgentClients {
 pub struct AgentClient {
     tls: TlsConnector,
     idle: Mutex<BTreeMap<AgentAddress, Vec<Connection>>>,
+    transport: Option<Arc<dyn AgentTransport>>,
 }
 
 impl AgentClient {
@@ -161,7 +183,7 @@ impl AgentClient {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(certificates("operator.crt", certificate)?, key)?;
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), idle: Mutex::new(BTreeMap::new()) })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), idle: Mutex::default(), transport: None })
     }
 
     /// `GET /v1/status`, within 1 s.
@@ -250,6 +272,12 @@ impl AgentClient {
         path: &str,
         body: &Bytes,
     ) -> Result<Bytes, AgentCallError> {
+        if let Some(transport) = &self.transport {
+            let answer = transport.exchange(agent, method, path, body).await;
+            let (status, answer) =
+                answer.map_err(|reason| AgentCallError::Unreachable { pod: agent.pod.clone(), reason })?;
+            return parse_answer(agent, status, answer);
+        }
         let pooled = self.idle.lock().await.get_mut(agent).and_then(Vec::pop);
         if let Some(connection) = pooled {
             match self.send(connection, agent, method, path, body).await {

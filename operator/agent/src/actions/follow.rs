@@ -93,7 +93,8 @@ async fn may_follow(agent: &Agent, register: &Register, theirs: &UpstreamState) 
 
 /// Each term opens a timeline of its own. Whoever has followed earlier terms only and is on a timeline of that number
 /// already may have it from a promotion that came to nothing: the rejoin compares the bytes.
-fn may_be_namesake(local: Term, current: Term, mine: TimelineId, theirs: TimelineId) -> bool {
+#[must_use]
+pub fn may_be_namesake(local: Term, current: Term, mine: TimelineId, theirs: TimelineId) -> bool {
     (Term(1)..current).contains(&local) && mine == theirs
 }
 

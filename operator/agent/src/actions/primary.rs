@@ -108,7 +108,7 @@ pub async fn keep(agent: &Agent, register: &Register) -> Result<(), ActionError>
 
 /// It serves: from now on silence means that it hangs, however short ago it was started. Where nobody could take over, it
 /// stays excused: to kill it would help nobody.
-fn end_excuse(agent: &Agent) {
+pub fn end_excuse(agent: &Agent) {
     if agent.config().instances < 2 {
         return;
     }
@@ -121,7 +121,8 @@ fn end_excuse(agent: &Agent) {
     });
 }
 
-fn show_open(agent: &Agent) {
+/// It takes writes from clients.
+pub fn show_open(agent: &Agent) {
     agent.board.update(|status| status.admits_clients = status.is_primary);
     agent.board.say(Phase::Primary, agent.going_on().unwrap_or_default());
 }
@@ -172,7 +173,7 @@ async fn apply_settings(agent: &Agent, register: &Register, admits_clients: bool
 /// Takes the barrier once the setting is in effect, and sees whether enough voters have flushed it. In effect means: a
 /// session sees it, every process had time to read it, and the checkpointer, which publishes to all backends whether
 /// commits wait at all, was seen idle after that.
-fn pass_barrier(agent: &Agent, sample: &Sample) {
+pub fn pass_barrier(agent: &Agent, sample: &Sample) {
     agent.update_quorum(|progress| {
         let in_effect = sample.synchronous_standby_names == progress.names && sample.checkpointer_idle;
         if progress.barrier.is_none() && in_effect && sample.at.since(progress.since) >= SETTLE {

@@ -121,7 +121,10 @@ pub async fn seal(agent: &Agent, term: Term) -> Result<SealReport, SealError> {
 }
 
 /// Refuses while a promise to the primary of an earlier term is in force.
-async fn respect_promise(agent: &Agent, term: Term) -> Result<(), Vouching> {
+///
+/// # Errors
+/// [`Vouching`].
+pub async fn respect_promise(agent: &Agent, term: Term) -> Result<(), Vouching> {
     let Err(vouching) = agent.vouches.begin_seal(term) else { return Ok(()) };
     // Without an answer the promise stands.
     let _ = lease::refresh(agent).await;
@@ -130,7 +133,7 @@ async fn respect_promise(agent: &Agent, term: Term) -> Result<(), Vouching> {
 }
 
 /// A promise is void once the primary itself has written into the register that its PostgreSQL is down.
-fn lift_if_released(agent: &Agent, vouching: Vouching) {
+pub fn lift_if_released(agent: &Agent, vouching: Vouching) {
     let seen = agent.register.borrow();
     let released = |register: &Register| register.released && register.term == vouching.term;
     if seen.as_ref().is_some_and(|seen| released(&seen.lease.register)) {

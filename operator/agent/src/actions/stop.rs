@@ -30,7 +30,7 @@ pub async fn stop_now(agent: &Agent, why: &str) {
 }
 
 /// No process is left that could take a write: nothing more to renew or to fence.
-fn end_tenure(agent: &Agent) {
+pub fn end_tenure(agent: &Agent) {
     agent.set_role(None);
     agent.tenure.send_replace(None);
     agent.update_quorum(|progress| *progress = crate::agent::QuorumProgress::default());

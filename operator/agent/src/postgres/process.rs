@@ -129,6 +129,11 @@ impl Server {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// Counts a start or a stop of a server that is no child of this process: for the simulation alone.
+    pub fn count_foreign_change(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// What was seen in the log of the server that was started last.
     #[must_use]
     pub fn log(&self) -> &LogWatch {

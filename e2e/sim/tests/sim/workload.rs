@@ -1,0 +1,136 @@
+//! Clients: writers and a reader through `shop-rw`, which hold their session until it breaks, and a writer pinned to each
+//! container, whatever its role. All they learn goes to the ledger.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    instance::Instance,
+    postgres::Outcome,
+    scope::{CLIENTS, elapsed},
+    world::World,
+};
+
+/// A client gives an answer up after this long.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// Starts everybody.
+pub(crate) fn start(world: &Arc<World>) {
+    for _ in 0..2 {
+        tokio::spawn(write_through_service(Arc::clone(world)));
+    }
+    tokio::spawn(read_through_service(Arc::clone(world)));
+    tokio::spawn(use_everywhere(Arc::clone(world)));
+}
+
+/// The container that `shop-rw` leads to, as seen a moment ago.
+async fn connect(world: &World) -> Option<Arc<Instance>> {
+    let routed = world.routed();
+    sleep(Duration::from_millis(world.random.between(5, 300))).await;
+    world.instance_of(routed.first()?)
+}
+
+async fn write_through_service(world: Arc<World>) {
+    while !world.is_quiet() {
+        let Some(session) = connect(&world).await else { continue };
+        while !world.is_quiet() {
+            if insert(&world, &session).await != Outcome::Acknowledged {
+                break;
+            }
+            sleep(Duration::from_millis(world.random.between(40, 120))).await;
+        }
+        sleep(Duration::from_millis(world.random.between(100, 300))).await;
+    }
+}
+
+/// As a poll of every pod for writability, and a reader that asks whoever takes writes.
+async fn use_everywhere(world: Arc<World>) {
+    let mut known = BTreeSet::new();
+    while !world.is_quiet() {
+        for instance in world.running() {
+            if known.insert(instance.number) {
+                let world = Arc::clone(&world);
+                tokio::spawn(async move {
+                    while !instance.is_over() && !world.is_quiet() {
+                        insert(&world, &instance).await;
+                        sleep(Duration::from_millis(world.random.between(100, 250))).await;
+                        read(&world, &instance).await;
+                        sleep(Duration::from_millis(world.random.between(100, 250))).await;
+                    }
+                });
+            }
+        }
+        sleep(Duration::from_millis(250)).await;
+    }
+}
+
+async fn insert(world: &Arc<World>, to: &Arc<Instance>) -> Outcome {
+    let id = world.next_number();
+    let outcome = ask(world, to, id).await;
+    let mut ledger = world.ledger.lock().unwrap();
+    match outcome {
+        Outcome::Acknowledged => {
+            let now = elapsed();
+            ledger.longest_gap = ledger.longest_gap.max(now.saturating_sub(ledger.last_acknowledged_at));
+            ledger.last_acknowledged_at = now;
+            ledger.acknowledged.insert(id, now);
+        }
+        Outcome::Refused => {
+            ledger.failed.insert(id);
+        }
+        Outcome::Unknown => {
+            ledger.unknown.insert(id);
+        }
+    }
+    outcome
+}
+
+async fn ask(world: &Arc<World>, to: &Arc<Instance>, id: u64) -> Outcome {
+    let there = to.scope.node;
+    if timeout(PATIENCE, world.net.travel(&world.random, CLIENTS, there)).await.is_err() {
+        return Outcome::Unknown;
+    }
+    let Some(server) = to.server() else { return Outcome::Refused };
+    let (answer, answered) = oneshot::channel();
+    to.scope.spawn(async move {
+        // The client may have given up.
+        let _ = answer.send(server.insert(id).await);
+    });
+    let Ok(Ok(outcome)) = timeout(PATIENCE, answered).await else { return Outcome::Unknown };
+    if timeout(PATIENCE, world.net.travel(&world.random, there, CLIENTS)).await.is_err() {
+        return Outcome::Unknown;
+    }
+    outcome
+}
+
+async fn read_through_service(world: Arc<World>) {
+    while !world.is_quiet() {
+        sleep(Duration::from_millis(world.random.between(200, 500))).await;
+        if let Some(instance) = connect(&world).await {
+            read(&world, &instance).await;
+        }
+    }
+}
+
+async fn read(world: &Arc<World>, from: &Arc<Instance>) {
+    let there = from.scope.node;
+    let trip = async {
+        world.net.travel(&world.random, CLIENTS, there).await;
+        let server = from.server().filter(|server| server.is_primary())?;
+        let (answer, answered) = oneshot::channel();
+        from.scope.spawn(async move {
+            // The client may have given up.
+            let _ = answer.send(server.read());
+        });
+        let seen = answered.await.ok()??;
+        world.net.travel(&world.random, there, CLIENTS).await;
+        Some(seen)
+    };
+    if let Ok(Some(seen)) = timeout(PATIENCE, trip).await {
+        world.ledger.lock().unwrap().seen.extend(seen);
+    }
+}
