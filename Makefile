@@ -33,7 +33,7 @@ demo: deps cluster-up images load store ## Shows the whole job on a local Kubern
 	@$(STEP) "demo" e2e/with-cluster.sh $(BUILT)/demo
 
 .PHONY: test
-test: deps fmt-check cluster-up check sim images load store e2e ## Runs all checks, all tests, and the tests on a local Kubernetes.
+test: deps fmt-check cluster-up check sim images load store e2e faults-short ## Runs all checks, all tests, and the tests on a local Kubernetes.
 
 .PHONY: ci
 ci: test ## The same as test: what .ci/run runs.
@@ -152,6 +152,10 @@ e2e: chart-check crds-e2e ## Runs the tests on the cluster that is up; T=name ru
 .PHONY: faults
 faults: ## Injects faults on the cluster that is up; T=name (or number) some, SHORT=1 a short selection, RUNS=n times each.
 	@$(STEP) "faults" e2e/with-cluster.sh $(BUILT)/faults $(if $(SHORT),--short) $(if $(RUNS),--runs $(RUNS)) $(T)
+
+.PHONY: faults-short
+faults-short: ## Injects the faults of continuous integration: seconds without writes are noted, anything lost fails.
+	@$(MAKE) faults SHORT=1
 
 .PHONY: bench-failover
 bench-failover: ## Measures failovers on the cluster that is up: RUNS=n (20) of each; T=name some.
