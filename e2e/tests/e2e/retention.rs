@@ -19,8 +19,8 @@ use crate::{
     in_namespace, manifests,
 };
 
-/// Four runs of an every-minute schedule, and what comes between.
-const SOME_RUNS: Duration = Duration::from_secs(480);
+/// Three runs of an every-minute schedule, and what comes between.
+const SOME_RUNS: Duration = Duration::from_secs(420);
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
@@ -34,7 +34,7 @@ async fn retention_deletes_old_backups_and_wal_and_what_stays_is_restored() -> R
         let oldest_wal = archive_segment(namespace, "c-0").await?;
         claim(has_wal(namespace, &oldest_wal).await?, || format!("{oldest_wal} is not in the store"))?;
 
-        let schedule = format!("{}  retention: {{keepLast: 2}}\n", manifests::schedule("s", "c", "* * * * *"));
+        let schedule = format!("{}  retention: {{keepLast: 1}}\n", manifests::schedule("s", "c", "* * * * *"));
         apply(namespace, &schedule).await?;
         let pruned = wait_schedule(client, namespace, SOME_RUNS, "retention to delete", |status| {
             status.retention.as_ref().is_some_and(|retention| !retention.deleted.is_empty())

@@ -20,6 +20,8 @@ pub const FINALIZER: &str = "pgherd.dev/backup-data";
 const WATCH_JOB: SignedDuration = SignedDuration::from_secs(5);
 /// How soon data that may not go yet is tried again.
 const TRY_AGAIN: SignedDuration = SignedDuration::from_mins(5);
+/// How soon it is seen that another backup has become the newest.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(20);
 
 /// Everything that the decision depends on.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct DeletionFacts {
     pub out_of_reach: Option<String>,
     /// The last run of the Job that deletes.
     pub run: Option<Run<PruneJobConfig>>,
+    /// When the cluster's newest restorable backup was complete: it may be what was waited for.
+    pub newest_complete: Option<Timestamp>,
 }
 
 /// What to do.
@@ -80,7 +84,12 @@ pub fn decide_deletion(facts: &DeletionFacts, now: Timestamp) -> DeletionStep {
                 None => ("DeletionFailed", why.clone()),
             };
             let left = TRY_AGAIN - now.duration_since(*at);
-            if left.is_positive() { wait(reason, text, left) } else { DeletionStep::Start(run.count) }
+            let is_newest_no_more = facts.newest_complete.is_some_and(|complete| complete > *at);
+            if left.is_positive() && !is_newest_no_more {
+                wait(reason, text, left.min(LOOK_AGAIN))
+            } else {
+                DeletionStep::Start(run.count)
+            }
         }
     }
 }
@@ -109,7 +118,14 @@ mod tests {
     }
 
     fn facts() -> DeletionFacts {
-        DeletionFacts { wanted: true, being_made: false, id: Some("b".into()), out_of_reach: None, run: None }
+        DeletionFacts {
+            wanted: true,
+            being_made: false,
+            id: Some("b".into()),
+            out_of_reach: None,
+            run: None,
+            newest_complete: None,
+        }
     }
 
     fn ended(outcome: &PruneJobOutcome, minutes_ago: i64) -> DeletionFacts {
@@ -140,7 +156,9 @@ mod tests {
         let refused = PruneJobOutcome::Completed(summary);
         let DeletionStep::Wait(wait) = decide_deletion(&ended(&refused, 1), now()) else { panic!("no wait") };
         assert!(wait.reason == "DataKept" && wait.message.contains("the newest restorable backup"), "{wait:?}");
-        assert_eq!(wait.again, SignedDuration::from_mins(4));
+        assert_eq!(wait.again, LOOK_AGAIN);
+        let newer = DeletionFacts { newest_complete: Some(now()), ..ended(&refused, 1) };
+        assert_eq!(decide_deletion(&newer, now()), DeletionStep::Start(1));
         assert_eq!(decide_deletion(&ended(&refused, 5), now()), DeletionStep::Start(1));
         let failed = PruneJobOutcome::Failed { reason: "StoreUnreachable".into(), error: "no route".into() };
         let DeletionStep::Wait(wait) = decide_deletion(&ended(&failed, 1), now()) else { panic!("no wait") };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
@@ -99,6 +100,7 @@ impl Round<'_> {
             id,
             out_of_reach: ground.as_ref().err().cloned(),
             run,
+            newest_complete: self.find_newest_complete(),
         };
         match decide_deletion(&facts, self.now.wall) {
             DeletionStep::Release(why) => self.release(why.as_deref()).await,
@@ -108,6 +110,20 @@ impl Round<'_> {
                 _ => self.release(None).await,
             },
         }
+    }
+
+    /// When the newest restorable backup of the cluster, another one than this, was complete.
+    fn find_newest_complete(&self) -> Option<Timestamp> {
+        let others = self.context.stores.backups.state().into_iter().filter(|other| {
+            other.namespace().as_deref() == Some(&self.namespace)
+                && other.spec.cluster_ref.name == self.backup.spec.cluster_ref.name
+                && other.uid().as_deref() != Some(&self.uid)
+        });
+        let complete = others.filter_map(|other| {
+            let status = other.status.as_ref().filter(|status| status.restorable == Some(true))?;
+            status.completed_at.as_ref()?.parse().ok()
+        });
+        complete.max()
     }
 
     async fn release(&self, why_data_stays: Option<&str>) -> Result<Action, BackupError> {
