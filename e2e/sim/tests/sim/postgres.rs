@@ -315,7 +315,7 @@ impl Postgres {
         if !self.answers() || !self.is_primary() || !self.admits.load(Ordering::SeqCst) {
             return Outcome::Refused;
         }
-        let bytes = self.world.random.between(64, 300);
+        let bytes = self.world.random.fork(&format!("bytes of {id}")).between(64, 300);
         let lsn = self.volume.with(|content| content.data_mut().map(|data| data.append(What::Insert(id), bytes)));
         let Some(lsn) = lsn else { return Outcome::Refused };
         self.world.sizes.lock().unwrap().insert(id, bytes);
