@@ -21,12 +21,13 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     time::{sleep, timeout},
 };
 
 use crate::{
     scope::{API, Node, elapsed, wall},
+    signal::{Signal, Waiter},
     store::{Answer, Key, Objects, matches_fields, matches_labels, refusal},
     trace::note,
     world::World,
@@ -66,7 +67,7 @@ pub(crate) struct Api {
     pub(crate) objects: Mutex<Objects>,
     pub(crate) trouble: Mutex<Trouble>,
     pub(crate) writes: Mutex<Vec<Write>>,
-    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) changed: Signal,
 }
 
 /// Somebody who may be told to die at its n-th write.
@@ -88,7 +89,7 @@ impl Api {
             objects: Mutex::default(),
             trouble: Mutex::default(),
             writes: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: Signal::default(),
         }
     }
 
@@ -109,7 +110,7 @@ impl Api {
     /// A change by somebody inside of the control plane, or by a person.
     pub(crate) fn edit<T>(&self, change: impl FnOnce(&mut Objects) -> T) -> T {
         let outcome = change(&mut self.objects.lock().unwrap());
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.raise();
         outcome
     }
 }
@@ -306,7 +307,7 @@ fn carry_out(world: &World, caller: &Caller, parts: &http::request::Parts, path:
     let changed = objects.version != before;
     drop(objects);
     if changed {
-        world.api.changed.send_modify(|version| *version += 1);
+        world.api.changed.raise();
     }
     if parts.method != Method::GET {
         let name = path.name.as_deref().filter(|_| path.plural != "events").unwrap_or_default();
@@ -349,7 +350,7 @@ struct Watching {
     path: Path,
     /// The last version that was sent or passed over.
     version: u64,
-    changes: watch::Receiver<u64>,
+    changes: Waiter,
     ends_at: Duration,
     over: bool,
 }
@@ -376,7 +377,7 @@ impl Watching {
             if self.over || elapsed() >= self.ends_at || world.api.trouble().down {
                 return None;
             }
-            self.changes.borrow_and_update();
+            self.changes.mark_seen();
             let Some(change) = self.next_change() else {
                 // Also without a change: an outage ends a watch.
                 let _ = timeout(Duration::from_secs(1), self.changes.changed()).await;

@@ -297,7 +297,7 @@ impl Targets {
             Fault::SlowDisk(..) => world.volume(ordinal).slow_ms.store(0, Ordering::SeqCst),
             Fault::ApiDown | Fault::ApiSlow(_) | Fault::ApiErrors | Fault::Conflicts | Fault::StaleWatches => {
                 *world.api.trouble.lock().unwrap() = crate::api::Trouble::default();
-                world.api.changed.send_modify(|version| *version += 1);
+                world.api.changed.raise();
             }
             Fault::TwoLeaders => self.operators[1].lead_with_the_others(),
             Fault::OperatorDies { .. } => self.operators.iter().for_each(|operator| operator.die_at_write(0, true)),

@@ -7,19 +7,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 
-use crate::{random::Random, scope::Node};
+use crate::{random::Random, scope::Node, signal::Signal};
 
 pub(crate) struct Net {
     cut: Mutex<BTreeSet<(Node, Node)>>,
     slow_ms: Mutex<BTreeMap<(Node, Node), u64>>,
-    changed: watch::Sender<u64>,
+    changed: Signal,
 }
 
 impl Net {
     pub(crate) fn new() -> Self {
-        Self { cut: Mutex::default(), slow_ms: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { cut: Mutex::default(), slow_ms: Mutex::default(), changed: Signal::default() }
     }
 
     pub(crate) fn is_cut(&self, from: Node, to: Node) -> bool {
@@ -28,7 +28,7 @@ impl Net {
 
     pub(crate) fn cut(&self, from: Node, to: Node) {
         self.cut.lock().unwrap().insert((from, to));
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.raise();
     }
 
     /// Adds up to so many milliseconds to each message between two nodes.
@@ -39,7 +39,7 @@ impl Net {
     pub(crate) fn mend(&self) {
         self.cut.lock().unwrap().clear();
         self.slow_ms.lock().unwrap().clear();
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.raise();
     }
 
     /// Returns when a message that is sent now has arrived.
@@ -51,9 +51,7 @@ impl Net {
         let mut waited = false;
         while self.is_cut(from, to) {
             waited = true;
-            if changes.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            changes.changed().await;
         }
         let slow = self.slow_ms.lock().unwrap().get(&(from, to)).copied().unwrap_or(0);
         let again = if waited { random.between(20, 1_500) } else { 0 };

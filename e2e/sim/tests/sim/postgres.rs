@@ -13,14 +13,13 @@ use std::{
 
 use pgherd_agent::postgres::wal_dir::is_diverged;
 use pgherd_core::lsn::Lsn;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     data::{Volume, What},
+    random::Random,
     scope::Scope,
+    signal::Signal,
     world::World,
 };
 
@@ -98,7 +97,11 @@ pub(crate) struct Postgres {
     pub(crate) halted: AtomicBool,
     /// pg_hba.conf lets clients in.
     pub(crate) admits: AtomicBool,
-    work: watch::Sender<u64>,
+    work: Signal,
+    /// Chances of each of its processes.
+    own: Random,
+    flushing: Random,
+    receiving: Random,
 }
 
 impl Postgres {
@@ -122,11 +125,14 @@ impl Postgres {
             stopped: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             admits: AtomicBool::new(true),
-            work: watch::Sender::new(0),
+            work: Signal::default(),
+            own: world.random.fork(&format!("server of {pod}")),
+            flushing: world.random.fork(&format!("flushes of {pod}")),
+            receiving: world.random.fork(&format!("receiver of {pod}")),
         });
         let starting = Arc::clone(&server);
         scope.spawn(async move {
-            sleep(Duration::from_millis(starting.world.random.between(150, 1_500))).await;
+            sleep(Duration::from_millis(starting.own.between(150, 1_500))).await;
             starting.come_up(standby);
         });
         let (flushing, receiving) = (Arc::clone(&server), Arc::clone(&server));
@@ -156,7 +162,7 @@ impl Postgres {
     }
 
     fn poke(&self) {
-        self.work.send_modify(|version| *version += 1);
+        self.work.raise();
     }
 
     /// As by SIGQUIT or SIGKILL: nothing more is written or said.
@@ -261,7 +267,7 @@ impl Postgres {
 
     /// Promotes: waits for the replay, then opens a timeline and takes writes.
     pub(crate) async fn promote(self: &Arc<Self>) -> bool {
-        sleep(Duration::from_millis(self.world.random.between(30, 400))).await;
+        sleep(Duration::from_millis(self.own.between(30, 400))).await;
         if self.is_stopped() || !self.state.lock().unwrap().in_recovery {
             return !self.is_stopped();
         }
@@ -288,7 +294,7 @@ impl Postgres {
                 continue;
             }
             let until = self.volume.with(|content| content.data().map_or(0, |data| data.wal.len()));
-            self.fsync().await;
+            self.fsync(&self.flushing).await;
             if self.is_stopped() {
                 return;
             }
@@ -301,10 +307,10 @@ impl Postgres {
         }
     }
 
-    async fn fsync(&self) {
+    async fn fsync(&self, random: &Random) {
         let slow = self.volume.slow_ms.load(Ordering::SeqCst);
-        let more = if slow > 0 { self.world.random.between(slow / 2, slow) } else { 0 };
-        sleep(Duration::from_micros(self.world.random.between(500, 4_000) + 1_000 * more)).await;
+        let more = if slow > 0 { random.between(slow / 2, slow) } else { 0 };
+        sleep(Duration::from_micros(random.between(500, 4_000) + 1_000 * more)).await;
     }
 
     /// One transaction. The caller has a session.
@@ -315,7 +321,7 @@ impl Postgres {
         if !self.answers() || !self.is_primary() || !self.admits.load(Ordering::SeqCst) {
             return Outcome::Refused;
         }
-        let bytes = self.world.random.between(64, 300);
+        let bytes = self.world.random.fork(&format!("bytes of {id}")).between(64, 300);
         let lsn = self.volume.with(|content| content.data_mut().map(|data| data.append(What::Insert(id), bytes)));
         let Some(lsn) = lsn else { return Outcome::Refused };
         self.world.sizes.lock().unwrap().insert(id, bytes);
@@ -334,9 +340,7 @@ impl Postgres {
                 }
                 return Outcome::Acknowledged;
             }
-            if work.changed().await.is_err() {
-                return Outcome::Unknown;
-            }
+            work.changed().await;
         }
     }
 
@@ -397,7 +401,7 @@ impl Postgres {
     async fn receive(self: &Arc<Self>, upstream: &str, following: u64) {
         let Some((source, member)) = self.world.server_of(upstream).zip(self.volume.local()) else { return };
         let (here, there) = (self.scope.node, source.scope.node);
-        let (net, random) = (&self.world.net, &self.world.random);
+        let (net, random) = (&self.world.net, &self.receiving);
         let connected = async {
             net.travel(random, here, there).await;
             net.travel(random, there, here).await;
@@ -432,7 +436,7 @@ impl Postgres {
             }
             self.show_receiver(following, upstream, pid);
             if !sent.0.is_empty() {
-                self.fsync().await;
+                self.fsync(random).await;
                 if !self.follows(following) {
                     break;
                 }

@@ -117,6 +117,7 @@ pub(crate) struct World {
     /// Bytes of WAL of each transaction.
     pub(crate) sizes: Mutex<BTreeMap<u64, u64>>,
     numbers: AtomicU64,
+    clients: AtomicU64,
 }
 
 impl World {
@@ -141,7 +142,12 @@ impl World {
             acknowledged: Mutex::default(),
             sizes: Mutex::default(),
             numbers: AtomicU64::new(0),
+            clients: AtomicU64::new(0),
         })
+    }
+
+    pub(crate) fn next_client(&self) -> u64 {
+        self.clients.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     pub(crate) fn next_number(&self) -> u64 {

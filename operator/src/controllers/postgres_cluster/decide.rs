@@ -26,7 +26,10 @@ pub use self::{
     memory::{Claimed, FailoverProgress, Memory},
     routing::RoleChange,
 };
-use super::{observe::Observed, validate::ValidatedCluster};
+use super::{
+    observe::{Observed, ObservedPod},
+    validate::ValidatedCluster,
+};
 use crate::context::Now;
 
 /// A settled cluster is looked at this often, in milliseconds: a primary that released its Lease waits no longer.
@@ -209,9 +212,11 @@ fn plan_step(cluster: &ValidatedCluster, observed: &Observed, lease: &LeaseView,
     }
 }
 
+/// The holder's own label goes whether it was seen or not: the watch may be late.
 fn unroute_first(observed: &Observed, unroute: &str, plan: &mut Plan) {
     plan.roles.retain(|change| change.pod != unroute);
-    let routed = observed.pods.iter().filter(|pod| pod.role.as_deref() == Some(ROLE_PRIMARY));
+    let leads = |pod: &&ObservedPod| pod.role.as_deref() == Some(ROLE_PRIMARY) || pod.name == unroute;
+    let routed = observed.pods.iter().filter(leads);
     for pod in routed.filter(|pod| plan.roles.iter().all(|change| change.pod != pod.name)).collect::<Vec<_>>() {
         plan.roles.push(RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role: None });
     }
