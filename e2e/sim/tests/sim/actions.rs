@@ -243,7 +243,6 @@ async fn stop_cleanly(on: &Instance, why: &str) -> Option<Lsn> {
 
 async fn promote(on: &Instance, register: &Register) -> Result<(), Failed> {
     let agent = &on.agent;
-    agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
     lease::renew(agent, register.term).await.map_err(failed)?;
     agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: Boottime(0) }));
     let mut state = local(on)?;
@@ -253,10 +252,11 @@ async fn promote(on: &Instance, register: &Register) -> Result<(), Failed> {
     let server = on.server().ok_or_else(|| failed("the server is gone"))?;
     let names = synchronous_standby_names(register.quorum_to_apply());
     // Where it is about to be promoted it lets no more clients in.
-    server.configure(None, &names, names.is_empty() || !on.world.mutant.gates());
-    let role = Role::Standby { upstream: None, member: state.member.0.clone(), synchronous_standby_names: names };
+    server.configure(None, &names, !on.world.mutant.gates());
+    let role = Role::Standby { upstream: None, member: state.member.0.clone(), promotion: Some(names) };
     agent.set_role(Some(role));
     sleep(Duration::from_millis(50)).await;
+    agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
     let generation = agent.server.generation();
     agent.gate.begin(generation, register);
     if !server.promote().await {
@@ -337,7 +337,7 @@ fn enter_term(on: &Instance, register: &Register) -> Result<(), Failed> {
 
 fn standby_role(on: &Instance, upstream: Option<&str>) -> Result<Role, Failed> {
     let upstream = upstream.map(|pod| locate(&on.agent, pod));
-    Ok(Role::Standby { upstream, member: local(on)?.member.0, synchronous_standby_names: String::new() })
+    Ok(Role::Standby { upstream, member: local(on)?.member.0, promotion: None })
 }
 
 fn start_as(on: &Instance, upstream: Option<&str>) -> Result<(), Failed> {
