@@ -73,7 +73,7 @@ async fn a_good_backup_is_verified_and_a_damaged_one_is_named() -> Result<()> {
 
 async fn verify(namespace: &str, statement: &str) -> Result<()> {
     let more = format!("  verify:\n    every: 7d\n    sql: [\"{statement}\"]\n");
-    apply(namespace, &format!("{}{more}", manifests::schedule("s", "c", NEVER))).await
+    apply(namespace, &format!("{}{more}", manifests::schedule("s", "c", NEVER))).await.map(drop)
 }
 
 async fn wait_verified(client: &Client, namespace: &str, status: &str) -> Result<Backup> {

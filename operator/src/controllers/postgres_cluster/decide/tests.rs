@@ -231,7 +231,7 @@ fn an_unreadable_register_stops_everything_and_is_left_as_it_is() {
 }
 
 /// An empty register, new claims, and these agents.
-fn unborn(pods: Vec<crate::controllers::postgres_cluster::observe::ObservedPod>) -> Observed {
+fn unborn(pods: Vec<ObservedPod>) -> Observed {
     let claims: BTreeMap<_, _> = (0..3).map(|ordinal| (ordinal, claim(1_000))).collect();
     Observed { claims, ..observed(at(1), &Register::default(), "1", pods) }
 }
