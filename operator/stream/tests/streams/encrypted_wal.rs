@@ -277,7 +277,8 @@ async fn retention_needs_no_key_and_takes_both_kinds_of_objects() {
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     }
     let policy = RetentionPolicy { keep_last: Some(1), keep_for: None };
-    let options = PruneOptions { policy, pinned: [].into(), now: jiff::Timestamp::now() };
+    let options =
+        PruneOptions { policy, pinned: [].into(), doomed: [].into(), damaged: [].into(), now: jiff::Timestamp::now() };
     let plan = plan_prune(&scene.store, &scene.plain, &options).await.unwrap();
     let done = apply_prune(&scene.store, &scene.plain, &options, &plan).await.unwrap();
     assert_eq!(done.backups, [taken[0].0.clone(), taken[1].0.clone()]);
