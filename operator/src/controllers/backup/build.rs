@@ -162,7 +162,7 @@ fn build_labels(input: &JobInput<'_>) -> BTreeMap<String, String> {
 
 fn build_pod(input: &JobInput<'_>) -> PodSpec {
     let mut volumes = vec![
-        build_config_volume(),
+        build_config_volume(CONFIG_ANNOTATION, CONFIG_FILE),
         build_secret_volume(
             "tls",
             &names::tls_secret(&input.location.cluster),
@@ -210,23 +210,29 @@ fn build_container(image: &str, mounts: Vec<VolumeMount>) -> Container {
             limits: Some(BTreeMap::from([memory("256Mi")])),
             ..ResourceRequirements::default()
         }),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
-            read_only_root_filesystem: Some(true),
-            run_as_non_root: Some(true),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(build_container_security()),
         volume_mounts: Some(mounts),
         ..Container::default()
     }
 }
 
-fn build_config_volume() -> Volume {
+/// A container that can do nothing but run.
+pub(in crate::controllers) fn build_container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+        read_only_root_filesystem: Some(true),
+        run_as_non_root: Some(true),
+        ..SecurityContext::default()
+    }
+}
+
+/// The pod's annotation as a file.
+pub(in crate::controllers) fn build_config_volume(annotation: &str, file: &str) -> Volume {
     let item = DownwardAPIVolumeFile {
-        path: CONFIG_FILE.to_owned(),
+        path: file.to_owned(),
         field_ref: Some(ObjectFieldSelector {
-            field_path: format!("metadata.annotations['{CONFIG_ANNOTATION}']"),
+            field_path: format!("metadata.annotations['{annotation}']"),
             ..ObjectFieldSelector::default()
         }),
         ..DownwardAPIVolumeFile::default()

@@ -7,11 +7,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         batch::v1::{Job, JobSpec},
-        core::v1::{
-            Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, ObjectFieldSelector,
-            PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext,
-            Volume,
-        },
+        core::v1::{Container, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile},
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -27,7 +23,9 @@ use super::StoreJobError;
 use crate::{
     context::Context,
     controllers::{
-        backup::build::{RUN_AS, build_mount, build_secret_volume, hex8},
+        backup::build::{
+            RUN_AS, build_config_volume, build_container_security, build_mount, build_secret_volume, hex8,
+        },
         postgres_cluster::validate::ValidatedStore,
     },
 };
@@ -117,8 +115,10 @@ pub fn build_store_job<C: Serialize>(input: &StoreJob<'_, C>) -> Result<Job, Sto
 }
 
 fn build_pod<C>(input: &StoreJob<'_, C>) -> PodSpec {
-    let mut volumes =
-        vec![build_config_volume(), build_secret_volume("object-store", &input.store.credentials_secret, &[])];
+    let mut volumes = vec![
+        build_config_volume(CONFIG_ANNOTATION, CONFIG_FILE),
+        build_secret_volume("object-store", &input.store.credentials_secret, &[]),
+    ];
     let mut mounts = vec![build_mount("config", CONFIG_DIR), build_mount("object-store", paths::STORE)];
     if let Some(secret) = &input.store.ca_secret {
         volumes.push(build_secret_volume("object-store-ca", secret, &["ca.crt"]));
@@ -148,34 +148,12 @@ fn build_pod<C>(input: &StoreJob<'_, C>) -> PodSpec {
                 limits: Some([("memory".to_owned(), amount("256Mi"))].into()),
                 ..ResourceRequirements::default()
             }),
-            security_context: Some(SecurityContext {
-                allow_privilege_escalation: Some(false),
-                capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
-                read_only_root_filesystem: Some(true),
-                run_as_non_root: Some(true),
-                ..SecurityContext::default()
-            }),
+            security_context: Some(build_container_security()),
             volume_mounts: Some(mounts),
             ..Container::default()
         }],
         volumes: Some(volumes),
         ..PodSpec::default()
-    }
-}
-
-fn build_config_volume() -> Volume {
-    let item = DownwardAPIVolumeFile {
-        path: CONFIG_FILE.to_owned(),
-        field_ref: Some(ObjectFieldSelector {
-            field_path: format!("metadata.annotations['{CONFIG_ANNOTATION}']"),
-            ..ObjectFieldSelector::default()
-        }),
-        ..DownwardAPIVolumeFile::default()
-    };
-    Volume {
-        name: "config".to_owned(),
-        downward_api: Some(DownwardAPIVolumeSource { items: Some(vec![item]), ..DownwardAPIVolumeSource::default() }),
-        ..Volume::default()
     }
 }
 

@@ -7,9 +7,9 @@ use k8s_openapi::{
     api::{
         batch::v1::Job,
         core::v1::{
-            Capabilities, Container, EmptyDirVolumeSource, EphemeralVolumeSource, LocalObjectReference,
-            PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PodSpec, ResourceRequirements, SecurityContext,
-            Volume, VolumeMount, VolumeResourceRequirements,
+            Container, EmptyDirVolumeSource, EphemeralVolumeSource, LocalObjectReference, PersistentVolumeClaimSpec,
+            PersistentVolumeClaimTemplate, PodSpec, ResourceRequirements, Volume, VolumeMount,
+            VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::OwnerReference},
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     controllers::{
-        backup::build::{build_mount, build_secret_volume},
+        backup::build::{build_container_security, build_mount, build_secret_volume},
         postgres_cluster::validate::ValidatedStore,
     },
     jobs::verification::config::VerifyJobConfig,
@@ -142,13 +142,7 @@ fn build_install_container(image: &str) -> Container {
         image_pull_policy: Some("IfNotPresent".to_owned()),
         args: Some(vec!["agent-install".to_owned()]),
         volume_mounts: Some(vec![mount("run", paths::RUN)]),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
-            read_only_root_filesystem: Some(true),
-            run_as_non_root: Some(true),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(build_container_security()),
         ..Container::default()
     }
 }
