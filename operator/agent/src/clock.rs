@@ -16,6 +16,12 @@ pub fn install_source(source: fn() -> Boottime) {
     let _ = SOURCE.set(source);
 }
 
+/// Whether [`install_source`] was called.
+#[must_use]
+pub fn is_simulated() -> bool {
+    SOURCE.get().is_some()
+}
+
 /// Nanoseconds of CLOCK_BOOTTIME.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Boottime(pub u64);

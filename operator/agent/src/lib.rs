@@ -14,6 +14,7 @@ pub mod board;
 pub mod clock;
 pub mod failsafe;
 pub mod fencer;
+pub mod file_work;
 pub mod gate;
 pub mod install;
 pub mod kubernetes_store;

@@ -14,6 +14,7 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     agent::Agent,
     clock::Boottime,
+    file_work,
     postgres::{
         probe::{self, Sample},
         sql::Session,
@@ -79,7 +80,7 @@ pub async fn keep_proving_the_disk(agent: Arc<Agent>) {
     loop {
         let started = Boottime::now();
         let target = path.clone();
-        match tokio::task::spawn_blocking(move || prove_disk(&target)).await {
+        match file_work::run(move || prove_disk(&target)).await {
             Ok(Ok(())) => agent.note_disk_proof(started),
             Ok(Err(error)) => tracing::warn!(error = %error, "the volume did not take a write"),
             Err(error) => tracing::warn!(error = %error, "the disk's proof was cut short"),

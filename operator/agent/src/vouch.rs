@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     agent::Agent,
     clock::Boottime,
+    file_work,
     layout::Layout,
     local_state::{LocalState, LocalStateError, write_durably},
     postgres::config::Role,
@@ -194,7 +195,7 @@ impl VouchBook {
         let path = self.path.clone();
         let failed = |source| VouchError::Write { path: self.path.clone(), source };
         let text = serde_json::to_vec(&mark).map_err(|error| failed(error.into()))?;
-        let written = tokio::task::spawn_blocking(move || write_durably(&path, &text)).await;
+        let written = file_work::run(move || write_durably(&path, &text)).await;
         written.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)
     }
 }
@@ -224,7 +225,7 @@ pub async fn vouch(agent: &Agent, request: &VouchRequest) -> Result<Promise, Vou
         return Err(VouchError::Refused(why));
     }
     let layout = agent.layout.clone();
-    let local = tokio::task::spawn_blocking(move || read_own(&layout)).await;
+    let local = file_work::run(move || read_own(&layout)).await;
     let local = local.ok().and_then(Result::ok).ok_or(VouchError::Unreadable)?;
     let known = local.as_ref().map_or(Term(0), |local| local.sealed_term.max(local.term));
     if known > request.term {
