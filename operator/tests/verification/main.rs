@@ -11,7 +11,12 @@ mod postgres;
 mod prune;
 mod restore;
 
-use std::{fs, os::unix::fs::PermissionsExt, os::unix::process::CommandExt, process::Command};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    process::Command,
+    sync::Mutex,
+};
 
 use pgherd_core::backup::{BackupLocation, ClusterLocation};
 use pgherd_stream::{
@@ -33,6 +38,8 @@ async fn wait_until(what: &str, mut check: impl AsyncFnMut() -> bool) {
     }
 }
 
+static FORKING: Mutex<()> = Mutex::new(());
+
 /// PostgreSQL refuses to run as root: runs this test again as the user `postgres`. True when there is nothing left to do.
 fn is_done(test: &str) -> bool {
     if std::env::var("PGHERD_TEST_WITHOUT_POSTGRES").is_ok_and(|value| value == "1") {
@@ -48,12 +55,14 @@ fn is_done(test: &str) -> bool {
     let (uid, gid): (u32, u32) = (fields[2].parse().unwrap(), fields[3].parse().unwrap());
     let shared = tempfile::tempdir().unwrap();
     fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // A child that another thread forks meanwhile would hold the copy open for writing, and nobody can run it then.
+    let forking = FORKING.lock().unwrap();
     let copies = [(minio::binary(), "minio"), (std::env::current_exe().unwrap(), "test")];
     for (program, name) in copies {
         fs::copy(program, shared.path().join(name)).unwrap();
         fs::set_permissions(shared.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let status = Command::new(shared.path().join("test"))
+    let mut child = Command::new(shared.path().join("test"))
         .args(["--exact", test, "--nocapture"])
         .current_dir("/")
         .env("TMPDIR", "/tmp")
@@ -61,8 +70,10 @@ fn is_done(test: &str) -> bool {
         .env("PGHERD_MINIO", shared.path().join("minio"))
         .uid(uid)
         .gid(gid)
-        .status()
+        .spawn()
         .unwrap();
+    drop(forking);
+    let status = child.wait().unwrap();
     assert!(status.success(), "{test} failed as the user postgres");
     true
 }
