@@ -64,6 +64,15 @@ pub async fn mc(arguments: &[&str]) -> Result<String> {
     kubectl("minio", &all).await
 }
 
+/// The node that the store's pod runs on.
+///
+/// # Errors
+/// kubectl failed.
+pub async fn node() -> Result<String> {
+    let node = ["get", "pod", "-l", "app=minio", "-o", "jsonpath={.items[0].spec.nodeName}"];
+    kubectl("minio", &node).await.map(|node| node.trim().to_string())
+}
+
 /// The keys under a prefix of the tests' bucket, sorted.
 ///
 /// # Errors

@@ -5,12 +5,22 @@ use pgherd_crds::{PostgresClusterStatus, v1alpha1::postgres_cluster::LastFailove
 use pgherd_e2e::{
     Result,
     cluster::{Cluster, PATIENCE, describe},
+    kubectl::kubectl,
     ledger::LedgerReport,
     wait::{Look, until},
     writer::WriterPod,
 };
 
 use crate::checks::claim;
+
+/// More than this without a write is a failure on the slowest machine.
+pub(crate) const LONGEST_GAP_MS: u64 = 60_000;
+
+/// Kills an instance's postmaster.
+pub(crate) async fn kill_postmaster_of(cluster: &Cluster, pod: &str) -> Result<()> {
+    let kill = "kill -9 $(head -n 1 /var/lib/pgherd/data/pgdata/postmaster.pid)";
+    kubectl(&cluster.namespace, &["exec", pod, "-c", "postgres", "--", "sh", "-c", kill]).await.map(drop)
+}
 
 /// Waits until another than the old primary has begun a later term than `before`.
 pub(crate) async fn wait_failover(cluster: &Cluster, before: &PostgresClusterStatus) -> Result<LastFailover> {

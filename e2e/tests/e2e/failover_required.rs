@@ -11,12 +11,9 @@ use pgherd_e2e::{
 
 use crate::{
     checks::claim,
-    failover::{check_nothing_lost, check_record, report_gap, wait_failover},
+    failover::{LONGEST_GAP_MS, check_nothing_lost, check_record, kill_postmaster_of, report_gap, wait_failover},
     in_namespace, manifests,
 };
-
-/// More than this without a write is a failure on the slowest machine.
-const LONGEST_GAP_MS: u64 = 60_000;
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
@@ -85,8 +82,7 @@ async fn delete_pod(cluster: &Cluster, writer: &WriterPod) -> Result<()> {
 
 async fn kill_postmaster(cluster: &Cluster, writer: &WriterPod) -> Result<()> {
     let (_, primary) = begin(cluster, writer).await?;
-    let kill = "kill -9 $(head -n 1 /var/lib/pgherd/data/pgdata/postmaster.pid)";
-    kubectl(&cluster.namespace, &["exec", &primary, "-c", "postgres", "--", "sh", "-c", kill]).await?;
+    kill_postmaster_of(cluster, &primary).await?;
     let ledger = writer.wait_progress(50).await?;
     report_gap("postmaster killed", &ledger, None);
     claim(ledger.longest_gap_ms < LONGEST_GAP_MS, || format!("{} ms without a write", ledger.longest_gap_ms))?;

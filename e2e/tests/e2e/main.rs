@@ -18,6 +18,7 @@ mod replica_from_backup;
 mod retention;
 mod scale;
 mod secrecy;
+mod store_outage;
 mod verification;
 
 use kube::Client;

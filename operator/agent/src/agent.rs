@@ -114,7 +114,7 @@ pub struct Agent {
     config: watch::Receiver<Arc<InstanceConfig>>,
     samples: watch::Sender<Option<Sample>>,
     wal_rate: Mutex<WalRate>,
-    role: Mutex<Option<Role>>,
+    role: watch::Sender<Option<Role>>,
     heard: Mutex<Option<Heard>>,
     quorum: Mutex<QuorumProgress>,
     recovery_source: Mutex<Option<ClusterLocation>>,
@@ -162,7 +162,7 @@ impl Agent {
             config,
             samples: watch::Sender::new(None),
             wal_rate: Mutex::default(),
-            role: Mutex::new(None),
+            role: watch::Sender::new(None),
             heard: Mutex::new(None),
             quorum: Mutex::new(QuorumProgress::default()),
             recovery_source: Mutex::new(None),
@@ -214,7 +214,14 @@ impl Agent {
     /// What the server was last configured to be.
     #[must_use]
     pub fn role(&self) -> Option<Role> {
-        lock(&self.role).clone()
+        self.role.borrow().clone()
+    }
+
+    /// Returns once the server is configured to follow nobody.
+    pub async fn await_detached(&self) {
+        let detached = |role: &Option<Role>| matches!(role, Some(Role::Standby { upstream: None, .. }));
+        // The sender is this agent's.
+        let _ = self.role.subscribe().wait_for(detached).await;
     }
 
     /// Remembers what the server was configured to be.
@@ -228,7 +235,7 @@ impl Agent {
             *heard = upstream.map(|upstream| Heard { upstream: upstream.clone(), at: Boottime::now() });
         }
         drop(heard);
-        *lock(&self.role) = role;
+        self.role.send_replace(role);
     }
 
     /// For how long nothing has come from the pod that is followed; None where nobody is.

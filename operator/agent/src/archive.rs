@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     sync::Mutex,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -33,6 +33,8 @@ use crate::{
 
 /// One file must be through in this time; PostgreSQL asks again.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A standby that found the store failing leaves it alone for so long: it asks for several files in a row at its start.
+const STANDBY_PAUSE: Duration = Duration::from_secs(10);
 /// A request is one short line.
 const MAX_REQUEST: u64 = 4096;
 
@@ -73,6 +75,14 @@ pub enum Answer {
 /// The store's client, kept as long as its configuration stands.
 type Cached = Mutex<Option<(StoreConfig, Arc<ObjectStore>)>>;
 
+/// What the conversations share.
+#[derive(Default)]
+struct Shared {
+    cached: Cached,
+    /// When a standby last found the store failing.
+    failed_at: Mutex<Option<Instant>>,
+}
+
 /// Brings the history of the primary's timeline into the archive, again and again until it is there: PostgreSQL archives
 /// it once, and not at all where the store was configured later. Never ends.
 pub async fn keep_history(agent: Arc<Agent>) {
@@ -99,13 +109,24 @@ pub async fn keep_history(agent: Arc<Agent>) {
 
 /// Serves the socket; never ends.
 pub async fn serve(agent: Arc<Agent>) {
-    let cached: Arc<Cached> = Arc::new(Mutex::new(None));
+    remove_partial(&agent.layout.pgdata.join("pg_wal"));
+    let shared = Arc::new(Shared::default());
     loop {
         match listen(&agent.layout.agent_socket()) {
-            Ok(listener) => accept(&agent, &cached, &listener).await,
+            Ok(listener) => accept(&agent, &shared, &listener).await,
             Err(error) => tracing::error!(error = %error, "the archive socket can't be opened"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// What an earlier process was fetching when it died.
+fn remove_partial(pg_wal: &Path) {
+    let files = fs::read_dir(pg_wal).into_iter().flatten().flatten();
+    for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(wal::PARTIAL_PREFIX)) {
+        if let Err(error) = fs::remove_file(file.path()) {
+            tracing::warn!(file = %file.path().display(), error = %error, "what is left of a fetch can't be removed");
+        }
     }
 }
 
@@ -116,18 +137,18 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-async fn accept(agent: &Arc<Agent>, cached: &Arc<Cached>, listener: &UnixListener) {
+async fn accept(agent: &Arc<Agent>, shared: &Arc<Shared>, listener: &UnixListener) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (agent, cached) = (Arc::clone(agent), Arc::clone(cached));
+        let (agent, shared) = (Arc::clone(agent), Arc::clone(shared));
         drop(tokio::spawn(async move {
-            if let Err(error) = converse(&agent, &cached, stream).await {
+            if let Err(error) = converse(&agent, &shared, stream).await {
                 tracing::debug!(error = %error, "an archive client went away");
             }
         }));
     }
 }
 
-async fn converse(agent: &Agent, cached: &Cached, stream: UnixStream) -> io::Result<()> {
+async fn converse(agent: &Agent, shared: &Shared, stream: UnixStream) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     tokio::io::AsyncReadExt::take(BufReader::new(read), MAX_REQUEST).read_line(&mut line).await?;
@@ -135,7 +156,7 @@ async fn converse(agent: &Agent, cached: &Cached, stream: UnixStream) -> io::Res
         Ok(request) => {
             let archives = matches!(request, Request::Archive { .. });
             tokio::select! {
-                done = timeout(PATIENCE, Box::pin(handle(agent, cached, request))) => {
+                done = timeout(PATIENCE, Box::pin(handle(agent, shared, request))) => {
                     done.unwrap_or_else(|_| Answer::Failed("the object store did not answer in time".to_owned()))
                 }
                 () = await_stopping(agent), if archives => Answer::Stopping,
@@ -166,15 +187,42 @@ async fn await_stopping(agent: &Agent) {
     }
 }
 
-async fn handle(agent: &Agent, cached: &Cached, request: Request) -> Answer {
+async fn handle(agent: &Agent, shared: &Shared, request: Request) -> Answer {
     match request {
         Request::Archive { path, name } => {
-            let answer = archive(agent, cached, &path, &name).await;
+            let answer = archive(agent, &shared.cached, &path, &name).await;
             note(agent, &name, &answer);
             answer
         }
-        Request::Restore { name, path } => restore(agent, cached, &name, &path).await,
+        Request::Restore { name, path } => {
+            let Some(dest) = resolve(agent, &path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
+            match agent.recovery_source() {
+                Some(source) => fetch(&source, &shared.cached, &dest, &name, ObjectStore::clone).await,
+                None => tokio::select! {
+                    answer = fetch_for_standby(agent, shared, &name, &dest) => answer,
+                    // Nobody's WAL is wanted any more, and an election waits for this server to replay what it has.
+                    () = agent.await_detached() => Answer::Failed("this standby follows nobody at present".to_owned()),
+                },
+            }
+        }
     }
+}
+
+/// A standby has another source of WAL, the primary, to which PostgreSQL goes on as soon as this one has failed.
+async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str, dest: &Path) -> Answer {
+    if is_from_the_future(agent, name) {
+        return Answer::Absent;
+    }
+    let Some(location) = own_location(agent) else {
+        return Answer::Failed("no object store is configured, or the system identifier is not known yet".to_owned());
+    };
+    let failed_before = shared.failed_at.lock().await.is_some_and(|at| at.elapsed() < STANDBY_PAUSE);
+    if failed_before {
+        return Answer::Failed("the object store failed a moment ago".to_owned());
+    }
+    let answer = fetch(&location, &shared.cached, dest, name, ObjectStore::with_short_patience).await;
+    *shared.failed_at.lock().await = matches!(answer, Answer::Failed(_)).then(Instant::now);
+    answer
 }
 
 /// Where a segment ends; none for other files.
@@ -228,20 +276,18 @@ async fn archive(agent: &Agent, cached: &Cached, path: &str, name: &str) -> Answ
     }
 }
 
-async fn restore(agent: &Agent, cached: &Cached, name: &str, path: &str) -> Answer {
-    let source = agent.recovery_source();
-    if source.is_none() && is_from_the_future(agent, name) {
-        return Answer::Absent;
-    }
-    let Some(location) = source.or_else(|| own_location(agent)) else {
-        return Answer::Failed("no object store is configured, or the system identifier is not known yet".to_owned());
-    };
+async fn fetch(
+    location: &ClusterLocation,
+    cached: &Cached,
+    dest: &Path,
+    name: &str,
+    patience: fn(&ObjectStore) -> ObjectStore,
+) -> Answer {
     let store = match connect(cached, &location.store).await {
-        Ok(store) => store,
+        Ok(store) => patience(&store),
         Err(error) => return Answer::Failed(error),
     };
-    let Some(dest) = resolve(agent, path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
-    match wal::fetch(&store, &location, name, &dest).await {
+    match wal::fetch(&store, location, name, dest).await {
         Ok(FetchOutcome::Fetched) => Answer::Done,
         Ok(FetchOutcome::Absent) => Answer::Absent,
         Err(error) => {

@@ -36,12 +36,21 @@ fn decide_archive_exit(answer: io::Result<Answer>) -> u8 {
     }
 }
 
-/// Fetches one file: 0 when it is there, 1 only when the archive surely has none, else 255: an outage must not end a
-/// recovery early.
+/// Fetches one file: 0 when it is there, 1 when the archive surely has none, else 255 in a recovery, which an outage must
+/// not end early. A standby's recovery does not end for want of a file, but 255 would end its server: it gets 1 and goes
+/// on from the primary. PostgreSQL calls this in PGDATA.
 #[must_use]
 pub fn restore_wal(name: &str, dest: &str) -> ExitCode {
     let request = Request::Restore { name: name.to_owned(), path: dest.to_owned() };
-    ExitCode::from(decide_exit(ask(&Layout::pod().agent_socket(), &request)))
+    let answer = ask(&Layout::pod().agent_socket(), &request);
+    ExitCode::from(decide_restore_exit(answer, Path::new("standby.signal").exists()))
+}
+
+fn decide_restore_exit(answer: io::Result<Answer>, standby: bool) -> u8 {
+    match decide_exit(answer) {
+        UNKNOWN if standby => 1,
+        code => code,
+    }
 }
 
 /// The exit code of a fetch. The reason goes to the server's log.
@@ -82,6 +91,13 @@ mod tests {
         assert_eq!(decide_archive_exit(Ok(Answer::Done)), 0);
         assert_eq!(decide_archive_exit(Ok(Answer::Failed("x".into()))), 1);
         assert_eq!(decide_archive_exit(Ok(Answer::Stopping)), 255);
+    }
+
+    #[test]
+    fn a_standby_goes_on_without_the_store() {
+        assert_eq!(decide_restore_exit(Ok(Answer::Failed("x".into())), true), 1);
+        assert_eq!(decide_restore_exit(Ok(Answer::Done), true), 0);
+        assert_eq!(decide_restore_exit(Ok(Answer::Failed("x".into())), false), 255);
     }
 
     #[test]

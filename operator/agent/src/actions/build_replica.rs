@@ -86,7 +86,9 @@ async fn choose_source(agent: &Agent, theirs: &UpstreamState, slot_lsn: Lsn) -> 
         system_id: theirs.system_id.clone(),
     };
     let store = ObjectStore::connect(store_config).await.map_err(|error| describe_chain(&error))?;
-    let backups = list_backups(&store, &location).await.map_err(|error| describe_chain(&error))?;
+    // An instance can be copied as well: nobody waits for a store that is away.
+    let asked = store.with_short_patience();
+    let backups = list_backups(&asked, &location).await.map_err(|error| describe_chain(&error))?;
     let question = SourceQuestion {
         backups: &backups,
         system_id: &theirs.system_id,
@@ -96,7 +98,7 @@ async fn choose_source(agent: &Agent, theirs: &UpstreamState, slot_lsn: Lsn) -> 
         policy: config.replica_source,
         limits: CostLimits::default(),
     };
-    let chosen = confirm(&store, &location, &question, slot_lsn).await?;
+    let chosen = confirm(&asked, &location, &question, slot_lsn).await?;
     match chosen {
         Source::Instance { reason } => Err(reason),
         Source::Backup { id, reason, wal_bytes, copy_bytes } => {

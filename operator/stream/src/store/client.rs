@@ -70,14 +70,14 @@ pub(super) fn build_client(config: &StoreConfig) -> Result<Client, StoreError> {
     Ok(Client::from_conf(settings))
 }
 
-/// Settings for a question whose answer must come soon: two attempts within ten seconds.
-pub(super) fn probe_settings() -> aws_sdk_s3::config::Builder {
+/// For a question whose answer must come soon: two attempts within ten seconds.
+pub(super) fn shorten_patience(config: aws_sdk_s3::config::Builder) -> aws_sdk_s3::config::Builder {
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .operation_attempt_timeout(Duration::from_secs(6))
         .operation_timeout(Duration::from_secs(10))
         .build();
-    aws_sdk_s3::Config::builder().retry_config(RetryConfig::standard().with_max_attempts(2)).timeout_config(timeouts)
+    config.retry_config(RetryConfig::standard().with_max_attempts(2)).timeout_config(timeouts)
 }
 
 fn validate_endpoint(endpoint: &str) -> Result<(), StoreError> {

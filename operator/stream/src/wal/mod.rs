@@ -17,6 +17,7 @@ use std::{
 };
 
 use pgherd_core::backup::{AGE_SUFFIX, ClusterLocation};
+use tempfile::NamedTempFile;
 
 pub use gaps::{decide_needed, missing_segments};
 pub use name::{WalName, segment_name, segment_names};
@@ -28,6 +29,9 @@ use crate::{
     store::{ObjectStore, PutOutcome, StoreError},
 };
 use body::{DIGEST_NOTE, decode, encode, fits_digest, render_digest};
+
+/// Begins the name of a file that is being fetched. One that is there at a start is from a fetch that was cut off.
+pub const PARTIAL_PREFIX: &str = ".pgherd-fetch-";
 
 /// Whether a push wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,12 +272,20 @@ pub async fn fetch(
         content = read(store, &keys, &names, second, name).await?;
     }
     let Some(content) = content else { return Ok(FetchOutcome::Absent) };
-    let (task_name, system_id, dest) = (name.to_owned(), location.system_id.clone(), dest.to_owned());
-    let finish = move || {
-        segment::validate_segment(&content, &task_name, parsed, &system_id)?;
-        write_durably(&dest, &content)
+    let (task_name, system_id) = (name.to_owned(), location.system_id.clone());
+    let folder = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    let failed = |source| WalError::File { what: "writing", path: dest.to_owned(), source };
+    let write = {
+        let folder = folder.clone();
+        move || {
+            segment::validate_segment(&content, &task_name, parsed, &system_id)?;
+            Ok::<_, WalError>(write_beside(&folder, &content))
+        }
     };
-    tokio::task::spawn_blocking(finish).await??;
+    let written = tokio::task::spawn_blocking(write).await??.map_err(failed)?;
+    // Not in the task: whoever gave this up asks for another file under the same name, which this one must not replace.
+    written.persist(dest).map_err(|error| failed(error.error))?;
+    tokio::task::spawn_blocking(move || File::open(folder)?.sync_all()).await?.map_err(failed)?;
     Ok(FetchOutcome::Fetched)
 }
 
@@ -311,23 +323,10 @@ async fn read(
     tokio::task::spawn_blocking(finish).await?.map(Some)
 }
 
-fn write_durably(dest: &Path, content: &[u8]) -> Result<(), WalError> {
-    let mut temporary = dest.as_os_str().to_owned();
-    temporary.push(".pgherd-fetch");
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, dest)?;
-        match dest.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => File::open(".")?.sync_all(),
-        }
-    };
-    write().map_err(|source| {
-        // What is left of a failed attempt is overwritten by the next one.
-        let _ = std::fs::remove_file(&temporary);
-        WalError::File { what: "writing", path: dest.to_owned(), source }
-    })
+/// A file of its own in the folder, flushed; removed when dropped.
+fn write_beside(folder: &Path, content: &[u8]) -> io::Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    Ok(file)
 }

@@ -1,0 +1,113 @@
+//! A standby asks for WAL while the store takes connections and never answers.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod support;
+
+use pgherd_agent::{
+    archive::{Answer, Request},
+    register_store::MemoryRegister,
+};
+use pgherd_core::backup::StoreConfig;
+use support::{
+    Cluster, Instance, ran_as_postgres,
+    takeover::{bring_up, first_register, seal_all},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, UnixStream},
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+const SEGMENT: &str = "000000010000000000000063";
+
+/// What restore_command does.
+fn ask(instance: &Instance) -> JoinHandle<Answer> {
+    let socket = instance.agent.layout.agent_socket();
+    let request = Request::Restore { name: SEGMENT.into(), path: "pg_wal/RECOVERYXLOG".into() };
+    tokio::spawn(async move {
+        let mut stream = UnixStream::connect(socket).await.unwrap();
+        stream.write_all(format!("{}\n", serde_json::to_string(&request).unwrap()).as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        serde_json::from_str(&text).unwrap()
+    })
+}
+
+async fn failure(answer: JoinHandle<Answer>) -> String {
+    match answer.await.unwrap() {
+        Answer::Failed(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A store that takes requests and never answers; tells of each one that asks for the segment.
+async fn hang() -> (String, mpsc::UnboundedReceiver<()>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (tell, told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let length = stream.read(&mut head).await.unwrap_or(0);
+                if String::from_utf8_lossy(&head[..length]).contains(SEGMENT) {
+                    // At its end the test does not listen any more.
+                    let _ = tell.send(());
+                }
+                // Until the other side gives up.
+                let _ = stream.read(&mut head).await;
+            });
+        }
+    });
+    (endpoint, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_about_again_and_again() {
+    if ran_as_postgres("a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_about_again_and_again") {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let (endpoint, mut requests) = hang().await;
+    let credentials = cluster.root.path().join("app");
+    for name in ["accessKeyId", "secretAccessKey"] {
+        std::fs::write(credentials.join(name), "x").unwrap();
+    }
+    cluster.config.store = Some(StoreConfig {
+        endpoint,
+        bucket: "b".into(),
+        prefix: String::new(),
+        region: None,
+        path_style: true,
+        credentials_dir: credentials.display().to_string(),
+        ca_file: None,
+        encryption: None,
+    });
+    let mut all = bring_up(&cluster, 2).await;
+    let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
+
+    let asked = ask(&second);
+    // The client's two attempts.
+    requests.recv().await.unwrap();
+    requests.recv().await.unwrap();
+    let why = failure(asked).await;
+    assert!(why.contains("object store"), "{why}");
+    assert_eq!(failure(ask(&second)).await, "the object store failed a moment ago");
+
+    // Once it may be asked again.
+    let asked = loop {
+        let mut asked = ask(&second);
+        let answer = tokio::select! {
+            _ = requests.recv() => break asked,
+            answer = &mut asked => answer.unwrap(),
+        };
+        assert_eq!(answer, Answer::Failed("the object store failed a moment ago".into()));
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    seal_all(&cluster, &[&second], 2).await;
+    assert_eq!(failure(asked).await, "this standby follows nobody at present");
+    second.terminate().await;
+    first.terminate().await;
+}
