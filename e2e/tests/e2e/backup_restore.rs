@@ -84,7 +84,8 @@ async fn restore_by_hand(namespace: &str, backup: &Backup, expected: &str) -> Re
     Ok(())
 }
 
-async fn check_recovered(cluster: &Cluster, more: &str, expected: &str) -> Result<()> {
+/// Applies a cluster that is recovered, and looks for what was backed up and for what came after that.
+pub(crate) async fn check_recovered(cluster: &Cluster, more: &str, expected: &str) -> Result<()> {
     let (namespace, name) = (&cluster.namespace, &cluster.name);
     apply(namespace, &manifests::cluster(name, 1, more)).await?;
     cluster.wait_ready(1).await?;

@@ -11,6 +11,7 @@ use pgherd_e2e::{
 };
 
 use crate::{
+    backup_restore::check_recovered,
     checks::{DIGEST, archive_segment, claim, fill, source_of, take_backup, wait_follows},
     in_namespace, manifests, secrecy,
 };
@@ -97,19 +98,6 @@ async fn check_identity_is_secret(client: &kube::Client, cluster: &Cluster, iden
     )
     .await?;
     claim(listed.trim() == "440", || format!("the identity has mode {}", listed.trim()))
-}
-
-async fn check_recovered(cluster: &Cluster, more: &str, expected: &str) -> Result<()> {
-    let (namespace, name) = (&cluster.namespace, &cluster.name);
-    apply(namespace, &manifests::cluster(name, 1, more)).await?;
-    cluster.wait_ready(1).await?;
-    let primary = cluster.primary().await?;
-    let found = psql(namespace, &primary, "app", DIGEST).await?;
-    claim(found == expected, || format!("{name} has {found} instead of {expected}"))?;
-    let later = psql(namespace, &primary, "app", "SELECT count(*) FROM later").await?;
-    claim(later == "1000", || format!("{name} has {later} rows of later"))?;
-    println!("{name}: {found}, and 1000 rows out of encrypted WAL");
-    Ok(())
 }
 
 /// A condition names whom the backup is encrypted for, and whose identity was given.

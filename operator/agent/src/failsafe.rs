@@ -31,7 +31,7 @@ use crate::{
     actions::describe_chain,
     agent::Agent,
     clock::Boottime,
-    layout::slot_name,
+    layout::{Layout, slot_name},
     tls::{TlsError, build_client_config},
 };
 
@@ -70,10 +70,41 @@ impl AddressBook {
     }
 }
 
-/// Another way to the peers than TLS over TCP: for the simulation. Bounds in time and what promises mean stay here.
+/// The way to the peers: TLS over TCP, and another one in the simulation. Bounds in time and what promises mean stay here.
 pub trait PeerTransport: Send + Sync {
     /// Asks one peer to vouch.
     fn vouch<'a>(&'a self, peer: &'a str, request: &'a VouchRequest) -> BoxFuture<'a, Result<Promise, PeerError>>;
+}
+
+/// TLS over TCP, with the certificates as they are now.
+struct TlsPeers {
+    tls: Arc<ClientConfig>,
+    layout: Layout,
+    cluster: String,
+    namespace: String,
+    book: Arc<AddressBook>,
+}
+
+impl TlsPeers {
+    fn of(agent: &Agent) -> Result<Self, FailsafeError> {
+        Ok(Self {
+            tls: Arc::new(build_client_config(&agent.layout.tls())?),
+            layout: agent.layout.clone(),
+            cluster: agent.config().cluster.clone(),
+            namespace: agent.identity.namespace.clone(),
+            book: Arc::clone(&agent.addresses),
+        })
+    }
+}
+
+impl PeerTransport for TlsPeers {
+    fn vouch<'a>(&'a self, peer: &'a str, request: &'a VouchRequest) -> BoxFuture<'a, Result<Promise, PeerError>> {
+        Box::pin(async move {
+            let (host, port) = self.layout.peer_agent(&self.cluster, &self.namespace, peer);
+            let addresses = self.book.resolve(peer, &host, port).await;
+            ask(Arc::clone(&self.tls), peer, &host, &addresses, request).await
+        })
+    }
 }
 
 /// Looks the peers' addresses up while all is well.
@@ -191,28 +222,15 @@ fn send_requests(
     }
     let (pod, pod_uid) = (agent.identity.pod.clone(), agent.identity.pod_uid.clone());
     let request = VouchRequest { term, pod, pod_uid, for_ms };
-    if let Some(transport) = &agent.peers {
-        for peer in others {
-            let (sender, transport, request, peer) =
-                (sender.clone(), Arc::clone(transport), request.clone(), peer.clone());
-            drop(tokio::spawn(async move {
-                let answer = timeout(PEER_TIMEOUT, transport.vouch(&peer, &request)).await;
-                let _ = sender.send((peer, answer.unwrap_or(Err(PeerError::Timeout))));
-            }));
-        }
-        return Ok(answers);
-    }
-    let tls = Arc::new(build_client_config(&agent.layout.tls())?);
+    let transport: Arc<dyn PeerTransport> = match &agent.peers {
+        Some(transport) => Arc::clone(transport),
+        None => Arc::new(TlsPeers::of(agent)?),
+    };
     for peer in others {
-        let (host, port) = agent.layout.peer_agent(&agent.config().cluster, &agent.identity.namespace, peer);
-        let (sender, tls, request, peer) = (sender.clone(), Arc::clone(&tls), request.clone(), peer.clone());
-        let book = Arc::clone(&agent.addresses);
+        let (sender, transport, request, peer) =
+            (sender.clone(), Arc::clone(&transport), request.clone(), peer.clone());
         drop(tokio::spawn(async move {
-            let asked = async {
-                let addresses = book.resolve(&peer, &host, port).await;
-                ask(tls, &peer, &host, &addresses, &request).await
-            };
-            let answer = timeout(PEER_TIMEOUT, asked).await;
+            let answer = timeout(PEER_TIMEOUT, transport.vouch(&peer, &request)).await;
             // Nobody listens any more once enough have promised.
             let _ = sender.send((peer, answer.unwrap_or(Err(PeerError::Timeout))));
         }));

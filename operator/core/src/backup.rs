@@ -104,6 +104,12 @@ impl ClusterLocation {
         format!("{}/divergent/{term}-{member}/", self.root())
     }
 
+    /// `s3://bucket/key/` of a backup's objects, for people.
+    #[must_use]
+    pub fn destination(&self, id: &str) -> String {
+        format!("s3://{}/{}", self.store.bucket, self.backup_prefix(id))
+    }
+
     /// Key of a WAL file that was archived plain: a segment (also `.partial` and `.backup`) or a `.history`.
     #[must_use]
     pub fn wal_key(&self, name: &str) -> String {
@@ -112,9 +118,7 @@ impl ClusterLocation {
             _ => format!("{}/wal/{name}", self.root()),
         }
     }
-}
 
-impl ClusterLocation {
     /// Key of a WAL file that was archived encrypted; none for a `.history`, which is always plain.
     #[must_use]
     pub fn sealed_wal_key(&self, name: &str) -> Option<String> {

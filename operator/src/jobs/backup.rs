@@ -38,10 +38,9 @@ use self::{
     outcome::{BackupFailure, BackupOutcome, BackupSummary, render_outcome},
     report::Reporter,
 };
+use super::termination::write_message;
 use crate::telemetry::{error_chain, logs};
 
-/// Kubernetes reads the termination message here.
-pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Bound of the connection to the instance.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A progress patch under way may take this long after the backup's end.
@@ -57,13 +56,13 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
         Ok(config) => config,
         Err(error) => {
             let failure = BackupFailure { reason: "BadConfig".to_owned(), error: error_chain(&error), retry: false };
-            write_outcome(&BackupOutcome::Failed(failure));
+            write_message(&render_outcome(&BackupOutcome::Failed(failure)));
             return Err(error.into());
         }
     };
     let runtime = build_runtime()?;
     let outcome = runtime.block_on(perform(&config));
-    write_outcome(&outcome);
+    write_message(&render_outcome(&outcome));
     // Threads that still compress or wait for a name must not delay the end.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match outcome {
@@ -180,7 +179,7 @@ fn build_summary(outcome: &pgherd_stream::backup::BackupOutcome, started_at: Str
     let location = &outcome.location;
     BackupSummary {
         id: record.id.clone(),
-        destination: format!("s3://{}/{}", location.store.bucket, location.backup_prefix(&record.id)),
+        destination: location.destination(&record.id),
         system_id: record.system_id.clone(),
         server_version: record.server_version,
         timeline: record.timeline,
@@ -203,11 +202,4 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 /// RFC 3339 in UTC, whole seconds.
 pub(crate) fn render_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// Outside of a pod there is no such file, and the log has it all as well.
-fn write_outcome(outcome: &BackupOutcome) {
-    if let Err(error) = std::fs::write(TERMINATION_LOG, render_outcome(outcome)) {
-        tracing::warn!(error = error_chain(&error), "cannot write {TERMINATION_LOG}");
-    }
 }

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod prune;
 pub mod standalone;
+pub mod termination;
 pub mod verification;
 
 use std::process::ExitCode;

@@ -201,3 +201,11 @@ where
         meta.namespace.as_deref() == Some(namespace) && label.is_some_and(|label| label == cluster)
     })
 }
+
+/// The Backups of this cluster, in no order.
+#[must_use]
+pub fn list_backups(store: &Store<Backup>, namespace: &str, cluster: &str) -> Vec<Arc<Backup>> {
+    store.state_filter(|backup| {
+        backup.metadata.namespace.as_deref() == Some(namespace) && backup.spec.cluster_ref.name == cluster
+    })
+}

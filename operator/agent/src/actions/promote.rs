@@ -5,12 +5,12 @@ use std::time::Duration;
 use pgherd_core::{instance::Phase, quorum::synchronous_standby_names, register::Register};
 use tokio::time::{Instant, sleep};
 
-use super::{ActionError, primary};
+use super::{ActionError, follow::read_local, primary};
 use crate::{
     agent::Agent,
     clock::Boottime,
     lease::{self, Tenure},
-    local_state::{LocalState, LocalStateError},
+    local_state::LocalState,
     postgres::{
         config::{Role, apply_config, apply_start_config},
         sql::{Session, SqlError},
@@ -55,15 +55,6 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
         primary::show_closed(agent);
     }
     Ok(())
-}
-
-fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
-    let missing = || LocalStateError::Io {
-        action: "read",
-        path: agent.layout.pgdata.join(crate::local_state::FILE_NAME),
-        source: std::io::ErrorKind::NotFound.into(),
-    };
-    Ok(LocalState::read(&agent.layout.pgdata)?.ok_or_else(missing)?)
 }
 
 /// Cuts the replication off and puts the synchronous standbys into effect while the server is still a standby.

@@ -106,7 +106,7 @@ pub fn decide_handover(input: &HandoverInput<'_>) -> HandoverVerdict {
     if register.is_sealing() || register.released {
         return HandoverVerdict::Refuse { why: format!("a failover is under way: {} is being replaced", holder.pod) };
     }
-    let outcome = match serving(input, holder) {
+    let outcome = match serving(register, input.pods, holder) {
         None => Err(Unfit::Yet(format!("{}, the primary, does not serve", holder.pod))),
         Some(status) => choose(input, holder, status),
     };
@@ -123,9 +123,13 @@ pub fn decide_handover(input: &HandoverInput<'_>) -> HandoverVerdict {
 }
 
 /// The holder's status, if it takes writes in the current term in the very pod that the register names.
-fn serving<'a>(input: &HandoverInput<'a>, holder: &Holder) -> Option<&'a InstanceStatus> {
-    let status = input.pods.get(&holder.pod).filter(|view| view.uid == holder.pod_uid)?.status()?;
-    let serves = status.is_primary && status.phase == Phase::Primary && status.term == input.register.term;
+pub(super) fn serving<'a>(
+    register: &Register,
+    pods: &'a BTreeMap<String, PodView>,
+    holder: &Holder,
+) -> Option<&'a InstanceStatus> {
+    let status = pods.get(&holder.pod).filter(|view| view.uid == holder.pod_uid)?.status()?;
+    let serves = status.is_primary && status.phase == Phase::Primary && status.term == register.term;
     serves.then_some(status)
 }
 
@@ -212,7 +216,8 @@ fn is_voter(set: &VoterSet, member: Option<&MemberId>) -> bool {
     set.voters.iter().any(|voter| Some(&voter.member) == member)
 }
 
-fn sent_to(primary: &InstanceStatus, member: Option<&MemberId>) -> bool {
+/// The primary sends its WAL to this member now.
+pub(super) fn sent_to(primary: &InstanceStatus, member: Option<&MemberId>) -> bool {
     primary.standbys.iter().any(|standby| Some(&standby.member) == member && standby.state == "streaming")
 }
 

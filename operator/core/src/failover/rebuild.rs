@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::observation::PodView;
-use crate::{
-    instance::{InstanceStatus, Phase},
-    register::{MemberId, Register},
+use super::{
+    handover::{sent_to, serving},
+    observation::PodView,
 };
+use crate::{instance::InstanceStatus, register::Register};
 
 /// Why an instance is not built anew.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,14 +42,14 @@ pub enum RebuildError {
 /// [`RebuildError`] says why not.
 pub fn decide_rebuild(register: &Register, pods: &BTreeMap<String, PodView>, pod: &str) -> Result<(), RebuildError> {
     let view = pods.get(pod).ok_or_else(|| RebuildError::NoInstance(pod.to_owned()))?;
-    let primary = serving(register, pods)?;
+    let primary = observe_primary(register, pods)?;
     if primary.pod == pod {
         return Err(RebuildError::Primary(pod.to_owned()));
     }
     let status = view.status().ok_or_else(|| RebuildError::Silent(pod.to_owned()))?;
     for set in register.sets() {
         let left = set.voters.iter().filter(|voter| Some(&voter.member) != status.member.as_ref());
-        let left = left.filter(|voter| streams(primary, &voter.member)).count();
+        let left = left.filter(|voter| sent_to(primary, Some(&voter.member))).count();
         if left < set.acks as usize {
             return Err(RebuildError::CommitsWouldWait { pod: pod.to_owned(), acks: set.acks, left });
         }
@@ -57,18 +57,14 @@ pub fn decide_rebuild(register: &Register, pods: &BTreeMap<String, PodView>, pod
     Ok(())
 }
 
-fn streams(primary: &InstanceStatus, member: &MemberId) -> bool {
-    primary.standbys.iter().any(|standby| standby.member == *member && standby.state == "streaming")
-}
-
-fn serving<'a>(register: &Register, pods: &'a BTreeMap<String, PodView>) -> Result<&'a InstanceStatus, RebuildError> {
-    let none = |why: &str| RebuildError::NoPrimary(why.to_owned());
-    let holder = register.holder.as_ref().ok_or_else(|| none("the cluster has none yet"))?;
+fn observe_primary<'a>(
+    register: &Register,
+    pods: &'a BTreeMap<String, PodView>,
+) -> Result<&'a InstanceStatus, RebuildError> {
+    let holder =
+        register.holder.as_ref().ok_or_else(|| RebuildError::NoPrimary("the cluster has none yet".to_owned()))?;
     if register.is_sealing() || register.released || register.handover.is_some() {
         return Err(RebuildError::NoPrimary(format!("the role of {} is moving", holder.pod)));
     }
-    let status = pods.get(&holder.pod).filter(|view| view.uid == holder.pod_uid).and_then(PodView::status);
-    status
-        .filter(|status| status.is_primary && status.phase == Phase::Primary && status.term == register.term)
-        .ok_or_else(|| RebuildError::NoPrimary(format!("{} does not serve", holder.pod)))
+    serving(register, pods, holder).ok_or_else(|| RebuildError::NoPrimary(format!("{} does not serve", holder.pod)))
 }

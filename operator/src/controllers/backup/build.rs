@@ -39,7 +39,7 @@ pub const CONTAINER: &str = "backup";
 /// Longest value of a label, and Kubernetes labels a Job's pods with its name.
 const MAX_NAME: usize = 63;
 /// The image has no users; any other UID would do.
-pub(in crate::controllers) const RUN_AS: i64 = 65_532;
+const RUN_AS: i64 = 65_532;
 /// A backup that takes longer is given up: two days.
 const DEADLINE_SECONDS: i64 = 2 * 24 * 3600;
 /// Long enough to abort the open uploads.
@@ -184,14 +184,7 @@ fn build_pod(input: &JobInput<'_>) -> PodSpec {
         restart_policy: Some("Never".to_owned()),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         enable_service_links: Some(false),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(RUN_AS),
-            run_as_group: Some(RUN_AS),
-            fs_group: Some(RUN_AS),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(build_pod_security()),
         containers: vec![build_container(input.image, mounts)],
         volumes: Some(volumes),
         ..PodSpec::default()
@@ -213,6 +206,18 @@ fn build_container(image: &str, mounts: Vec<VolumeMount>) -> Container {
         security_context: Some(build_container_security()),
         volume_mounts: Some(mounts),
         ..Container::default()
+    }
+}
+
+/// A pod without rights on its node.
+pub(in crate::controllers) fn build_pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(RUN_AS),
+        run_as_group: Some(RUN_AS),
+        fs_group: Some(RUN_AS),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+        ..PodSecurityContext::default()
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
         observe::{Run, RunState, Whose, observe_last_run},
     },
     jobs::prune::config::PruneJobConfig,
-    kubernetes::owner::controller_reference,
+    kubernetes::{owner::controller_reference, store::list_backups},
 };
 
 /// A run that takes longer is given up: two hours.
@@ -114,11 +114,9 @@ impl Round<'_> {
 
     /// When the newest restorable backup of the cluster, another one than this, was complete.
     fn find_newest_complete(&self) -> Option<Timestamp> {
-        let others = self.context.stores.backups.state().into_iter().filter(|other| {
-            other.namespace().as_deref() == Some(&self.namespace)
-                && other.spec.cluster_ref.name == self.backup.spec.cluster_ref.name
-                && other.uid().as_deref() != Some(&self.uid)
-        });
+        let cluster = &self.backup.spec.cluster_ref.name;
+        let backups = list_backups(&self.context.stores.backups, &self.namespace, cluster);
+        let others = backups.iter().filter(|other| other.uid().as_deref() != Some(&self.uid));
         let complete = others.filter_map(|other| {
             let status = other.status.as_ref().filter(|status| status.restorable == Some(true))?;
             status.completed_at.as_ref()?.parse().ok()
@@ -161,7 +159,7 @@ impl Round<'_> {
         let system_id = status.and_then(|status| status.system_id.clone()).unwrap_or_default();
         let location = ClusterLocation { store: store.config.clone(), cluster: name.clone(), system_id };
         let id = status.and_then(|status| status.id.as_deref()).unwrap_or_default();
-        let expected = format!("s3://{}/{}", location.store.bucket, location.backup_prefix(id));
+        let expected = location.destination(id);
         if status.and_then(|status| status.destination.as_ref()).is_some_and(|found| *found != expected) {
             return Err(format!("the object store of the PostgresCluster {name} is another one now"));
         }

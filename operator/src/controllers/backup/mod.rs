@@ -37,7 +37,11 @@ use pgherd_crds::{
 use tracing::Instrument;
 
 use self::error::BackupError;
-use crate::{context::Context, kubernetes::client::watch_config, telemetry::error_chain};
+use crate::{
+    context::Context,
+    kubernetes::{client::watch_config, store::list_backups},
+    telemetry::error_chain,
+};
 
 const NAME: &str = "backup";
 const CONCURRENCY: u16 = 16;
@@ -60,12 +64,10 @@ async fn run_controller(context: Arc<Context>) {
         .with_config(Config::default().concurrency(CONCURRENCY))
         .owns(context.api::<Job>(), watch_config().labels(&jobs))
         .watches(context.api::<PostgresCluster>(), watch_config(), move |cluster| {
-            let of_cluster = backups.state_filter(|backup| {
-                backup.spec.cluster_ref.name == cluster.name_any()
-                    && backup.namespace() == cluster.namespace()
-                    && observe::is_unfinished(backup)
-            });
-            of_cluster.into_iter().map(|backup| ObjectRef::from_obj(&*backup)).collect::<Vec<_>>()
+            let of_cluster =
+                list_backups(&backups, cluster.namespace().as_deref().unwrap_or_default(), &cluster.name_any());
+            let unfinished = of_cluster.into_iter().filter(|backup| observe::is_unfinished(backup));
+            unfinished.map(|backup| ObjectRef::from_obj(&*backup)).collect::<Vec<_>>()
         })
         .run(reconcile_measured, retry, context)
         // Failed rounds are logged where they fail.

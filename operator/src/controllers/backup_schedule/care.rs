@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use pgherd_crds::v1alpha1::{backup_schedule::RetentionStatus, shared::Condition, verification::VerificationStatus};
 
+/// How soon a run under way is looked at again.
+pub const WATCH_RUN: SignedDuration = SignedDuration::from_secs(15);
 /// The pause after the first failure; it doubles with each.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_mins(2);
 /// The longest pause.
@@ -22,6 +24,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// It does not hold.
+    #[must_use]
+    pub fn refused(type_: &'static str, reason: &str, message: String) -> Self {
+        Self { type_, holds: false, reason: reason.to_owned(), message }
+    }
+
     /// The published condition of this type, as it is.
     #[must_use]
     pub fn published(type_: &'static str, conditions: &[Condition]) -> Option<Self> {

@@ -37,9 +37,7 @@ pub(super) fn observe_ground(context: &Context, schedule: &BackupSchedule, names
     let store = find_store(&cluster, namespace).ok().flatten()?;
     let system_id = cluster.status.as_ref()?.system_id.clone()?;
     let location = ClusterLocation { store: store.config.clone(), cluster: name.clone(), system_id };
-    let backups = context.stores.backups.state_filter(|backup| {
-        backup.namespace().as_deref() == Some(namespace) && backup.spec.cluster_ref.name == *name
-    });
+    let backups = store::list_backups(&context.stores.backups, namespace, name);
     Some(Ground { namespace: namespace.to_owned(), cluster, store, location, backups })
 }
 
@@ -48,8 +46,7 @@ pub(super) fn observe_ground(context: &Context, schedule: &BackupSchedule, names
 pub(super) fn find_id<'a>(backup: &'a Backup, location: &ClusterLocation) -> Option<&'a str> {
     let status = backup.status.as_ref()?;
     let id = status.id.as_deref()?;
-    let destination = format!("s3://{}/{}", location.store.bucket, location.backup_prefix(id));
-    let here = status.destination.as_deref() == Some(destination.as_str());
+    let here = status.destination.as_ref() == Some(&location.destination(id));
     let pruned = status.conditions.iter().any(|condition| condition.type_ == READY && condition.reason == PRUNED);
     (here && !pruned && status.phase == Some(BackupPhase::Completed)).then_some(id)
 }

@@ -2,6 +2,7 @@
 //! build -> apply -> status. It makes Backups and deletes old Backup objects, and has Jobs care for what lies in the store;
 //! it never touches an object store itself.
 
+mod apply;
 pub mod build;
 pub mod care;
 pub mod decide;

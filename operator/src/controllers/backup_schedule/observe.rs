@@ -20,9 +20,7 @@ pub fn observe(context: &Context, schedule: &BackupSchedule, namespace: &str) ->
     let (name, spec) = (schedule.name_any(), &schedule.spec);
     let cluster = &spec.cluster_ref.name;
     let limit = |limit: Option<u32>, otherwise: u32| usize::try_from(limit.unwrap_or(otherwise)).unwrap_or(usize::MAX);
-    let backups = context.stores.backups.state_filter(|backup| {
-        backup.namespace().as_deref() == Some(namespace) && backup.spec.cluster_ref.name == *cluster
-    });
+    let backups = store::list_backups(&context.stores.backups, namespace, cluster);
     ScheduleFacts {
         schedule: Schedule::parse(&spec.schedule, spec.time_zone.as_deref()),
         suspended: spec.suspend.unwrap_or(false),

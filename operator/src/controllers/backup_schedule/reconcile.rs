@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
+    api::PostParams,
     runtime::{controller::Action, events::EventType},
 };
 use pgherd_crds::{
@@ -15,6 +15,7 @@ use pgherd_crds::{
 };
 
 use super::{
+    apply::delete_backup,
     build::build_backup,
     care::{Care, Verdict},
     decide::{KnownState, Plan, ScheduleFacts, decide},
@@ -155,26 +156,17 @@ async fn create_backup(
     }
 }
 
-/// Deletes objects only: what is in the store stays. The UID keeps a Backup that was made anew under the name.
+/// Deletes objects only: what is in the store stays.
 async fn delete_backups(
     context: &Context,
     schedule: &BackupSchedule,
     namespace: &str,
     plan: &Plan,
 ) -> Result<(), ScheduleControllerError> {
-    let api: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
     for name in &plan.delete {
         let Some(backup) = store::get(&context.stores.backups, namespace, name) else { continue };
-        if backup.labels().get(keys::SCHEDULE) != Some(&schedule.name_any()) {
-            continue;
-        }
-        let preconditions = Some(Preconditions { uid: backup.uid(), resource_version: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::background() };
-        context.metrics.api_writes.inc();
-        match api.delete(name, &params).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
-            Err(source) => return Err(ScheduleControllerError::DeleteBackup { name: name.clone(), source }),
+        if backup.labels().get(keys::SCHEDULE) == Some(&schedule.name_any()) {
+            delete_backup(context, namespace, &backup).await?;
         }
     }
     Ok(())

@@ -3,11 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use kube::{
-    Api, Resource, ResourceExt,
-    api::{DeleteParams, Preconditions},
-    runtime::events::EventType,
-};
+use kube::{Resource, ResourceExt, runtime::events::EventType};
 use pgherd_crds::{
     Backup, BackupSchedule,
     names::keys,
@@ -15,7 +11,8 @@ use pgherd_crds::{
 };
 
 use super::{
-    care::{Care, Verdict, later},
+    apply::{delete_backup, mark_backup},
+    care::{Care, Verdict, WATCH_RUN, later},
     decide::ScheduleFacts,
     error::ScheduleControllerError,
     ground::Ground,
@@ -24,7 +21,7 @@ use super::{
 use crate::{
     context::Context,
     controllers::{
-        backup::status::{Report, apply_status, build_status},
+        backup::status::Report,
         store_jobs::{
             RETENTION_APP,
             build::{StoreJob, build_store_job, create_store_job, render_job_name},
@@ -37,8 +34,6 @@ use crate::{
 
 /// A run that takes longer is given up: six hours.
 const DEADLINE_SECONDS: i64 = 6 * 3600;
-/// How soon a run under way is looked at again.
-const WATCH_RUN: jiff::SignedDuration = jiff::SignedDuration::from_secs(15);
 
 /// One round for retention.
 ///
@@ -69,20 +64,14 @@ pub(super) async fn care_for_retention(
     match decide_retention(&seen, now) {
         RetentionStep::Off => care.retention = None,
         RetentionStep::Refuse(message) => {
-            let reason = "InvalidRetention".to_owned();
-            care.verdicts.push(Verdict { type_: RETENTION_HEALTHY, holds: false, reason, message });
+            care.verdicts.push(Verdict::refused(RETENTION_HEALTHY, "InvalidRetention", message));
         }
         RetentionStep::Rest(again) => {
             care.verdicts.extend(condition);
             care.again.extend(again);
         }
         RetentionStep::Wait(trouble) => {
-            let stuck = trouble.map(|message| Verdict {
-                type_: RETENTION_HEALTHY,
-                holds: false,
-                reason: "JobNotStarting".to_owned(),
-                message,
-            });
+            let stuck = trouble.map(|message| Verdict::refused(RETENTION_HEALTHY, "JobNotStarting", message));
             care.verdicts.extend(stuck.or(condition));
             care.again.push(later(now, WATCH_RUN));
         }
@@ -161,25 +150,12 @@ async fn follow_store(
         }
         let name = backup.name_any();
         if backup.labels().contains_key(keys::SCHEDULE) && !facts.pinned.contains(&name) {
-            delete_object(context, &ground.namespace, backup).await?;
+            delete_backup(context, &ground.namespace, backup).await?;
         } else {
             mark_pruned(context, &ground.namespace, backup, now).await?;
         }
     }
     Ok(())
-}
-
-/// The UID keeps a Backup that was made anew under the name.
-async fn delete_object(context: &Context, namespace: &str, backup: &Backup) -> Result<(), ScheduleControllerError> {
-    let api: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
-    let preconditions = Some(Preconditions { uid: backup.uid(), resource_version: None });
-    let params = DeleteParams { preconditions, ..DeleteParams::background() };
-    context.metrics.api_writes.inc();
-    match api.delete(&backup.name_any(), &params).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        Err(source) => Err(ScheduleControllerError::DeleteBackup { name: backup.name_any(), source }),
-    }
 }
 
 async fn mark_pruned(
@@ -188,21 +164,11 @@ async fn mark_pruned(
     backup: &Backup,
     now: Timestamp,
 ) -> Result<(), ScheduleControllerError> {
-    let api: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
     // The stores may lag: what is written is built on what there is.
-    let name = backup.name_any();
-    let Some(fresh) = store::get(&context.stores.backups, namespace, &name) else { return Ok(()) };
-    let old = fresh.status.clone().unwrap_or_default();
-    let status = build_status(&old, &Report::Pruned, fresh.metadata.generation, now);
-    let written = apply_status(&api, &fresh, &status, true).await;
-    match written {
-        Ok(true) => {
-            context.metrics.api_writes.inc();
-            let note = "its data is not in the store any more";
-            publish(context, &fresh.object_ref(&()), EventType::Warning, "Pruned", "Retention", note).await;
-            Ok(())
-        }
-        Ok(false) => Ok(()),
-        Err(source) => Err(ScheduleControllerError::MarkBackup { name, source: Box::new(source) }),
+    let Some(fresh) = store::get(&context.stores.backups, namespace, &backup.name_any()) else { return Ok(()) };
+    if mark_backup(context, namespace, &fresh, &Report::Pruned, now).await? {
+        let note = "its data is not in the store any more";
+        publish(context, &fresh.object_ref(&()), EventType::Warning, "Pruned", "Retention", note).await;
     }
+    Ok(())
 }

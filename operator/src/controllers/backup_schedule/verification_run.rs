@@ -1,15 +1,16 @@
 //! Carries out what [`super::verification`] decides: makes the Job, and tells the Backup what was found.
 
-use jiff::{SignedDuration, Timestamp};
-use kube::{Api, ResourceExt};
+use jiff::Timestamp;
+use kube::ResourceExt;
 use pgherd_core::backup::BackupLocation;
 use pgherd_crds::{
-    Backup, BackupSchedule,
+    BackupSchedule,
     v1alpha1::{conditions::VERIFIED, verification::VerificationStatus},
 };
 
 use super::{
-    care::{Care, Verdict, later},
+    apply::mark_backup,
+    care::{Care, Verdict, WATCH_RUN, later},
     decide::ScheduleFacts,
     error::ScheduleControllerError,
     ground::Ground,
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     context::Context,
     controllers::{
-        backup::status::{Report, apply_status, build_status},
+        backup::status::Report,
         store_jobs::{
             VERIFICATION_APP,
             build::{create_store_job, render_job_name},
@@ -30,8 +31,6 @@ use crate::{
     kubernetes::{owner::controller_reference, store},
 };
 
-/// How soon a run under way is looked at again.
-const WATCH_RUN: SignedDuration = SignedDuration::from_secs(15);
 /// The parameter that replaying may depend on.
 const PRELOAD: &str = "shared_preload_libraries";
 
@@ -60,16 +59,16 @@ pub(super) async fn care_for_verification(
     let condition = Verdict::published(VERIFIED, &status.conditions);
     let shown = (published != VerificationStatus::default()).then_some(published);
     let mut care = Care { verification: shown, ..Care::default() };
-    let refusal = |reason: &str, message| Verdict { type_: VERIFIED, holds: false, reason: reason.to_owned(), message };
     match decide_verification(&seen, now) {
         VerificationStep::Off => care.verification = None,
-        VerificationStep::Refuse(message) => care.verdicts.push(refusal("InvalidVerify", message)),
+        VerificationStep::Refuse(message) => care.verdicts.push(Verdict::refused(VERIFIED, "InvalidVerify", message)),
         VerificationStep::Rest(again) => {
             care.verdicts.extend(condition);
             care.again.extend(again);
         }
         VerificationStep::Wait(trouble) => {
-            care.verdicts.extend(trouble.map(|message| refusal("JobNotStarting", message)).or(condition));
+            care.verdicts
+                .extend(trouble.map(|message| Verdict::refused(VERIFIED, "JobNotStarting", message)).or(condition));
             care.again.push(later(now, WATCH_RUN));
         }
         VerificationStep::Start { backup, run } => {
@@ -148,14 +147,6 @@ async fn tell_backup(
         Finding::Good { summary, at } => Report::Verified(summary, *at),
         Finding::Bad(failure) => Report::NotVerified(failure),
     };
-    let old = backup.status.clone().unwrap_or_default();
-    let status = build_status(&old, &report, backup.metadata.generation, now);
-    let api: Api<Backup> = Api::namespaced(context.client.clone(), namespace);
-    let written = apply_status(&api, &backup, &status, true).await;
-    let written = written
-        .map_err(|source| ScheduleControllerError::MarkBackup { name: name.clone(), source: Box::new(source) })?;
-    if written {
-        context.metrics.api_writes.inc();
-    }
+    mark_backup(context, namespace, &backup, &report, now).await?;
     Ok(())
 }

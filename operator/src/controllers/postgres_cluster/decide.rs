@@ -16,20 +16,14 @@ use pgherd_core::{
     instance::{Phase, SealReport},
     register::{LeaseView, Register},
 };
-use pgherd_crds::{
-    names::{self, ROLE_PRIMARY},
-    v1alpha1::postgres_cluster::SwitchoverStatus,
-};
+use pgherd_crds::{names, v1alpha1::postgres_cluster::SwitchoverStatus};
 
 pub use self::{
     handover::{Answer, HandoverStep, Request},
     memory::{Claimed, FailoverProgress, Memory},
     routing::RoleChange,
 };
-use super::{
-    observe::{Observed, ObservedPod},
-    validate::ValidatedCluster,
-};
+use super::{observe::Observed, validate::ValidatedCluster};
 use crate::context::Now;
 
 /// A settled cluster is looked at this often, in milliseconds: a primary that released its Lease waits no longer.
@@ -212,13 +206,12 @@ fn plan_step(cluster: &ValidatedCluster, observed: &Observed, lease: &LeaseView,
     }
 }
 
-/// The holder's own label goes whether it was seen or not: the watch may be late.
 fn unroute_first(observed: &Observed, unroute: &str, plan: &mut Plan) {
     plan.roles.retain(|change| change.pod != unroute);
-    let leads = |pod: &&ObservedPod| pod.role.as_deref() == Some(ROLE_PRIMARY) || pod.name == unroute;
-    let routed = observed.pods.iter().filter(leads);
-    for pod in routed.filter(|pod| plan.roles.iter().all(|change| change.pod != pod.name)).collect::<Vec<_>>() {
-        plan.roles.push(RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role: None });
+    for change in routing::decide_unrouted(observed, Some(unroute)) {
+        if plan.roles.iter().all(|known| known.pod != change.pod) {
+            plan.roles.push(change);
+        }
     }
 }
 

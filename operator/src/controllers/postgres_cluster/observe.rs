@@ -160,9 +160,7 @@ pub async fn observe(
     client.retain(&agents).await;
     let held = register.as_ref().is_some_and(|stored| stored.view.register.holder.is_some());
     let claims = if held { BTreeMap::new() } else { list_claims(context, cluster).await? };
-    let backups = context.stores.backups.state_filter(|backup| {
-        backup.metadata.namespace.as_deref() == Some(&cluster.namespace) && backup.spec.cluster_ref.name == cluster.name
-    });
+    let backups = store::list_backups(&context.stores.backups, &cluster.namespace, &cluster.name);
     let draining = context.stores.nodes.draining();
     Ok(Observed { register, register_problem, read_at_ms, pods, claims, backups, draining })
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         batch::v1::{Job, JobSpec},
-        core::v1::{Container, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile},
+        core::v1::{Container, PodSpec, PodTemplateSpec, ResourceRequirements},
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -24,7 +24,7 @@ use crate::{
     context::Context,
     controllers::{
         backup::build::{
-            RUN_AS, build_config_volume, build_container_security, build_mount, build_secret_volume, hex8,
+            build_config_volume, build_container_security, build_mount, build_pod_security, build_secret_volume, hex8,
         },
         postgres_cluster::validate::ValidatedStore,
     },
@@ -130,14 +130,7 @@ fn build_pod<C>(input: &StoreJob<'_, C>) -> PodSpec {
         automount_service_account_token: Some(false),
         restart_policy: Some("Never".to_owned()),
         enable_service_links: Some(false),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(RUN_AS),
-            run_as_group: Some(RUN_AS),
-            fs_group: Some(RUN_AS),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(build_pod_security()),
         containers: vec![Container {
             name: input.command.to_owned(),
             image: Some(input.image.to_owned()),

@@ -4,10 +4,7 @@
 use pgherd_core::{lsn::Lsn, timeline::TimelineId};
 use serde::{Deserialize, Serialize};
 
-/// Kubernetes keeps this many bytes of a termination message.
-const MESSAGE_LIMIT: usize = 4096;
-/// An error text is cut after this many characters, which leaves room for JSON's escapes.
-const ERROR_CHARS: usize = 1000;
+use crate::jobs::termination::{ERROR_CHARS, parse_message, render_message};
 
 /// How a Job ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,19 +70,19 @@ pub fn render_outcome(outcome: &BackupOutcome) -> String {
     if let BackupOutcome::Failed(failure) = &mut outcome {
         failure.error = failure.error.chars().take(ERROR_CHARS).collect();
     }
-    let text = serde_json::to_string(&outcome).unwrap_or_default();
-    if text.len() <= MESSAGE_LIMIT { text } else { String::new() }
+    render_message(&outcome)
 }
 
 /// The outcome that a termination message tells; None when the text is something else, such as the end of the log.
 #[must_use]
 pub fn parse_outcome(message: &str) -> Option<BackupOutcome> {
-    serde_json::from_str(message.trim()).ok()
+    parse_message(message)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::jobs::termination::MESSAGE_LIMIT;
 
     pub(crate) fn summary() -> BackupSummary {
         BackupSummary {

@@ -19,8 +19,9 @@ use self::{
     config::PruneJobConfig,
     outcome::{PruneJobOutcome, PruneSummary, render_outcome},
 };
-use super::backup::{
-    TERMINATION_LOG, cancel_on_signal, config::read_config, failure::describe_store_failure, render_time,
+use super::{
+    backup::{cancel_on_signal, config::read_config, failure::describe_store_failure, render_time},
+    termination::write_message,
 };
 use crate::telemetry::{error_chain, logs};
 
@@ -53,7 +54,7 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
         Ok(config) => config,
         Err(error) => {
             let failed = PruneJobOutcome::Failed { reason: "BadConfig".to_owned(), error: error_chain(&error) };
-            write_outcome(&failed);
+            write_message(&render_outcome(&failed));
             return Err(error.into());
         }
     };
@@ -82,7 +83,7 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
             (PruneJobOutcome::Failed { reason, error: text }, ExitCode::FAILURE)
         }
     };
-    write_outcome(&outcome);
+    write_message(&render_outcome(&outcome));
     Ok(code)
 }
 
@@ -156,11 +157,4 @@ fn describe_failure(error: &PruneJobError) -> (String, String) {
     };
     let failure = describe_store_failure(store);
     (failure.reason, failure.error)
-}
-
-/// Outside of a pod there is no such file, and the log has it all as well.
-fn write_outcome(outcome: &PruneJobOutcome) {
-    if let Err(error) = std::fs::write(TERMINATION_LOG, render_outcome(outcome)) {
-        tracing::warn!(error = error_chain(&error), "cannot write {TERMINATION_LOG}");
-    }
 }

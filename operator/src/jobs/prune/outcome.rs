@@ -2,10 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Kubernetes keeps this many bytes of a termination message.
-const MESSAGE_LIMIT: usize = 4096;
-/// An error text is cut after this many characters, which leaves room for JSON's escapes.
-const ERROR_CHARS: usize = 1000;
+use crate::jobs::termination::{ERROR_CHARS, parse_message, render_message};
+
 /// Lists are cut after so many ids of at most 43 characters: together they stay below the limit.
 const DELETED: usize = 20;
 const GONE: usize = 30;
@@ -76,14 +74,13 @@ pub fn render_outcome(outcome: &PruneJobOutcome) -> String {
             summary.held.truncate(HELD);
         }
     }
-    let text = serde_json::to_string(&outcome).unwrap_or_default();
-    if text.len() <= MESSAGE_LIMIT { text } else { String::new() }
+    render_message(&outcome)
 }
 
 /// The outcome that a termination message tells; None when the text is something else, such as the end of the log.
 #[must_use]
 pub fn parse_outcome(message: &str) -> Option<PruneJobOutcome> {
-    serde_json::from_str(message.trim()).ok()
+    parse_message(message)
 }
 
 #[cfg(test)]

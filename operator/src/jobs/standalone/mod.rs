@@ -52,7 +52,7 @@ pub fn backup(args: &BackupArgs) -> Outcome {
     print(&json!({
         "id": record.id,
         "systemId": record.system_id,
-        "destination": format!("s3://{}/{}", outcome.location.store.bucket, outcome.location.backup_prefix(&record.id)),
+        "destination": outcome.location.destination(&record.id),
         "startLsn": record.start_lsn,
         "stopLsn": record.stop_lsn,
         "tarBytes": record.tar_bytes,

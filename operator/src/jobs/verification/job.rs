@@ -15,7 +15,10 @@ use super::{
     verify_by_restore,
 };
 use crate::{
-    jobs::backup::{TERMINATION_LOG, cancel_on_signal, config::read_config, millis},
+    jobs::{
+        backup::{cancel_on_signal, config::read_config, millis},
+        termination::write_message,
+    },
     telemetry::{error_chain, logs},
 };
 
@@ -28,12 +31,12 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let config: VerifyJobConfig = match read_config(config_file) {
         Ok(config) => config,
         Err(error) => {
-            write_outcome(&VerifyJobOutcome::Failed(VerifyFailure {
+            write_message(&render_outcome(&VerifyJobOutcome::Failed(VerifyFailure {
                 reason: "BadConfig".to_owned(),
                 error: error_chain(&error),
                 blames_backup: false,
                 unusable: false,
-            }));
+            })));
             return Err(error.into());
         }
     };
@@ -52,7 +55,7 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
             (VerifyJobOutcome::Failed(failure), ExitCode::FAILURE)
         }
     };
-    write_outcome(&outcome);
+    write_message(&render_outcome(&outcome));
     Ok(code)
 }
 
@@ -89,12 +92,5 @@ pub fn summarize(verified: &Verified, statements: usize) -> VerifySummary {
         },
         statements: statements as u64,
         took_ms: millis(took),
-    }
-}
-
-/// Outside of a pod there is no such file, and the log has it all as well.
-fn write_outcome(outcome: &VerifyJobOutcome) {
-    if let Err(error) = std::fs::write(TERMINATION_LOG, render_outcome(outcome)) {
-        tracing::warn!(error = error_chain(&error), "cannot write {TERMINATION_LOG}");
     }
 }

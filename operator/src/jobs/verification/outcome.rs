@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Kubernetes keeps this many bytes of a termination message.
-const MESSAGE_LIMIT: usize = 4096;
+use crate::jobs::termination::{parse_message, render_message};
+
 /// An error text is cut after this many characters, which leaves room for JSON's escapes.
 const ERROR_CHARS: usize = 600;
 
@@ -58,19 +58,19 @@ pub fn render_outcome(outcome: &VerifyJobOutcome) -> String {
     if let VerifyJobOutcome::Failed(failure) = &mut outcome {
         failure.error = failure.error.chars().take(ERROR_CHARS).collect();
     }
-    let text = serde_json::to_string(&outcome).unwrap_or_default();
-    if text.len() <= MESSAGE_LIMIT { text } else { String::new() }
+    render_message(&outcome)
 }
 
 /// The outcome that a termination message tells; None when the text is something else, such as the end of the log.
 #[must_use]
 pub fn parse_outcome(message: &str) -> Option<VerifyJobOutcome> {
-    serde_json::from_str(message.trim()).ok()
+    parse_message(message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::termination::MESSAGE_LIMIT;
 
     #[test]
     fn a_long_error_in_any_script_fits_and_is_read_back() {

@@ -43,8 +43,8 @@ pub(super) struct BackupIdentity {
     pub(super) wal_segment_bytes: u64,
 }
 
-/// Name of the index or the manifest as an object.
-pub(crate) fn render_companion_name(name: &str, sealed: bool) -> String {
+/// Name of an object as it is stored.
+pub(crate) fn render_stored_name(name: &str, sealed: bool) -> String {
     format!("{name}{}", if sealed { AGE_SUFFIX } else { "" })
 }
 
@@ -160,7 +160,7 @@ pub(super) async fn write_companions(
         Ok::<_, BackupError>((sha256, seal(&recipients, &encoded)?, seal(&recipients, &manifest)?))
     };
     let (sha256, index, manifest) = tokio::task::spawn_blocking(encode).await.map_err(BackupError::Task)??;
-    let key = |name: &str| format!("{prefix}{}", render_companion_name(name, sealed));
+    let key = |name: &str| format!("{prefix}{}", render_stored_name(name, sealed));
     store.put(&key(INDEX_NAME), Bytes::from(index)).await?;
     store.put(&key(MANIFEST_NAME), Bytes::from(manifest)).await?;
     Ok(sha256)

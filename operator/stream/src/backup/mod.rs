@@ -28,7 +28,7 @@ use pgherd_core::{
     timeline::TimelineId,
 };
 
-pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_companion_name, render_data_path};
+pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path, render_stored_name};
 pub(crate) use marker::{MARKER_NAME, Marker};
 pub use run::{observe_peak_rss, run_backup};
 pub(crate) use sweep::remove_rest;

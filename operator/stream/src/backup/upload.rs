@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use pgherd_core::backup::AGE_SUFFIX;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{BackupError, BackupProgress};
+use super::{BackupError, BackupProgress, render_stored_name};
 use crate::{
     age::{MAX_HEADER_BYTES, Recipient, Sealer, sealed_bytes},
     frames::{Frame, FrameItem, FrameReader},
@@ -45,7 +44,7 @@ pub(super) struct Uploader {
 
 /// Name of an archive's object.
 pub(crate) fn render_object_name(archive: &str, number: usize, sealed: bool) -> String {
-    format!("{archive}.tar.zst.{number:04}{}", if sealed { AGE_SUFFIX } else { "" })
+    render_stored_name(&format!("{archive}.tar.zst.{number:04}"), sealed)
 }
 
 /// One object on its way. It becomes a multipart upload only when the first part is full.

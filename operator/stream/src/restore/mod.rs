@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backup::{INDEX_NAME, MANIFEST_NAME, render_companion_name},
+    backup::{INDEX_NAME, MANIFEST_NAME, render_stored_name},
     catalogue::{CatalogueError, read_record},
     encryption::KeyError,
     frames::FrameError,
@@ -344,7 +344,7 @@ async fn get_companion(
     name: &str,
     keys: Option<&BackupKeys>,
 ) -> Result<Vec<u8>, RestoreError> {
-    let key = format!("{prefix}{}", render_companion_name(name, keys.is_some()));
+    let key = format!("{prefix}{}", render_stored_name(name, keys.is_some()));
     let Some(body) = store.get(&key).await? else { return Err(RestoreError::MissingObject(key)) };
     match keys {
         Some(keys) => Ok(keys.open_whole(&key, body.into())?),

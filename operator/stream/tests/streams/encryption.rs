@@ -23,7 +23,7 @@ use crate::{
     backups::back_up,
     faults::chain,
     minio::Minio,
-    postgres::{Postgres, hand_over, run, verify, workspace},
+    postgres::{Postgres, run, verify, workspace},
 };
 
 /// What no object may show.
@@ -248,11 +248,7 @@ async fn recipients_can_change_and_encryption_can_end_and_each_backup_keeps_its_
     }
     let dir = workspace();
     let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
-    let place = dir.path().join("space");
-    fs::create_dir(&place).unwrap();
-    hand_over(&place);
-    server.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
-    server.sql("CREATE TABLE there TABLESPACE space AS SELECT generate_series(1, 50000) AS id");
+    server.make_tablespace(dir.path());
     let (old, new) = (Pair::make(dir.path(), "old"), Pair::make(dir.path(), "new"));
     let plain = minio.location();
     let mut ids = Vec::new();

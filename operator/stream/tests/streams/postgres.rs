@@ -146,6 +146,16 @@ impl Postgres {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// A tablespace in a folder of its own below `dir`, with a table in it; returns the folder.
+    pub(crate) fn make_tablespace(&self, dir: &Path) -> PathBuf {
+        let place = dir.join("space");
+        fs::create_dir(&place).unwrap();
+        hand_over(&place);
+        self.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
+        self.sql("CREATE TABLE there TABLESPACE space AS SELECT generate_series(1, 50000) AS id");
+        place
+    }
+
     /// A client program for this server.
     pub(crate) fn client(&self, name: &str) -> Command {
         let mut command = program(name);

@@ -20,11 +20,7 @@ async fn a_tablespace_comes_back_in_place_or_where_it_is_told_to() {
     }
     let dir = workspace();
     let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
-    let place = dir.path().join("space");
-    fs::create_dir(&place).unwrap();
-    hand_over(&place);
-    server.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", place.display()));
-    server.sql("CREATE TABLE there TABLESPACE space AS SELECT generate_series(1, 50000) AS id");
+    let place = server.make_tablespace(dir.path());
     let oid = server.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'space'");
     let (outcome, _) = back_up(&server, minio.location()).await;
     assert_eq!(outcome.record.archives.len(), 2);

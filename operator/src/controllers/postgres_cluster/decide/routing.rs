@@ -29,6 +29,15 @@ pub fn decide_roles(observed: &Observed) -> Vec<RoleChange> {
     changes
 }
 
+/// What keeps anybody from being led to a primary that is given up. The holder's own label goes whether it was seen or not: a
+/// round may just have set it, or the watch may be late.
+#[must_use]
+pub fn decide_unrouted(observed: &Observed, holder: Option<&str>) -> Vec<RoleChange> {
+    let leads = |pod: &&ObservedPod| pod.role.as_deref() == Some(ROLE_PRIMARY) || Some(pod.name.as_str()) == holder;
+    let routed = observed.pods.iter().filter(leads);
+    routed.map(|pod| RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role: None }).collect()
+}
+
 fn decide_role(observed: &Observed, pod: &ObservedPod) -> Option<&'static str> {
     let register = observed.register();
     let holds = observed.holder_pod().is_some_and(|holder| holder.uid == pod.uid);

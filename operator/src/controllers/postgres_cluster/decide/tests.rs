@@ -10,8 +10,9 @@ use pgherd_core::{
 
 use super::*;
 use crate::controllers::postgres_cluster::{
-    observe::testing::{
-        at, claim, empty_agent, held_by_0, observed, pod, primary, replica, sealed, settled, voter, voters,
+    observe::{
+        ObservedPod,
+        testing::{at, claim, empty_agent, held_by_0, observed, pod, primary, replica, sealed, settled, voter, voters},
     },
     test_support::{MINIMAL, validated},
 };

@@ -7,14 +7,11 @@ use std::time::Duration;
 
 use kube::runtime::events::EventType;
 use pgherd_core::register::LeaseView;
-use pgherd_crds::{names::ROLE_PRIMARY, v1alpha1::postgres_cluster::SwitchoverStatus};
+use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{AT_ONCE_MS, ExecuteError, Round};
-use crate::controllers::postgres_cluster::{
-    decide::{HandoverStep, Memory, RoleChange},
-    observe::ObservedPod,
-};
+use crate::controllers::postgres_cluster::decide::{HandoverStep, Memory, routing::decide_unrouted};
 
 /// How often the register is read while the holder stops.
 const POLL: Duration = Duration::from_millis(50);
@@ -96,12 +93,8 @@ impl Round<'_> {
 
     /// The holder has stopped: nobody is led to it any more, and the failover follows.
     async fn replace_released(&mut self, lease: LeaseView, memory: &mut Memory) -> Result<(), ExecuteError> {
-        // The holder's own label goes whether it was seen or not: this very round may have set it, or a watch may be late.
         let holder = lease.register.holder.as_ref().map(|holder| holder.pod.as_str());
-        let leads = |pod: &&ObservedPod| pod.role.as_deref() == Some(ROLE_PRIMARY) || Some(pod.name.as_str()) == holder;
-        let routed = self.observed.pods.iter().filter(leads);
-        let changes = routed.map(|pod| RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role: None });
-        self.change_roles(&changes.collect::<Vec<_>>()).await?;
+        self.change_roles(&decide_unrouted(self.observed, holder)).await?;
         self.done.register = Some(lease.register.clone());
         let step = self.next_step(Some(&lease), None, memory);
         self.fail_over(step, Some(lease), memory).await
