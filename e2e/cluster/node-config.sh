@@ -24,6 +24,9 @@ address = "/run/$1/containerd.sock"
 restrict_oom_score_adj = true
 # Else they go to /run/netns, among those of others.
 netns_mounts_under_state_dir = true
+# Its socket is one path for all of them: of three that start at once, one would find the address in use and end.
+[plugins.'io.containerd.nri.v1.nri']
+disable = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 conf_dir = "$STATE/$1/cni"
 bin_dirs = ["/usr/lib/cni"]
