@@ -120,6 +120,7 @@ pub struct Agent {
     recovery_source: Mutex<Option<ClusterLocation>>,
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
     streaming: Mutex<Streaming>,
+    joined_at: Mutex<Option<Boottime>>,
     register_error: Mutex<Option<String>>,
     going_on: Mutex<Option<String>>,
     diverged: AtomicBool,
@@ -168,6 +169,7 @@ impl Agent {
             recovery_source: Mutex::new(None),
             applied_roles: Mutex::new(None),
             streaming: Mutex::new(Streaming::default()),
+            joined_at: Mutex::new(None),
             register_error: Mutex::new(None),
             going_on: Mutex::new(None),
             diverged: AtomicBool::new(false),
@@ -314,6 +316,17 @@ impl Agent {
     pub fn note_streaming(&self) {
         let mut streaming = lock(&self.streaming);
         *streaming = Streaming { receiver: streaming.receiver, ..Streaming::default() };
+    }
+
+    /// The server is about to follow a primary that was found to be there and most probably has what it lacks.
+    pub fn note_joined(&self) {
+        *lock(&self.joined_at) = Some(Boottime::now());
+    }
+
+    /// That was so short a time ago.
+    #[must_use]
+    pub fn has_joined_within(&self, time: Duration) -> bool {
+        lock(&self.joined_at).is_some_and(|at| Boottime::now().since(at) < time)
     }
 
     /// A receiver streams: true once this very process has done so for a second. One that is refused over and over shows

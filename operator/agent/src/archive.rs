@@ -35,6 +35,9 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A standby that found the store failing leaves it alone for so long: it asks for several files in a row at its start.
 const STANDBY_PAUSE: Duration = Duration::from_secs(10);
+/// PostgreSQL would look into the archive before it streams. The primary has what a replica lacks in nearly every case, and
+/// commits may wait for that replica.
+const STREAM_FIRST: Duration = Duration::from_secs(3);
 /// A request is one short line.
 const MAX_REQUEST: u64 = 4096;
 
@@ -212,6 +215,9 @@ async fn handle(agent: &Agent, shared: &Shared, request: Request) -> Answer {
 async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str, dest: &Path) -> Answer {
     if is_from_the_future(agent, name) {
         return Answer::Absent;
+    }
+    if agent.has_joined_within(STREAM_FIRST) {
+        return Answer::Failed("the primary is asked first".to_owned());
     }
     let Some(location) = own_location(agent) else {
         return Answer::Failed("no object store is configured, or the system identifier is not known yet".to_owned());

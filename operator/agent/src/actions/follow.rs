@@ -130,6 +130,10 @@ pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -
                 return Ok(());
             }
             session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
+            // A fresh copy lacks WAL that only the archive has, as a rule.
+            if read_local(agent)?.term != Term(0) {
+                agent.note_joined();
+            }
             enter_term(agent, register)?;
             start_as(agent, Some(upstream)).await
         }
@@ -210,6 +214,7 @@ pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&
     }
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
     let local = enter_term(agent, register)?;
+    agent.note_joined();
     change_role(agent, standby_role(Some(upstream), &local)).await
 }
 
@@ -230,6 +235,7 @@ pub async fn resume(
     agent.set_diverged(false);
     tracing::info!(upstream = %upstream.pod, "its WAL is on the primary's history: it follows as it is");
     if agent.server.state().await == ProcessState::Running {
+        agent.note_joined();
         return change_role(agent, standby_role(Some(upstream), &local)).await;
     }
     agent.server.acknowledge_death().await;
