@@ -290,7 +290,8 @@ pub struct Recovery {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.backupRef) != has(self.objectStore)").message("give exactly one of backupRef and objectStore"))]
-#[x_kube(validation = Rule::new("has(self.objectStore) == has(self.cluster)").message("objectStore needs cluster: the name that the cluster had when it was backed up"))]
+#[x_kube(validation = Rule::new("has(self.objectStore) == (has(self.cluster) || has(self.archive))").message("objectStore needs cluster, the name that the cluster had when it was backed up, or archive, the key of a tar archive of pg_basebackup"))]
+#[x_kube(validation = Rule::new("!has(self.archive) || !(has(self.cluster) || has(self.systemId) || has(self.backupId) || has(self.encryption))").message("archive stands alone: cluster, systemId, backupId and encryption belong to backups that pgherd made"))]
 #[x_kube(validation = Rule::new("!has(self.encryption) || has(self.objectStore)").message("encryption goes with objectStore: with backupRef the identity of the Backup's cluster is used"))]
 pub struct RecoverySource {
     /// A Backup in this namespace.
@@ -306,6 +307,12 @@ pub struct RecoverySource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub cluster: Option<String>,
+    /// The whole key of a tar archive that `pg_basebackup --format=tar --wal-method=fetch` wrote, plain or compressed by gzip
+    /// or zstd, to be imported. Its superuser must be called postgres.
+    #[x_kube(validation = Rule::new("!self.startsWith('/')").message("archive is the key of an object, without the bucket and without a slash at its start"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub archive: Option<String>,
     /// The database system identifier, needed if clusters of the same name share the store.
     #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,20}$')").message("systemId must be a decimal number"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,6 +12,7 @@ mod encryption;
 mod failover;
 mod failover_off;
 mod failover_required;
+mod import;
 mod killed_backup;
 mod manifests;
 mod replica_from_backup;

@@ -92,7 +92,8 @@ fn observe_segments(pgdata: &Path, history: &TimelineHistory, upto: Lsn, segment
     list(&pgdata.join("pg_wal")).into_iter().filter(|name| is_on(history, upto, name, segment_bytes)).collect()
 }
 
-fn list(folder: &Path) -> Vec<String> {
+/// The names in a folder, sorted; none where it can't be read.
+pub(crate) fn list(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();

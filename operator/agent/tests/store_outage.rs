@@ -3,36 +3,17 @@
 
 mod support;
 
-use pgherd_agent::{
-    archive::{Answer, Request},
-    register_store::MemoryRegister,
-};
+use pgherd_agent::{archive::Answer, register_store::MemoryRegister};
 use pgherd_core::backup::StoreConfig;
 use support::{
-    Cluster, Instance, ran_as_postgres,
+    Cluster,
+    archive::{ask, restore},
+    ran_as_postgres,
     takeover::{bring_up, first_register, seal_all},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, UnixStream},
-    sync::mpsc,
-    task::JoinHandle,
-};
+use tokio::{io::AsyncReadExt, net::TcpListener, sync::mpsc, task::JoinHandle};
 
 const SEGMENT: &str = "000000010000000000000063";
-
-/// What restore_command does.
-fn ask(instance: &Instance) -> JoinHandle<Answer> {
-    let socket = instance.agent.layout.agent_socket();
-    let request = Request::Restore { name: SEGMENT.into(), path: "pg_wal/RECOVERYXLOG".into() };
-    tokio::spawn(async move {
-        let mut stream = UnixStream::connect(socket).await.unwrap();
-        stream.write_all(format!("{}\n", serde_json::to_string(&request).unwrap()).as_bytes()).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        serde_json::from_str(&text).unwrap()
-    })
-}
 
 async fn failure(answer: JoinHandle<Answer>) -> String {
     match answer.await.unwrap() {
@@ -88,17 +69,17 @@ async fn a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_
     let mut all = bring_up(&cluster, 2).await;
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
 
-    let asked = ask(&second);
+    let asked = ask(&second, &restore(SEGMENT));
     // The client's two attempts.
     requests.recv().await.unwrap();
     requests.recv().await.unwrap();
     let why = failure(asked).await;
     assert!(why.contains("object store"), "{why}");
-    assert_eq!(failure(ask(&second)).await, "the object store failed a moment ago");
+    assert_eq!(failure(ask(&second, &restore(SEGMENT))).await, "the object store failed a moment ago");
 
     // Once it may be asked again.
     let asked = loop {
-        let mut asked = ask(&second);
+        let mut asked = ask(&second, &restore(SEGMENT));
         let answer = tokio::select! {
             _ = requests.recv() => break asked,
             answer = &mut asked => answer.unwrap(),

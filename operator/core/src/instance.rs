@@ -75,10 +75,18 @@ impl Default for Timings {
 /// Where the first data directory of a cluster comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Bootstrap {
     /// An empty cluster by initdb.
     Initdb,
+    /// A tar archive of pg_basebackup, recovered with the WAL that it holds and promoted.
+    Import {
+        /// Where it is.
+        store: StoreConfig,
+        /// The whole key of the object.
+        key: String,
+        /// Where recovery stops.
+        target: RecoveryTarget,
+    },
     /// A restored backup, recovered to a target and promoted.
     Recovery {
         /// The backup and the archive beside it.

@@ -2,7 +2,7 @@
 //!
 //! The same stream as a backup's, written as it comes; the same proof at the end; `pg_control` is put in place last.
 
-use std::{collections::HashMap, fs::File, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
 use bytes::Bytes;
 use pgherd_core::{lsn::Lsn, timeline::TimelineId};
@@ -13,10 +13,9 @@ use uuid::Uuid;
 use crate::{
     backup::MANIFEST_NAME,
     base_backup::{BaseBackup, BaseBackupError, BaseBackupEvent, BaseBackupOptions},
-    manifest::{Manifest, SeenFile},
+    manifest::Manifest,
     replication::{ConnectOptions, ReplicationClient, ReplicationError},
-    restore::{RestoreError, RestoreProgress, Target},
-    tar::{TarEntry, TarKind, TarPiece, TarScanner},
+    restore::{RestoreError, RestoreProgress, TarWriter, Target},
 };
 
 /// Pieces of 32 KiB on their way from the network to the disk.
@@ -116,7 +115,7 @@ async fn copy(
     progress.send_modify(|progress| progress.bytes_total = estimate);
 
     let (queue, pieces) = mpsc::channel(QUEUED_PIECES);
-    let writer = tokio::task::spawn_blocking(move || Writer::new(target).run(pieces));
+    let writer = tokio::task::spawn_blocking(move || TarWriter::new(target).write_all(pieces));
     let streamed = feed(&mut backup, queue, progress).await;
     // The writer's error is the cause when its queue closed early.
     let written = writer.await?;
@@ -125,8 +124,8 @@ async fn copy(
         return Err(CloneError::TimelineChanged { start: timeline, stop: stop_timeline });
     }
     slot.close().await;
-    let bytes = writer.bytes;
-    tokio::task::spawn_blocking(move || writer.finish(&manifest, timeline, lsn, stop_lsn)).await??;
+    let bytes = writer.bytes();
+    tokio::task::spawn_blocking(move || finish(writer, &manifest, timeline, lsn, stop_lsn)).await??;
     let seconds = began.elapsed().as_secs_f64();
     Ok(CloneOutcome { system_id, start_lsn: lsn, stop_lsn, timeline, bytes, seconds })
 }
@@ -155,59 +154,12 @@ async fn feed(
     }
 }
 
-/// Writes the archive's files as their bytes come.
-struct Writer {
-    target: Target,
-    scanner: TarScanner,
-    open: Option<(File, TarEntry, u64)>,
-    seen: HashMap<String, SeenFile>,
-    bytes: u64,
-}
-
-impl Writer {
-    fn new(target: Target) -> Self {
-        Self { target, scanner: TarScanner::new(), open: None, seen: HashMap::new(), bytes: 0 }
-    }
-
-    fn run(mut self, mut pieces: mpsc::Receiver<Bytes>) -> Result<Self, RestoreError> {
-        while let Some(piece) = pieces.blocking_recv() {
-            self.write(&piece)?;
-        }
-        Ok(self)
-    }
-
-    fn write(&mut self, mut input: &[u8]) -> Result<(), RestoreError> {
-        while let Some(piece) = self.scanner.next(&mut input)? {
-            match piece {
-                TarPiece::Entry(entry) => match &entry.kind {
-                    TarKind::Directory => self.target.make_directory(&entry.path)?,
-                    TarKind::File => self.open = Some((self.target.open(&entry.path, entry.mode)?, entry, 0)),
-                    TarKind::Symlink(_) => return Err(RestoreError::Symlink(entry.path)),
-                },
-                TarPiece::Data(data) => {
-                    if let Some((file, entry, offset)) = &mut self.open {
-                        self.target.write_at(file, &entry.path, data, *offset)?;
-                        *offset += data.len() as u64;
-                        self.bytes += data.len() as u64;
-                    }
-                }
-                TarPiece::EndOfFile { crc32c } => {
-                    if let Some((_, entry, size)) = self.open.take() {
-                        self.seen.insert(entry.path, SeenFile { size, crc32c });
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Proves the copy by the manifest and completes the directory.
-    fn finish(self, manifest: &[u8], timeline: TimelineId, start: Lsn, stop: Lsn) -> Result<(), RestoreError> {
-        self.scanner.finish()?;
-        let parsed = Manifest::parse(manifest)?;
-        parsed.compare(&self.seen)?;
-        parsed.validate_wal(timeline, start, stop)?;
-        self.target.write_file(MANIFEST_NAME, manifest)?;
-        self.target.finish()
-    }
+/// Proves the copy by the manifest and completes the directory.
+fn finish(writer: TarWriter, manifest: &[u8], timeline: TimelineId, start: Lsn, stop: Lsn) -> Result<(), RestoreError> {
+    let (target, seen) = writer.finish()?;
+    let parsed = Manifest::parse(manifest)?;
+    parsed.compare(&seen)?;
+    parsed.validate_wal(timeline, start, stop)?;
+    target.write_file(MANIFEST_NAME, manifest)?;
+    target.finish()
 }

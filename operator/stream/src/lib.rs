@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod clone;
 pub mod encryption;
 pub mod frames;
+pub mod import;
 pub mod index;
 pub mod manifest;
 pub mod process;

@@ -4,11 +4,11 @@
 use std::{ffi::OsStr, time::Duration};
 
 use pgherd_core::{
-    backup::BackupLocation,
+    backup::{BackupLocation, StoreConfig},
     instance::{Bootstrap, Phase, RecoveryTarget, SourceReport},
     register::Register,
 };
-use pgherd_stream::{catalogue::resolve, restore::restore_backup, store::ObjectStore};
+use pgherd_stream::{catalogue::resolve, import::import_archive, restore::restore_backup, store::ObjectStore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +42,11 @@ pub async fn bootstrap(agent: &Agent, register: &Register) -> Result<(), ActionE
     let started = Instant::now();
     let mut report = match agent.config().bootstrap.clone() {
         Bootstrap::Initdb => initdb(agent).await?,
+        Bootstrap::Import { store, key, target } => {
+            let outcome = import(agent, &store, &key, target).await;
+            agent.set_role(None);
+            outcome?
+        }
         Bootstrap::Recovery { from, target } => {
             let outcome = recover(agent, &from, target).await;
             agent.set_recovery_source(None);
@@ -99,7 +104,7 @@ async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -
     agent.set_recovery_source(Some(location.cluster.clone()));
     let reason =
         format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
-    run_recovery(agent, target).await?;
+    run_recovery(agent, target, true).await?;
     let copy_bytes = Some(outcome.bytes);
     Ok(SourceReport {
         source: "recovery".to_owned(),
@@ -109,6 +114,50 @@ async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -
         copy_bytes,
         took_ms: None,
     })
+}
+
+async fn import(
+    agent: &Agent,
+    store: &StoreConfig,
+    key: &str,
+    target: RecoveryTarget,
+) -> Result<SourceReport, ActionError> {
+    agent.board.say(Phase::Restoring, format!("importing {key}"));
+    let failed = |why: String| ActionError::Bootstrap { what: "failed to import the archive", why };
+    let store = ObjectStore::connect(store).await.map_err(|error| failed(describe_chain(&error)))?;
+    let cancel = CancellationToken::new();
+    let _cancelled_when_dropped = cancel.clone().drop_guard();
+    let progress = build_replica::watch_progress(agent);
+    let outcome = import_archive(&store, key, &agent.layout.pgdata, progress, cancel).await;
+    let outcome = outcome.map_err(|error| failed(describe_chain(&error)))?;
+    validate_version(agent).await?;
+    run_recovery(agent, target, false).await?;
+    let checked = if outcome.verified { "checked against its manifest" } else { "without a manifest to check against" };
+    Ok(SourceReport {
+        source: "import".to_owned(),
+        from: key.to_owned(),
+        reason: format!("import of the archive {key}, {checked}"),
+        wal_bytes: None,
+        copy_bytes: Some(outcome.bytes),
+        took_ms: None,
+    })
+}
+
+/// The data must be of the major version that the image runs.
+async fn validate_version(agent: &Agent) -> Result<(), ActionError> {
+    let path = agent.layout.pgdata.join("PG_VERSION");
+    let failed = |why: String| ActionError::Bootstrap { what: "failed to import the archive", why };
+    let data = std::fs::read_to_string(&path).map_err(|error| failed(format!("{}: {error}", path.display())))?;
+    let server = Binaries::observe()?.run("postgres", &[OsStr::new("--version")], &[]).await?;
+    let runs = server.split_whitespace().nth(2).and_then(|version| version.split('.').next()).unwrap_or_default();
+    if data.trim() == runs {
+        return Ok(());
+    }
+    Err(failed(format!(
+        "it is of PostgreSQL {}, and the image runs {runs}: set spec.version to {}",
+        data.trim(),
+        data.trim()
+    )))
 }
 
 fn name_target(target: &RecoveryTarget) -> String {
@@ -123,12 +172,12 @@ fn name_target(target: &RecoveryTarget) -> String {
 
 /// Runs the server until it has promoted itself at the target, then stops it. Nobody can connect from outside, and with
 /// hot_standby off no parameter of the source's primary can stop the replay.
-async fn run_recovery(agent: &Agent, target: RecoveryTarget) -> Result<(), ActionError> {
-    let role = Role::Recovery { target };
+async fn run_recovery(agent: &Agent, target: RecoveryTarget, archived: bool) -> Result<(), ActionError> {
+    let role = Role::Recovery { target, archived };
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     agent.server.start(&Binaries::observe()?, &["listen_addresses=", "hot_standby=off"]).await?;
     agent.set_role(Some(role));
-    agent.board.say(Phase::Starting, "replaying WAL from the archive");
+    agent.board.say(Phase::Starting, "replaying WAL");
     loop {
         if let ProcessState::Died(status) = agent.server.state().await {
             agent.server.acknowledge_death().await;

@@ -45,6 +45,8 @@ pub enum Role {
     Recovery {
         /// Where recovery stops.
         target: RecoveryTarget,
+        /// There is an archive with more WAL than pg_wal holds.
+        archived: bool,
     },
 }
 
@@ -87,9 +89,10 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
             };
             (Some(conf), render_names(promotion.as_ref()))
         }
-        Role::Recovery { target } => {
+        Role::Recovery { target, archived } => {
             let conf = StandbyConf {
-                restore_command: restore(true),
+                // PostgreSQL insists on a command; this one says that there is no such file.
+                restore_command: if *archived { restore(true) } else { "/bin/false".to_owned() },
                 recovery_target: Some(target.clone()),
                 ..StandbyConf::default()
             };

@@ -1,6 +1,7 @@
 //! A cluster's certificates, configuration and agents under a temporary folder, with the real PostgreSQL of this machine.
 #![allow(unreachable_pub, dead_code, reason = "each test uses a part of it")]
 
+pub mod archive;
 pub mod minio;
 pub mod takeover;
 pub mod watched;

@@ -8,6 +8,7 @@ mod extract;
 mod lock;
 mod plan;
 mod sealed;
+mod tar_writer;
 mod target;
 mod verify;
 
@@ -40,6 +41,7 @@ use lock::RestoreLock;
 pub(crate) use lock::{LOCK_AGE, observe_locks};
 use plan::{ArchivePlan, RestorePlan, build_plan};
 use sealed::{ArchiveSource, BackupKeys};
+pub(crate) use tar_writer::TarWriter;
 pub use target::INCOMPLETE_MARKER;
 pub(crate) use target::Target;
 pub use verify::{VerifyOutcome, verify_backup};
@@ -147,6 +149,23 @@ pub enum RestoreError {
     /// Record, index and objects contradict each other.
     #[error("the backup contradicts itself: {0}")]
     Inconsistent(String),
+    /// An imported archive can't be decompressed.
+    #[error("decompressing {key}")]
+    Compression {
+        /// The object.
+        key: String,
+        /// What is wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// An imported archive is not what pg_basebackup writes, or not enough to recover from.
+    #[error("{key} can't be imported: {problem}")]
+    Import {
+        /// The object.
+        key: String,
+        /// What is missing.
+        problem: String,
+    },
     /// An object that belongs to the backup is missing.
     #[error("the object {0} is missing")]
     MissingObject(String),

@@ -144,6 +144,12 @@ impl Target {
         self.write_at(&file, path, bytes, 0)
     }
 
+    /// Reads a whole small file back.
+    pub(crate) fn read_file(&self, path: &str) -> Result<Vec<u8>, RestoreError> {
+        let full = self.resolve(path)?;
+        fs::read(&full).map_err(|source| self.failed("reading", &full, source))
+    }
+
     /// Puts `pg_control` in place, flushes the file system, and takes the mark off.
     pub(crate) fn finish(self) -> Result<(), RestoreError> {
         let (from, to) = (self.root.join(CONTROL_FILE_UNTIL_DONE), self.root.join(CONTROL_FILE));

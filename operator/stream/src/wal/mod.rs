@@ -246,7 +246,7 @@ impl Pushed<'_> {
                 return Err(WalError::Unproven { key: key.to_owned() });
             }
         }
-        let archived = read(self.store, self.keys, self.names, key, self.name).await?;
+        let archived = read_object(self.store, self.keys, self.names, key, self.name).await?;
         Ok(archived.is_some_and(|archived| archived == self.content))
     }
 }
@@ -261,32 +261,45 @@ pub async fn fetch(
     name: &str,
     dest: &Path,
 ) -> Result<FetchOutcome, WalError> {
+    let Some(content) = read(store, location, name).await? else { return Ok(FetchOutcome::Absent) };
+    place(content, dest).await?;
+    Ok(FetchOutcome::Fetched)
+}
+
+/// One file of the archive, checked against its name and the system id; `None` only when the store said that there is none.
+///
+/// # Errors
+/// [`WalError`] for anything but a sure answer.
+pub async fn read(store: &ObjectStore, location: &ClusterLocation, name: &str) -> Result<Option<Vec<u8>>, WalError> {
     let parsed = WalName::parse(name)?;
     let (keys, names) = (Keys::of(&location.store)?, Names::of(location, name));
     let first = names.preferred(&keys);
-    let mut content = read(store, &keys, &names, first, name).await?;
+    let mut content = read_object(store, &keys, &names, first, name).await?;
     if content.is_none()
         && let Some(sealed) = &names.sealed
     {
         let second = if names.is_sealed(first) { &names.plain } else { sealed };
-        content = read(store, &keys, &names, second, name).await?;
+        content = read_object(store, &keys, &names, second, name).await?;
     }
-    let Some(content) = content else { return Ok(FetchOutcome::Absent) };
-    let (task_name, system_id) = (name.to_owned(), location.system_id.clone());
+    if let Some(content) = &content {
+        segment::validate_segment(content, name, parsed, &location.system_id)?;
+    }
+    Ok(content)
+}
+
+/// Writes a file that was read from the archive to `dest`, where it appears whole and flushed or not at all, and not
+/// after this was given up.
+///
+/// # Errors
+/// [`WalError::File`].
+pub async fn place(content: Vec<u8>, dest: &Path) -> Result<(), WalError> {
     let folder = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     let failed = |source| WalError::File { what: "writing", path: dest.to_owned(), source };
-    let write = {
-        let folder = folder.clone();
-        move || {
-            segment::validate_segment(&content, &task_name, parsed, &system_id)?;
-            Ok::<_, WalError>(write_beside(&folder, &content))
-        }
-    };
-    let written = tokio::task::spawn_blocking(write).await??.map_err(failed)?;
+    let beside = folder.clone();
+    let written = tokio::task::spawn_blocking(move || write_beside(&beside, &content)).await?.map_err(failed)?;
     // Not in the task: whoever gave this up asks for another file under the same name, which this one must not replace.
     written.persist(dest).map_err(|error| failed(error.error))?;
-    tokio::task::spawn_blocking(move || File::open(folder)?.sync_all()).await?.map_err(failed)?;
-    Ok(FetchOutcome::Fetched)
+    tokio::task::spawn_blocking(move || File::open(folder)?.sync_all()).await?.map_err(failed)
 }
 
 /// Whether the archive holds a file of this name, plain or encrypted.
@@ -298,7 +311,7 @@ pub async fn is_archived(store: &ObjectStore, location: &ClusterLocation, name: 
     Ok(!Names::of(location, name).observe(store).await?.is_empty())
 }
 
-async fn read(
+async fn read_object(
     store: &ObjectStore,
     keys: &Keys,
     names: &Names,

@@ -12,6 +12,7 @@ mod failures;
 mod fake_server;
 mod faults;
 mod hostile;
+mod imports;
 mod killed;
 mod measure;
 mod memory;

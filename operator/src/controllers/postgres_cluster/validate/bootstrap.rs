@@ -9,7 +9,10 @@ use pgherd_core::{
 };
 use pgherd_crds::{
     PostgresCluster,
-    v1alpha1::postgres_cluster::{Recovery, RecoverySource, Target},
+    v1alpha1::{
+        postgres_cluster::{Recovery, RecoverySource, Target},
+        shared::ObjectStore,
+    },
 };
 
 use super::{
@@ -36,10 +39,26 @@ pub(super) fn validate_bootstrap(
         return (live.bootstrap.clone(), None);
     }
     let target = validate_target(recovery.target.as_ref(), problems);
-    let Some((from, store)) = resolve_source(recovery, namespace, references, problems) else {
-        return (Bootstrap::Initdb, None);
+    let resolved = match (&recovery.from.archive, &recovery.from.object_store) {
+        (Some(key), Some(store)) => Some(resolve_archive(key, store, target, namespace, problems)),
+        _ => resolve_source(recovery, namespace, references, problems)
+            .map(|(from, store)| (Bootstrap::Recovery { from, target }, store)),
     };
-    (Bootstrap::Recovery { from, target }, Some(store).filter(|_| !bootstrapped))
+    match resolved {
+        Some((bootstrap, store)) => (bootstrap, Some(store).filter(|_| !bootstrapped)),
+        None => (Bootstrap::Initdb, None),
+    }
+}
+
+fn resolve_archive(
+    key: &str,
+    store: &ObjectStore,
+    target: RecoveryTarget,
+    namespace: &str,
+    problems: &mut Problems,
+) -> (Bootstrap, ValidatedStore) {
+    let store = validate_store(store, namespace, &format!("{FIELD}.from.objectStore"), FOLDERS, problems);
+    (Bootstrap::Import { store: store.config.clone(), key: key.to_owned(), target }, store)
 }
 
 fn resolve_source(

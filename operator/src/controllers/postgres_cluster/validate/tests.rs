@@ -173,6 +173,17 @@ fn a_backup_is_resolved_to_its_place_and_its_version_chooses_the_image() {
 }
 
 #[test]
+fn an_archive_by_hand_is_imported_from_its_store() {
+    let valid = validated(
+        r#"{instances: 1, storage: {size: 1Gi}, bootstrap: {recovery: {from: {archive: by-hand/base.tar.gz,
+        objectStore: {endpoint: "https://m", bucket: abc, credentialsSecretRef: {name: m}}}}}}"#,
+    );
+    let Bootstrap::Import { store, key, target } = &valid.bootstrap else { panic!("no import") };
+    assert_eq!((store.bucket.as_str(), key.as_str(), target), ("abc", "by-hand/base.tar.gz", &RecoveryTarget::Latest));
+    assert_eq!(valid.recovery_store.unwrap().credentials_secret, "m");
+}
+
+#[test]
 fn a_backup_that_is_missing_or_not_restorable_is_named() {
     for references in [References::default(), references(false)] {
         let invalid = validate_cluster(&cluster(RECOVERY), &references, &images()).unwrap_err();

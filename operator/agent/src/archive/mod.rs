@@ -1,6 +1,10 @@
 //! The WAL archive's local end: a unix socket on which archive_command and restore_command ask the agent, which alone has
 //! the store's credentials. Only a primary archives; a standby never does.
 
+mod ahead;
+mod fetch;
+mod push;
+
 use std::{
     fs, io,
     path::{Component, Path, PathBuf},
@@ -8,14 +12,10 @@ use std::{
     time::Duration,
 };
 
-use pgherd_core::{
-    backup::{ClusterLocation, StoreConfig},
-    lsn::Lsn,
-    timeline::TimelineId,
-};
+use pgherd_core::backup::{ClusterLocation, StoreConfig};
 use pgherd_stream::{
     store::ObjectStore,
-    wal::{self, FetchOutcome},
+    wal::{self, PushOutcome, WalError},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -25,19 +25,18 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
-    actions::describe_chain,
-    agent::Agent,
-    postgres::{config::Role, process::ARCHIVER_GRACE, wal_dir::parse_segment_name},
-};
+use self::ahead::Ahead;
+pub use self::push::keep_history;
+use crate::{actions::describe_chain, agent::Agent, postgres::process::ARCHIVER_GRACE};
 
 /// One file must be through in this time; PostgreSQL asks again.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// A standby that found the store failing leaves it alone for so long: it asks for several files in a row at its start.
-const STANDBY_PAUSE: Duration = Duration::from_secs(10);
-/// PostgreSQL would look into the archive before it streams. The primary has what a replica lacks in nearly every case, and
-/// commits may wait for that replica.
-const STREAM_FIRST: Duration = Duration::from_secs(3);
+/// What was fetched and is not asked for within this time is forgotten.
+const IDLE: Duration = Duration::from_secs(30);
+/// So much WAL, in bytes, is in memory at a time beside the file that was asked for; one segment may be larger.
+const AHEAD_BYTES: u64 = 64 << 20;
+/// And no more files than this.
+const MOST_AHEAD: u64 = 8;
 /// A request is one short line.
 const MAX_REQUEST: u64 = 4096;
 
@@ -78,36 +77,27 @@ pub enum Answer {
 /// The store's client, kept as long as its configuration stands.
 type Cached = Mutex<Option<(StoreConfig, Arc<ObjectStore>)>>;
 
+/// What came of a file that was brought ahead, and where to: the configuration may have changed since.
+type Upload = (ClusterLocation, Result<PushOutcome, WalError>);
+/// What came of a file that was fetched ahead, and where from.
+type Download = (ClusterLocation, Result<Option<Vec<u8>>, WalError>);
+
 /// What the conversations share.
 #[derive(Default)]
 struct Shared {
     cached: Cached,
     /// When a standby last found the store failing.
     failed_at: Mutex<Option<Instant>>,
+    /// Files that PostgreSQL has marked as ready and will ask for next.
+    uploads: Mutex<Ahead<Upload>>,
+    /// Segments that a recovery will ask for next.
+    downloads: Mutex<Ahead<Download>>,
 }
 
-/// Brings the history of the primary's timeline into the archive, again and again until it is there: PostgreSQL archives
-/// it once, and not at all where the store was configured later. Never ends.
-pub async fn keep_history(agent: Arc<Agent>) {
-    let cached: Cached = Mutex::new(None);
-    let mut archived = None;
-    loop {
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        let status = agent.board.status();
-        let Some(timeline) = status.history.filter(|_| status.is_primary).map(|history| history.timeline) else {
-            continue;
-        };
-        let name = format!("{timeline}.history");
-        if timeline.0 < 2 || archived.as_ref() == Some(&name) || agent.config().store.is_none() {
-            continue;
-        }
-        match Box::pin(archive(&agent, &cached, &format!("pg_wal/{name}"), &name)).await {
-            Answer::Failed(error) => {
-                tracing::warn!(file = %name, error = %error, "the timeline's history is not in the archive yet")
-            }
-            _ => archived = Some(name),
-        }
-    }
+/// How many segments of this size are worked on ahead.
+fn count_ahead(segment_bytes: u64) -> usize {
+    let count = AHEAD_BYTES.checked_div(segment_bytes).unwrap_or(1).clamp(1, MOST_AHEAD);
+    usize::try_from(count).unwrap_or(1)
 }
 
 /// Serves the socket; never ends.
@@ -141,7 +131,15 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn accept(agent: &Arc<Agent>, shared: &Arc<Shared>, listener: &UnixListener) {
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let stream = match timeout(IDLE, listener.accept()).await {
+            Ok(Ok((stream, _))) => stream,
+            Ok(Err(_)) => return,
+            Err(_) => {
+                shared.downloads.lock().await.forget();
+                continue;
+            }
+        };
         let (agent, shared) = (Arc::clone(agent), Arc::clone(shared));
         drop(tokio::spawn(async move {
             if let Err(error) = converse(&agent, &shared, stream).await {
@@ -193,123 +191,22 @@ async fn await_stopping(agent: &Agent) {
 async fn handle(agent: &Agent, shared: &Shared, request: Request) -> Answer {
     match request {
         Request::Archive { path, name } => {
-            let answer = archive(agent, &shared.cached, &path, &name).await;
-            note(agent, &name, &answer);
+            let answer = push::archive(agent, shared, &path, &name).await;
+            push::note(agent, &name, &answer);
             answer
         }
         Request::Restore { name, path } => {
             let Some(dest) = resolve(agent, &path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
             match agent.recovery_source() {
-                Some(source) => fetch(&source, &shared.cached, &dest, &name, ObjectStore::clone).await,
+                Some(source) => fetch::fetch(&source, shared, &dest, &name, ObjectStore::clone).await,
                 None => tokio::select! {
-                    answer = fetch_for_standby(agent, shared, &name, &dest) => answer,
+                    answer = fetch::fetch_for_standby(agent, shared, &name, &dest) => answer,
                     // Nobody's WAL is wanted any more, and an election waits for this server to replay what it has.
                     () = agent.await_detached() => Answer::Failed("this standby follows nobody at present".to_owned()),
                 },
             }
         }
     }
-}
-
-/// A standby has another source of WAL, the primary, to which PostgreSQL goes on as soon as this one has failed.
-async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str, dest: &Path) -> Answer {
-    if is_from_the_future(agent, name) {
-        return Answer::Absent;
-    }
-    if agent.has_joined_within(STREAM_FIRST) {
-        return Answer::Failed("the primary is asked first".to_owned());
-    }
-    let Some(location) = own_location(agent) else {
-        return Answer::Failed("no object store is configured, or the system identifier is not known yet".to_owned());
-    };
-    let failed_before = shared.failed_at.lock().await.is_some_and(|at| at.elapsed() < STANDBY_PAUSE);
-    if failed_before {
-        return Answer::Failed("the object store failed a moment ago".to_owned());
-    }
-    let answer = fetch(&location, &shared.cached, dest, name, ObjectStore::with_short_patience).await;
-    *shared.failed_at.lock().await = matches!(answer, Answer::Failed(_)).then(Instant::now);
-    answer
-}
-
-/// Where a segment ends; none for other files.
-fn segment_end(name: &str, segment_bytes: u64) -> Option<Lsn> {
-    let (_, number) = parse_segment_name(name, segment_bytes)?;
-    number.checked_add(1)?.checked_mul(segment_bytes).map(Lsn)
-}
-
-/// Shows how the archiver fares.
-fn note(agent: &Agent, name: &str, answer: &Answer) {
-    let end = agent.sample().and_then(|sample| segment_end(name, sample.segment_bytes));
-    agent.board.update(|status| match answer {
-        Answer::Done => {
-            status.archive.last_archived = Some(name.to_owned());
-            status.archive.last_archived_lsn = end.or(status.archive.last_archived_lsn);
-            status.archive.last_archived_at_ms = Some(jiff::Timestamp::now().as_millisecond());
-            status.archive.last_error = None;
-        }
-        Answer::Failed(error) => {
-            status.archive.last_error = Some(error.clone());
-            status.archive.last_failed_at_ms = Some(jiff::Timestamp::now().as_millisecond());
-        }
-        Answer::Absent | Answer::Stopping => {}
-    });
-}
-
-async fn archive(agent: &Agent, cached: &Cached, path: &str, name: &str) -> Answer {
-    // A standby that is being promoted leads its term already, and its first file is the new timeline's history.
-    let serves = matches!(agent.role(), Some(Role::Primary { .. } | Role::Standby { .. }));
-    if !serves || agent.led_term().is_none() {
-        return Answer::Failed("only the primary archives".to_owned());
-    }
-    let prepared = match own_location(agent) {
-        Some(location) => connect(cached, &location.store).await.map(|store| (store, location)),
-        None => Err("no object store is configured, or the system identifier is not known yet".to_owned()),
-    };
-    let (store, location) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => return Answer::Failed(error),
-    };
-    let Some(file) = resolve(agent, path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
-    match wal::push(&store, &location, &file, name).await {
-        Ok(_) => Answer::Done,
-        Err(error) => {
-            let text = describe_chain(&error);
-            tracing::warn!(file = name, error = %text, "archiving failed; PostgreSQL tries again");
-            // The next try reads the credentials anew.
-            *cached.lock().await = None;
-            Answer::Failed(text)
-        }
-    }
-}
-
-async fn fetch(
-    location: &ClusterLocation,
-    cached: &Cached,
-    dest: &Path,
-    name: &str,
-    patience: fn(&ObjectStore) -> ObjectStore,
-) -> Answer {
-    let store = match connect(cached, &location.store).await {
-        Ok(store) => patience(&store),
-        Err(error) => return Answer::Failed(error),
-    };
-    match wal::fetch(&store, location, name, dest).await {
-        Ok(FetchOutcome::Fetched) => Answer::Done,
-        Ok(FetchOutcome::Absent) => Answer::Absent,
-        Err(error) => {
-            *cached.lock().await = None;
-            Answer::Failed(describe_chain(&error))
-        }
-    }
-}
-
-/// A history above the register's timeline is from a promotion that the register does not know (of another cluster in the
-/// same place, or of one that was undone): a standby that followed it would leave the cluster.
-fn is_from_the_future(agent: &Agent, name: &str) -> bool {
-    let known = agent.register.borrow().as_ref().and_then(|seen| seen.lease.register.timeline);
-    let named =
-        name.strip_suffix(".history").and_then(|timeline| u32::from_str_radix(timeline, 16).ok()).map(TimelineId);
-    matches!((named, known), (Some(named), Some(known)) if named > known)
 }
 
 /// Where this cluster's own archive is.
@@ -348,10 +245,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_ends_where_the_next_one_begins() {
-        let end = |name: &str| segment_end(name, 16 << 20);
-        assert_eq!(end("0000000200000001000000FF"), Some(Lsn(0x2_0000_0000)));
-        assert_eq!(end("00000002.history"), None);
+    fn memory_bounds_what_is_done_ahead() {
+        assert_eq!([1 << 20, 16 << 20, 1 << 30].map(count_ahead), [8, 4, 1]);
     }
 
     #[test]

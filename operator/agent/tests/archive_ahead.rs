@@ -1,0 +1,93 @@
+//! Segments are brought to the archive before PostgreSQL asks for them, and come back from it as they were.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod support;
+
+use std::{fs, time::Duration};
+
+use pgherd_agent::{
+    archive::{Answer, own_location},
+    register_store::MemoryRegister,
+};
+use support::{
+    Cluster, Instance,
+    archive::{archive, ask, restore},
+    minio::{self, Minio},
+    ran_as_postgres_with,
+    takeover::{bring_up, first_register, session},
+};
+use tokio::time::{Instant, sleep};
+
+/// What PostgreSQL has marked as ready, oldest first.
+fn ready(instance: &Instance) -> Vec<String> {
+    let folder = instance.agent.layout.pgdata.join("pg_wal/archive_status");
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter_map(|name| name.strip_suffix(".ready").map(str::to_owned)).collect();
+    names.sort();
+    names
+}
+
+async fn write_segments(instance: &Instance, count: usize) {
+    let open = session(instance, "app").await;
+    open.execute("SET synchronous_commit = local; CREATE TABLE public.t (id int)").await.unwrap();
+    for _ in 0..count {
+        open.execute("INSERT INTO public.t SELECT generate_series(1, 1000)").await.unwrap();
+        open.execute("SELECT pg_switch_wal()").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_segments_are_archived_before_they_are_asked_for_and_come_back_as_they_were() {
+    const NAME: &str = "the_next_segments_are_archived_before_they_are_asked_for_and_come_back_as_they_were";
+    let shared = tempfile::tempdir_in("/tmp").unwrap();
+    let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
+    if ran_as_postgres_with(NAME, &env) {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
+    let minio = Minio::start(cluster.root.path()).await;
+    cluster.config.store = Some(minio.config.clone());
+    // PostgreSQL's own archive_command fails, so that whatever is in the archive was asked for here, or not at all.
+    let primary = bring_up(&cluster, 1).await.pop().unwrap();
+    write_segments(&primary, 7).await;
+    let ready = ready(&primary);
+    assert!(ready.len() >= 7, "{ready:?}");
+
+    let location = own_location(&primary.agent).unwrap();
+    let store = minio.store().await;
+    let is_archived = async |name: &str| !store.list(&location.wal_key(name)).await.unwrap().is_empty();
+    assert_eq!(ask(&primary, &archive(&ready[0])).await.unwrap(), Answer::Done);
+    assert!(is_archived(&ready[0]).await);
+    let end = Instant::now() + Duration::from_secs(60);
+    for name in &ready[1..5] {
+        while !is_archived(name).await {
+            assert!(Instant::now() < end, "{name} was not brought ahead");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    assert!(!is_archived(&ready[6]).await, "more is in memory than four segments");
+    for name in &ready[1..] {
+        assert_eq!(ask(&primary, &archive(name)).await.unwrap(), Answer::Done, "{name}");
+    }
+
+    let pg_wal = primary.agent.layout.pgdata.join("pg_wal");
+    for name in ready.iter().chain(&ready[2..4]) {
+        assert_eq!(ask(&primary, &restore(name)).await.unwrap(), Answer::Done, "{name}");
+        let (came, was) = (fs::read(pg_wal.join("RECOVERYXLOG")).unwrap(), fs::read(pg_wal.join(name)).unwrap());
+        assert!(came == was, "{name} came back as something else");
+    }
+    // What was not there when the segment before it was fetched is there once it was archived.
+    let next = session(&primary, "app").await.query("SELECT pg_walfile_name(pg_current_wal_lsn())", &[]).await.unwrap();
+    let next: String = next[0].get(0);
+    assert_eq!(ask(&primary, &restore(&next)).await.unwrap(), Answer::Absent);
+    write_more(&primary).await;
+    assert_eq!(ask(&primary, &archive(&next)).await.unwrap(), Answer::Done);
+    assert_eq!(ask(&primary, &restore(&next)).await.unwrap(), Answer::Done);
+    primary.terminate().await;
+}
+
+async fn write_more(instance: &Instance) {
+    let open = session(instance, "app").await;
+    open.execute("SET synchronous_commit = local; INSERT INTO public.t VALUES (1)").await.unwrap();
+    open.execute("SELECT pg_switch_wal()").await.unwrap();
+}
