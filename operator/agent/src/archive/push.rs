@@ -93,7 +93,9 @@ async fn push(
 
 /// Begins with the segments after this one that are marked as ready: they are complete and do not change any more.
 async fn begin_next(agent: &Agent, shared: &Shared, store: &Arc<ObjectStore>, location: &ClusterLocation, name: &str) {
-    let Some(sample) = agent.sample() else { return };
+    let Some(sample) = agent.sample().filter(|sample| parse_segment_name(name, sample.segment_bytes).is_some()) else {
+        return;
+    };
     let pg_wal = agent.layout.pgdata.join("pg_wal");
     let ready = list(&pg_wal.join("archive_status")).into_iter();
     let ready = ready.filter_map(|file| file.strip_suffix(".ready").map(str::to_owned));
