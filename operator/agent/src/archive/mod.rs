@@ -77,8 +77,9 @@ pub enum Answer {
 /// The store's client, kept as long as its configuration stands.
 type Cached = Mutex<Option<(StoreConfig, Arc<ObjectStore>)>>;
 
-/// What came of a file that was brought ahead, and where to: the configuration may have changed since.
-type Upload = (ClusterLocation, Result<PushOutcome, WalError>);
+/// What came of a file that was brought ahead, where to, and of which run of the server: the configuration may have changed
+/// since, and so may what lies under a name after a promotion that came to nothing.
+type Upload = (ClusterLocation, u64, Result<PushOutcome, WalError>);
 /// What came of a file that was fetched ahead, and where from.
 type Download = (ClusterLocation, Result<Option<Vec<u8>>, WalError>);
 

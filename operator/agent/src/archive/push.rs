@@ -61,7 +61,7 @@ pub(super) async fn archive(agent: &Agent, shared: &Shared, path: &str, name: &s
     let Some(file) = resolve(agent, path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
     let begun = shared.uploads.lock().await.take(name);
     begin_next(agent, shared, &store, &location, name).await;
-    match push(begun, &store, location, &file, name).await {
+    match push(agent, begun, &store, location, &file, name).await {
         Ok(_) => Answer::Done,
         Err(error) => {
             let text = describe_chain(&error);
@@ -74,8 +74,9 @@ pub(super) async fn archive(agent: &Agent, shared: &Shared, path: &str, name: &s
     }
 }
 
-/// What was begun counts if it went well, and to where this file belongs now.
+/// What was begun counts if it went well, to where this file belongs now, in this run of the server.
 async fn push(
+    agent: &Agent,
     begun: Option<AbortOnDropHandle<Upload>>,
     store: &ObjectStore,
     location: ClusterLocation,
@@ -83,8 +84,8 @@ async fn push(
     name: &str,
 ) -> Result<PushOutcome, WalError> {
     if let Some(task) = begun
-        && let Ok((to, Ok(outcome))) = task.await
-        && to == location
+        && let Ok((to, generation, Ok(outcome))) = task.await
+        && (&to, generation) == (&location, agent.server.generation())
     {
         return Ok(outcome);
     }
@@ -96,7 +97,7 @@ async fn begin_next(agent: &Agent, shared: &Shared, store: &Arc<ObjectStore>, lo
     let Some(sample) = agent.sample().filter(|sample| parse_segment_name(name, sample.segment_bytes).is_some()) else {
         return;
     };
-    let pg_wal = agent.layout.pgdata.join("pg_wal");
+    let (pg_wal, generation) = (agent.layout.pgdata.join("pg_wal"), sample.generation);
     let ready = list(&pg_wal.join("archive_status")).into_iter();
     let ready = ready.filter_map(|file| file.strip_suffix(".ready").map(str::to_owned));
     let next = ready.filter(|file| file.as_str() > name && parse_segment_name(file, sample.segment_bytes).is_some());
@@ -105,7 +106,7 @@ async fn begin_next(agent: &Agent, shared: &Shared, store: &Arc<ObjectStore>, lo
         let (store, location, name, file) = (Arc::clone(store), location.clone(), name.to_owned(), pg_wal.join(name));
         async move {
             let outcome = Box::pin(wal::push(&store, &location, &file, &name)).await;
-            (location, outcome)
+            (location, generation, outcome)
         }
     });
 }
