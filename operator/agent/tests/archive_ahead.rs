@@ -77,7 +77,9 @@ async fn the_next_segments_are_archived_before_they_are_asked_for_and_come_back_
         assert!(came == was, "{name} came back as something else");
     }
     // What was not there when the segment before it was fetched is there once it was archived.
-    let next = session(&primary, "app").await.query("SELECT pg_walfile_name(pg_current_wal_lsn())", &[]).await.unwrap();
+    // At a boundary the position counts to the segment before.
+    let next = "SELECT pg_walfile_name(pg_current_wal_lsn() + 1)";
+    let next = session(&primary, "app").await.query(next, &[]).await.unwrap();
     let next: String = next[0].get(0);
     assert_eq!(ask(&primary, &restore(&next)).await.unwrap(), Answer::Absent);
     write_more(&primary).await;

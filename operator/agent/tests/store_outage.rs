@@ -70,10 +70,10 @@ async fn a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
 
     let asked = ask(&second, &restore(SEGMENT));
-    // The client's two attempts.
-    requests.recv().await.unwrap();
     requests.recv().await.unwrap();
     let why = failure(asked).await;
+    // The client may have tried once more.
+    while requests.try_recv().is_ok() {}
     assert!(why.contains("object store"), "{why}");
     assert_eq!(failure(ask(&second, &restore(SEGMENT))).await, "the object store failed a moment ago");
 
