@@ -54,7 +54,7 @@ impl Way {
     }
 
     /// CloudNativePG 1.30 with its defaults (asynchronous, 3 instances) on a 2-core machine with the same kind of local
-    /// Kubernetes 1.37, a client inserting each 10 ms; measured by this project, as issue 4 records it.
+    /// Kubernetes 1.37, a client inserting each 10 ms; measured by this project.
     pub(crate) fn peer(self) -> &'static str {
         match self {
             Self::PostmasterKilled => "1.1-11.2 s, median 4",
