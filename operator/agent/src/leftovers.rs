@@ -11,7 +11,12 @@ use pgherd_core::{
 use pgherd_stream::{store::ObjectStore, wal};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::{actions::describe_chain, agent::Agent, archive::own_location, postgres::wal_dir::parse_segment_name};
+use crate::{
+    actions::describe_chain,
+    agent::Agent,
+    archive::own_location,
+    postgres::wal_dir::{list, parse_segment_name},
+};
 
 /// How often an instance looks whether anything is left over.
 const EVERY: Duration = Duration::from_secs(10);
@@ -90,14 +95,6 @@ fn observe_ready(pgdata: &Path, history: &TimelineHistory, upto: Lsn, segment_by
 /// Complete segments of `history` before `upto`, oldest first.
 fn observe_segments(pgdata: &Path, history: &TimelineHistory, upto: Lsn, segment_bytes: u64) -> Vec<String> {
     list(&pgdata.join("pg_wal")).into_iter().filter(|name| is_on(history, upto, name, segment_bytes)).collect()
-}
-
-/// The names in a folder, sorted; none where it can't be read.
-pub(crate) fn list(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
 }
 
 /// A segment that is complete on the timeline it is named after, before that was left. Timeline and position must fit

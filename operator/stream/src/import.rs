@@ -187,14 +187,12 @@ fn finish(key: &str, writer: TarWriter) -> Result<bool, RestoreError> {
     let Some(segment_bytes) = seen.iter().find(|(path, _)| is_segment(path)).map(|(_, file)| file.size) else {
         return Err(refuse("it holds no WAL; take it with pg_basebackup --wal-method=fetch".to_owned()));
     };
-    let verified = if seen.contains_key(MANIFEST_NAME) {
-        verify(&target, &seen, segment_bytes)?.map_or(Ok(true), |missing| {
-            Err(refuse(format!("its manifest needs the WAL segment {missing}, which it does not hold")))
-        })?
-    } else {
+    let verified = seen.contains_key(MANIFEST_NAME);
+    if !verified {
         tracing::warn!(key, "the archive has no backup_manifest: its files can't be checked");
-        false
-    };
+    } else if let Some(missing) = verify(&target, &seen, segment_bytes)? {
+        return Err(refuse(format!("its manifest needs the WAL segment {missing}, which it does not hold")));
+    }
     for signal in SIGNALS {
         target.remove_file(signal)?;
     }

@@ -27,7 +27,11 @@ use tokio::{
 
 use self::ahead::Ahead;
 pub use self::push::keep_history;
-use crate::{actions::describe_chain, agent::Agent, postgres::process::ARCHIVER_GRACE};
+use crate::{
+    actions::describe_chain,
+    agent::Agent,
+    postgres::{process::ARCHIVER_GRACE, wal_dir::list},
+};
 
 /// One file must be through in this time; PostgreSQL asks again.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -116,10 +120,9 @@ pub async fn serve(agent: Arc<Agent>) {
 
 /// What an earlier process was fetching when it died.
 fn remove_partial(pg_wal: &Path) {
-    let files = fs::read_dir(pg_wal).into_iter().flatten().flatten();
-    for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(wal::PARTIAL_PREFIX)) {
-        if let Err(error) = fs::remove_file(file.path()) {
-            tracing::warn!(file = %file.path().display(), error = %error, "what is left of a fetch can't be removed");
+    for file in list(pg_wal).into_iter().filter(|file| file.starts_with(wal::PARTIAL_PREFIX)) {
+        if let Err(error) = fs::remove_file(pg_wal.join(&file)) {
+            tracing::warn!(file, error = %error, "what is left of a fetch can't be removed");
         }
     }
 }

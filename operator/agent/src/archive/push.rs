@@ -13,8 +13,10 @@ use super::{Answer, Shared, Upload, connect, count_ahead, own_location, resolve}
 use crate::{
     actions::describe_chain,
     agent::Agent,
-    leftovers::list,
-    postgres::{config::Role, wal_dir::parse_segment_name},
+    postgres::{
+        config::Role,
+        wal_dir::{list, parse_segment_name},
+    },
 };
 
 /// Brings the history of the primary's timeline into the archive, again and again until it is there: PostgreSQL archives

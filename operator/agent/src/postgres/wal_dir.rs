@@ -39,6 +39,15 @@ pub fn parse_segment_name(name: &str, segment_bytes: u64) -> Option<(TimelineId,
     Some((TimelineId(u32::try_from(timeline).ok()?), log.checked_mul(per_log)?.checked_add(segment)?))
 }
 
+/// The names in a folder, sorted; none where it can't be read.
+#[must_use]
+pub fn list(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
 /// The history of a timeline from its file in pg_wal; for timeline 1, and where the file is not there, a root.
 #[must_use]
 pub fn observe_history(pgdata: &Path, timeline: TimelineId) -> TimelineHistory {
