@@ -224,7 +224,7 @@ pub struct DivergentStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberSource {
-    /// `backup`, `instance`, `rewind`, `initdb` or `recovery`.
+    /// `backup`, `instance`, `rewind`, `initdb`, `recovery` or `import`.
     pub source: String,
     /// The backup's id or the pod.
     pub from: String,
