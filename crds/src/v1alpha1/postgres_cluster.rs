@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::status::{
     ArchiveFailure, DivergentStatus, EffectiveValues, FailoverCandidate, LastBackup, LastFailover, MemberSource,
-    MemberStatus, PostgresClusterStatus, RestorableStatus, SwitchoverStatus, SynchronousStatus,
+    MemberStatus, PostgresClusterStatus, RestorableStatus, RestoreStatus, SwitchoverStatus, SynchronousStatus,
 };
 use super::shared::{LocalReference, ObjectStore};
 
@@ -47,6 +47,8 @@ use super::shared::{LocalReference, ObjectStore};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.synchronous) || self.synchronous.mode == 'Off' || (has(self.synchronous.replicas) ? self.synchronous.replicas : 1) < self.instances")
     .message("synchronous.replicas must be less than instances: the primary is not one of its own replicas"))]
+#[x_kube(validation = Rule::new("!has(self.restore) || has(self.backup)")
+    .message("restore needs backup.objectStore, which the cluster is restored from"))]
 #[x_kube(validation = Rule::new("has(self.bootstrap) == has(oldSelf.bootstrap)")
     .message("bootstrap cannot be changed: it is read once, when the cluster is made"))]
 pub struct PostgresClusterSpec {
@@ -88,6 +90,10 @@ pub struct PostgresClusterSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message("bootstrap cannot be changed: it is read once, when the cluster is made"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<BootstrapSpec>,
+    /// Restore this running cluster in place, from its own backups: everything after the target is left. Carried out once
+    /// for each new id; one that stands here when the cluster is made is ignored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreSpec>,
     /// Node labels that instances need.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<BTreeMap<String, String>>,
@@ -284,6 +290,31 @@ pub struct Recovery {
     /// Where to stop. Without it: at the end of the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+}
+
+/// Restore a running cluster in place. The primary serves until it is clear that the restore can be done; then it stops, its data
+/// directory is moved aside, and the replicas follow what was restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.id != oldSelf.id || self == oldSelf").message("a restore is carried out once: give a new id together with what it is to do"))]
+pub struct RestoreSpec {
+    /// Tells this restore from every other one, for example today's date.
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$')").message("id must have letters, digits, '.', '_' and '-', and begin and end with a letter or digit"))]
+    #[schemars(length(min = 1, max = 63))]
+    pub id: String,
+    /// The backup's id, as status.id of a Backup shows it. Without it: the newest from before the target. With target.name it has to
+    /// be one from before that restore point.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9A-Za-z-]{1,80}$')").message("backupId must be an id as status.id of a Backup shows it"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_id: Option<String>,
+    /// Where to stop. Without it: at the end of the archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// The timeline whose history is followed. Without it: the present one. An earlier one undoes a restore: what came after its
+    /// target is in the archive still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub timeline: Option<u32>,
 }
 
 /// A backup, by its object or by its place in a store.

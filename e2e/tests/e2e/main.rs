@@ -16,6 +16,7 @@ mod import;
 mod killed_backup;
 mod manifests;
 mod replica_from_backup;
+mod restore_in_place;
 mod retention;
 mod scale;
 mod secrecy;

@@ -34,6 +34,7 @@ use crate::{
         roles::AppCredentials,
     },
     register_store::RegisterStore,
+    restore_check::CheckBook,
     settings::Identity,
     vouch::VouchBook,
 };
@@ -99,6 +100,8 @@ pub struct Agent {
     pub gate: Gate,
     /// What was promised to the primary.
     pub vouches: VouchBook,
+    /// The last look at whether the cluster can be restored in place.
+    pub restore_checks: CheckBook,
     /// Where the peers were last found.
     pub addresses: Arc<AddressBook>,
     /// How the peers are asked, where that is not by TLS over TCP.
@@ -147,6 +150,7 @@ impl Agent {
             server: Server::new(layout.clone()),
             gate: Gate::default(),
             vouches: VouchBook::open(&layout.volume),
+            restore_checks: CheckBook::default(),
             addresses: Arc::default(),
             peers: None,
             identity,

@@ -26,6 +26,7 @@ pub mod machine;
 pub mod postgres;
 pub mod probes;
 pub mod register_store;
+pub mod restore_check;
 pub mod run;
 pub mod server;
 pub mod settings;

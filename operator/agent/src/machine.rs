@@ -3,7 +3,7 @@
 //!
 //! The order of the rules is the safety argument: first what forbids being primary, then what makes it so, then following.
 
-use pgherd_core::register::{Holder, Register};
+use pgherd_core::register::{Holder, Register, RestoreOrder, Term};
 
 use crate::local_state::LocalState;
 
@@ -73,6 +73,8 @@ pub enum LocalAction {
     StopNow(String),
     /// Make the cluster's first data directory.
     Bootstrap,
+    /// Move the data directory aside and restore a backup to the target that the register names.
+    Restore(RestoreOrder),
     /// Write `released` into the register: this holder can't serve in this term.
     Release(String),
     /// Checkpoint while serving, stop cleanly so that every replica has everything, then release.
@@ -192,6 +194,13 @@ fn decide_waiting(input: &LocalInput<'_>, why: &str) -> LocalAction {
 /// The register says that this pod is primary.
 fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
     let register = input.register;
+    if let Some(order) = register.restore_of_term().filter(|_| !has_led(input.data, register.term)) {
+        return match input.postgres {
+            PostgresView::Primary => LocalAction::StopNow("what it holds is replaced by a restore".to_owned()),
+            _ if register.released => LocalAction::Wait("this pod gave the role back before it was restored".to_owned()),
+            _ => LocalAction::Restore(order.clone()),
+        };
+    }
     let DataView::Ready { local, .. } = input.data else {
         return match (&register.system_id, register.released) {
             // Never initialise twice: the data of this cluster is somewhere else, or lost.
@@ -224,8 +233,9 @@ fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
             PostgresView::Stopped | PostgresView::Died => LocalAction::StartStandby { upstream: None },
         };
     }
-    // Alone there is nobody to hand over to.
-    if let Some(handover) = register.handover.as_ref().filter(|_| input.instances > 1) {
+    // Alone there is nobody to hand over to, but it may have to stop for a restore.
+    let may_stop = input.instances > 1 || register.awaits_restore();
+    if let Some(handover) = register.handover.as_ref().filter(|_| may_stop) {
         return match input.postgres {
             PostgresView::Primary => LocalAction::HandOver(handover.reason.clone()),
             // It was stopped for this, or died meanwhile: it does not come back in this term.
@@ -242,6 +252,11 @@ fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
             LocalAction::StopNow("this data directory is the primary's, but runs as a standby".to_owned())
         }
     }
+}
+
+/// The data directory has come out of recovery in this term.
+fn has_led(data: &DataView, term: Term) -> bool {
+    matches!(data, DataView::Ready { local, .. } if local.promoted_term >= term)
 }
 
 /// Another pod is primary.

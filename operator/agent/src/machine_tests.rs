@@ -1,6 +1,10 @@
 //! Every rule of [`super::decide_local`].
 
-use pgherd_core::register::{Handover, Holder, MemberId, Register, Term};
+use pgherd_core::{
+    instance::RecoveryTarget,
+    register::{Handover, Holder, MemberId, Register, RestoreMark, RestoreOrder, Term},
+    timeline::TimelineId,
+};
 
 use super::*;
 
@@ -322,4 +326,50 @@ fn the_only_instance_does_not_hand_over() {
 fn a_new_term_of_the_same_pod_is_entered_before_its_wal_counts() {
     let step = decide(&register(3, "c-0"), &ready(2, 0), &following("c-0"));
     assert_eq!(step, LocalAction::SetUpstream { upstream: Some("c-0".to_owned()) });
+}
+
+fn restoring(term: Option<u64>) -> Register {
+    let order = RestoreOrder {
+        backup_id: "b".to_owned(),
+        target: RecoveryTarget::Latest,
+        timeline: TimelineId(1),
+        term: term.map(Term),
+    };
+    Register { restore: Some(RestoreMark { id: "r".to_owned(), order: Some(order) }), ..register(3, "c-1") }
+}
+
+#[test]
+fn the_holder_of_a_term_that_begins_with_a_restore_restores_whatever_it_holds_and_once() {
+    let register = restoring(Some(3));
+    for data in [ready(2, 2), ready(3, 2), DataView::Partial, DataView::Absent] {
+        for postgres in [PostgresView::Stopped, PostgresView::Died, STANDBY] {
+            let action = decide(&register, &data, &postgres);
+            assert!(matches!(action, LocalAction::Restore(_)), "{data:?} {postgres:?}: {action:?}");
+        }
+        assert!(is_stop(&decide(&register, &data, &PostgresView::Primary)));
+    }
+    assert_eq!(decide(&register, &ready(3, 3), &PostgresView::Stopped), LocalAction::StartPrimary);
+    let later = Register { term: Term(4), seal_term: Term(4), ..register };
+    assert_eq!(decide(&later, &ready(3, 3), &STANDBY), LocalAction::Promote);
+}
+
+#[test]
+fn a_primary_stops_for_a_restore_even_where_nobody_could_take_over() {
+    let handover = Handover { target: Some("c-1".to_owned()), reason: "restore r".to_owned() };
+    let register = Register { handover: Some(handover), ..restoring(None) };
+    let alone = |register: &Register, postgres: &PostgresView| {
+        decide_local(&LocalInput {
+            pod: "c-1",
+            pod_uid: "uid-c-1",
+            register,
+            data: &ready(3, 3),
+            postgres,
+            instances: 1,
+            diverged: false,
+        })
+    };
+    assert!(matches!(alone(&register, &PostgresView::Primary), LocalAction::HandOver(_)));
+    assert!(matches!(alone(&register, &PostgresView::Stopped), LocalAction::Release(_)));
+    let plain = Register { restore: None, ..register };
+    assert_eq!(alone(&plain, &PostgresView::Primary), LocalAction::KeepPrimary);
 }

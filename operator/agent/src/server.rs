@@ -22,7 +22,7 @@ use hyper_util::{
 };
 use pgherd_core::{
     failsafe::Promise,
-    instance::{AgentError, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, SealRequest, VouchRequest},
+    instance::{AgentError, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, RestoreAnswer, RestoreQuestion, SealRequest, VouchRequest},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -39,6 +39,7 @@ use crate::{
     },
     agent::Agent,
     barrier::{BarrierError, pass_archive_barrier},
+    restore_check,
     tls::{build_server_config, parse_common_name},
     vouch::{VouchError, vouch},
 };
@@ -118,6 +119,7 @@ fn build_router(agent: Arc<Agent>) -> Router {
         .route("/v1/vouch", post(post_vouch))
         .route("/v1/archive-barrier", post(post_barrier))
         .route("/v1/rebuild", post(post_rebuild))
+        .route("/v1/restore-check", post(post_restore_check))
         .route("/v1/wake", post(post_wake))
         .with_state(agent)
 }
@@ -212,6 +214,15 @@ async fn post_rebuild(
         Refusal(code, describe_chain(&error))
     })?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn post_restore_check(
+    State(agent): State<Arc<Agent>>,
+    Extension(client): Extension<ClientName>,
+    Json(question): Json<RestoreQuestion>,
+) -> Result<Json<RestoreAnswer>, Refusal> {
+    check_operator(&client)?;
+    Ok(Json(restore_check::answer(&agent, question).await))
 }
 
 async fn post_wake(

@@ -1,5 +1,9 @@
 //! PID 1 of the PostgreSQL container: starts the agent, reaps orphans, passes signals on, and holds the fencing deadline.
 //!
+//! After a fencing it starts another agent: a network that comes and goes is no fault of this program, and the kubelet, which
+//! waits longer before each restart of a container, would keep a replica away for minutes. When an agent dies by itself, the
+//! container ends with it.
+//!
 //! It is small, single-purpose and without an async runtime on purpose: a stopped, deadlocked or killed agent must not be
 //! able to keep PostgreSQL running as primary past its deadline. It talks to nobody but the agent.
 
@@ -9,7 +13,7 @@ use std::{
     os::unix::{net::UnixDatagram, process::CommandExt},
     path::Path,
     process::{Command, ExitCode, Stdio},
-    sync::mpsc::{self, RecvTimeoutError, Sender},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread,
     time::Duration,
 };
@@ -34,7 +38,9 @@ use crate::{
 const QUIT_GRACE: Duration = Duration::from_secs(1);
 /// The deadline is looked at this often: `recv_timeout` counts CLOCK_MONOTONIC, which a suspend stops.
 const TICK: Duration = Duration::from_millis(50);
-/// Exit code after a fencing, for `kubectl describe pod`.
+/// What was killed is gone within this time, unless its disk is dead; then the container ends.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// Exit code after a fencing that no other agent follows, for `kubectl describe pod`.
 pub const EXIT_FENCED: u8 = 75;
 /// Exit code when the agent died.
 pub const EXIT_AGENT_DIED: u8 = 76;
@@ -45,26 +51,44 @@ enum Incident {
     Heartbeat(Heartbeat),
 }
 
-/// Runs as the container's PID 1 until the agent ends or the deadline passes.
+/// Runs as the container's PID 1 until an agent ends.
 #[must_use]
 pub fn supervise() -> ExitCode {
-    ExitCode::from(supervise_in(&Layout::pod(), &["agent-main"]))
+    ExitCode::from(supervise_in(&Layout::pod(), &["agent-main"], u32::MAX))
 }
 
-/// [`supervise`] with another layout and other arguments for the agent, for tests. Returns the exit code.
+/// [`supervise`] with another layout and other arguments for the agent, and for so many agents one after the other, for tests.
+/// Returns the exit code.
 #[must_use]
-pub fn supervise_in(layout: &Layout, agent_args: &[&str]) -> u8 {
-    match start(layout, agent_args) {
-        Ok((agent, incidents)) => watch(layout, agent, &incidents),
-        Err(error) => {
-            say("error", &format!("failed to start: {error}"));
-            1
+pub fn supervise_in(layout: &Layout, agent_args: &[&str], agents: u32) -> u8 {
+    run(layout, agent_args, agents).unwrap_or_else(|error| {
+        say("error", &format!("failed to start: {error}"));
+        1
+    })
+}
+
+fn run(layout: &Layout, agent_args: &[&str], agents: u32) -> io::Result<u8> {
+    let incidents = listen(layout)?;
+    let mut left = agents;
+    loop {
+        left = left.saturating_sub(1);
+        let agent = spawn(layout, agent_args)?;
+        match watch(layout, agent, &incidents) {
+            End::Exit(code) => return Ok(code),
+            End::Fenced if left == 0 || !await_gone(layout, agent) => return Ok(EXIT_FENCED),
+            // What the last agent still said is about what is gone.
+            End::Fenced => {
+                if incidents.try_iter().any(|incident| incident.ends()) {
+                    return Ok(EXIT_FENCED);
+                }
+                say("info", "starting another agent");
+            }
         }
     }
 }
 
-/// Blocks the signals, opens the fencer's socket and spawns the agent, in this order: none of them may be missed.
-fn start(layout: &Layout, agent_args: &[&str]) -> io::Result<(Pid, mpsc::Receiver<Incident>)> {
+/// Blocks the signals and opens the fencer's socket, before there is an agent: none of them may be missed.
+fn listen(layout: &Layout) -> io::Result<Receiver<Incident>> {
     SigSet::all().thread_block()?;
     let path = layout.fencer_socket();
     match fs::remove_file(&path) {
@@ -76,6 +100,10 @@ fn start(layout: &Layout, agent_args: &[&str]) -> io::Result<(Pid, mpsc::Receive
     let for_signals = sender.clone();
     thread::Builder::new().name("signals".into()).spawn(move || forward_signals(&for_signals))?;
     thread::Builder::new().name("heartbeats".into()).spawn(move || forward_heartbeats(&socket, &sender))?;
+    Ok(incidents)
+}
+
+fn spawn(layout: &Layout, agent_args: &[&str]) -> io::Result<Pid> {
     // The agent's stdin is the volume's lock file. Supervisor and agent share the open file, so that a lock which the
     // agent takes on it lasts until both are gone: a twin of this pod can't start PostgreSQL on the same volume before.
     let lock =
@@ -83,8 +111,7 @@ fn start(layout: &Layout, agent_args: &[&str]) -> io::Result<(Pid, mpsc::Receive
     let shared = lock.and_then(|file| HELD.get_or_init(|| file).try_clone());
     let stdin = shared.map_or_else(|_| Stdio::null(), Stdio::from);
     let agent = Command::new("/proc/self/exe").arg0("pgherd").args(agent_args).stdin(stdin).spawn()?;
-    let pid = i32::try_from(agent.id()).map_err(io::Error::other)?;
-    Ok((Pid::from_raw(pid), incidents))
+    Ok(Pid::from_raw(i32::try_from(agent.id()).map_err(io::Error::other)?))
 }
 
 fn forward_signals(sender: &Sender<Incident>) {
@@ -106,41 +133,88 @@ fn forward_heartbeats(socket: &UnixDatagram, sender: &Sender<Incident>) {
     }
 }
 
-/// The main loop.
-fn watch(layout: &Layout, agent: Pid, incidents: &mpsc::Receiver<Incident>) -> u8 {
-    let mut deadline: Option<Boottime> = None;
+/// What became of an agent. Nothing of PostgreSQL runs any more.
+enum End {
+    /// The container ends, with this exit code.
+    Exit(u8),
+    /// Everything was killed because the deadline had passed.
+    Fenced,
+}
+
+/// The main loop, for as long as one agent lives.
+fn watch(layout: &Layout, agent: Pid, incidents: &Receiver<Incident>) -> End {
+    let mut state = State::default();
     loop {
         match incidents.recv_timeout(TICK) {
-            Ok(incident) => note(incident, &mut deadline, agent),
+            Ok(incident) => state.note(&incident, agent),
             Err(RecvTimeoutError::Timeout) => {}
             // Both threads are gone: nothing could ever disarm or be told.
-            Err(RecvTimeoutError::Disconnected) => return stop_everything(layout, agent, EXIT_FENCED),
+            Err(RecvTimeoutError::Disconnected) => {
+                stop_everything(layout, agent);
+                return End::Exit(EXIT_FENCED);
+            }
         }
         // What queued up during a pause of the whole machine is read before the deadline is judged; a heartbeat that is
         // itself past by then does not help.
         while let Ok(incident) = incidents.try_recv() {
-            note(incident, &mut deadline, agent);
+            state.note(&incident, agent);
         }
         if let Some(code) = reap(agent) {
             say("info", &format!("the agent ended with code {code}"));
-            return stop_everything(layout, agent, if code == 0 { 0 } else { EXIT_AGENT_DIED });
+            stop_everything(layout, agent);
+            return End::Exit(if code == 0 { 0 } else { EXIT_AGENT_DIED });
         }
-        if deadline.is_some_and(|deadline| Boottime::now() >= deadline) {
+        if state.deadline.is_some_and(|deadline| Boottime::now() >= deadline) {
             say("error", "the Lease was not renewed in time: killing PostgreSQL");
-            return stop_everything(layout, agent, EXIT_FENCED);
+            stop_everything(layout, agent);
+            return if state.ends { End::Exit(EXIT_FENCED) } else { End::Fenced };
         }
     }
 }
 
-fn note(incident: Incident, deadline: &mut Option<Boottime>, agent: Pid) {
-    match incident {
-        Incident::Heartbeat(Heartbeat::Arm(until)) => *deadline = Some(until),
-        Incident::Heartbeat(Heartbeat::Disarm) => *deadline = None,
-        Incident::Signal(signal @ (Signal::SIGTERM | Signal::SIGINT)) => {
-            say("info", &format!("passing {signal} on to the agent"));
-            let _ = kill(agent, Signal::SIGTERM);
+/// What is known of the agent that runs.
+#[derive(Default)]
+struct State {
+    deadline: Option<Boottime>,
+    /// The container was told to end.
+    ends: bool,
+}
+
+impl State {
+    fn note(&mut self, incident: &Incident, agent: Pid) {
+        match incident {
+            Incident::Heartbeat(Heartbeat::Arm(until)) => self.deadline = Some(*until),
+            Incident::Heartbeat(Heartbeat::Disarm) => self.deadline = None,
+            Incident::Signal(signal) if incident.ends() => {
+                say("info", &format!("passing {signal} on to the agent"));
+                let _ = kill(agent, Signal::SIGTERM);
+                self.ends = true;
+            }
+            Incident::Signal(_) => {}
         }
-        Incident::Signal(_) => {}
+    }
+}
+
+impl Incident {
+    /// The container is told to end.
+    fn ends(&self) -> bool {
+        matches!(self, Self::Signal(Signal::SIGTERM | Signal::SIGINT))
+    }
+}
+
+/// Waits until what was killed is gone: nothing of it may be there when the next agent looks around.
+fn await_gone(layout: &Layout, agent: Pid) -> bool {
+    let end = Boottime::now().plus_millis(u64::try_from(GONE_WITHIN.as_millis()).unwrap_or(5_000));
+    loop {
+        let _ = reap(agent);
+        if stray::processes(&layout.pgdata).is_empty() && kill(agent, None).is_err() {
+            return true;
+        }
+        if Boottime::now() >= end {
+            say("error", "what was killed is still there");
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -160,7 +234,7 @@ fn reap(agent: Pid) -> Option<i32> {
 
 /// SIGQUIT to PostgreSQL (an immediate shutdown), SIGKILL to everything a second later. Never a smart or fast shutdown:
 /// sessions that are open would go on committing.
-fn stop_everything(layout: &Layout, agent: Pid, code: u8) -> u8 {
+fn stop_everything(layout: &Layout, agent: Pid) {
     if let Some(postmaster) = stray::postmaster(&layout.pgdata) {
         let _ = kill(postmaster, Signal::SIGQUIT);
         let end = Boottime::now().plus_millis(u64::try_from(QUIT_GRACE.as_millis()).unwrap_or(1_000));
@@ -171,7 +245,6 @@ fn stop_everything(layout: &Layout, agent: Pid, code: u8) -> u8 {
     }
     kill_everything(&layout.pgdata, agent);
     let _ = reap(agent);
-    code
 }
 
 /// As PID 1 everything else in the container; elsewhere (tests) only what is known to be ours.

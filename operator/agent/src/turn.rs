@@ -165,6 +165,7 @@ pub fn is_for_primaries(action: &LocalAction) -> bool {
     matches!(
         action,
         LocalAction::Bootstrap
+            | LocalAction::Restore(_)
             | LocalAction::StartPrimary
             | LocalAction::KeepPrimary
             | LocalAction::Promote

@@ -112,6 +112,37 @@ pub enum RecoveryTarget {
     Name(String),
 }
 
+/// `POST /v1/restore-check`: can the cluster be restored in place like this? Asked again and again until the answer is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreQuestion {
+    /// The backup; None for the newest one from before the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_id: Option<String>,
+    /// Where recovery stops.
+    pub target: RecoveryTarget,
+    /// Whose history recovery follows; None for the present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<TimelineId>,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RestoreAnswer {
+    /// It is being looked at.
+    Checking,
+    /// By this backup along this history: nothing is missing in the store, and there is room.
+    Possible {
+        /// The backup.
+        backup_id: String,
+        /// The history.
+        timeline: TimelineId,
+    },
+    /// Why it can't be done, and what would help.
+    Refused(String),
+}
+
 /// Which copy a new replica is built from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplicaSourcePolicy {
@@ -245,7 +276,7 @@ pub struct AppliedQuorum {
 }
 
 /// How a replica's data directory was made, and why so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceReport {
     /// `backup`, `instance`, `rewind` or `initdb` or `recovery`.
@@ -263,6 +294,9 @@ pub struct SourceReport {
     /// How long it took, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
+    /// After a recovery to a target: the commit time of the last transaction that was replayed, as PostgreSQL says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transaction: Option<String>,
 }
 
 /// The archiver as the agent of the primary sees it.

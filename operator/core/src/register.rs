@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{election::CandidateVerdict, lineage::Fork, lsn::Lsn, timeline::TimelineId};
+use crate::{election::CandidateVerdict, instance::RecoveryTarget, lineage::Fork, lsn::Lsn, timeline::TimelineId};
 
 /// Annotation of the Lease that holds the [`Register`] as JSON.
 pub const REGISTER_ANNOTATION: &str = "pgherd.dev/register";
@@ -139,6 +139,36 @@ pub struct Register {
     /// The failover that is under way, or just ended, for the record; any replica of the operator can complete it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failover: Option<FailoverNote>,
+    /// The last restore in place that was asked for. Stays for ever, so that none is carried out twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreMark>,
+}
+
+/// A restore in place that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreMark {
+    /// `spec.restore.id`.
+    pub id: String,
+    /// What is to be done. None where the id stood in the spec before there was a register: nothing is done for it, since it
+    /// may be from a manifest of long ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<RestoreOrder>,
+}
+
+/// A restore in place that can be carried out, as an instance has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreOrder {
+    /// The backup.
+    pub backup_id: String,
+    /// Where recovery stops.
+    pub target: RecoveryTarget,
+    /// Whose history recovery follows.
+    pub timeline: TimelineId,
+    /// The term that begins with the restored data instead of a promotion; None while the holder has yet to stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<Term>,
 }
 
 /// A planned change of the holder: it checkpoints, stops PostgreSQL (fast) and releases; then the usual way follows.
@@ -214,6 +244,18 @@ impl Register {
     #[must_use]
     pub fn strictest_acks(&self) -> u32 {
         self.sets().map(|set| set.acks).max().unwrap_or(0)
+    }
+
+    /// What the holder of this term has to restore before it serves, or has restored.
+    #[must_use]
+    pub fn restore_of_term(&self) -> Option<&RestoreOrder> {
+        self.restore.as_ref()?.order.as_ref().filter(|order| order.term == Some(self.term))
+    }
+
+    /// The holder is to stop, because what it holds is about to be replaced.
+    #[must_use]
+    pub fn awaits_restore(&self) -> bool {
+        self.restore.as_ref().and_then(|mark| mark.order.as_ref()).is_some_and(|order| order.term.is_none())
     }
 
     /// True while a failover has sealed the voters but nobody has claimed the next term.

@@ -12,7 +12,9 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use pgherd_core::instance::{AGENT_PORT, AgentError, ArchiveBarrier, InstanceStatus, SealReport, SealRequest};
+use pgherd_core::instance::{
+    AGENT_PORT, AgentError, ArchiveBarrier, InstanceStatus, RestoreAnswer, RestoreQuestion, SealReport, SealRequest,
+};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde::{Serialize, de::DeserializeOwned};
@@ -221,6 +223,19 @@ impl AgentClient {
     /// [`AgentCallError`]; harmless, because the agent polls the register anyway.
     pub async fn wake(&self, agent: &AgentAddress) -> Result<(), AgentCallError> {
         self.request(agent, Method::POST, "/v1/wake", Bytes::new(), STATUS_TIMEOUT).await.map(|_| ())
+    }
+
+    /// `POST /v1/restore-check`, within 1 s: the answer, or that it is being looked at.
+    ///
+    /// # Errors
+    /// [`AgentCallError`].
+    pub async fn check_restore(
+        &self,
+        agent: &AgentAddress,
+        question: &RestoreQuestion,
+    ) -> Result<RestoreAnswer, AgentCallError> {
+        let body = render_body(agent, question)?;
+        self.call(agent, Method::POST, "/v1/restore-check", body, STATUS_TIMEOUT).await
     }
 
     /// `POST /v1/rebuild`, within 15 s: the data directory was moved aside, and a new one follows.

@@ -14,6 +14,7 @@ pub mod import;
 pub mod index;
 pub mod manifest;
 pub mod process;
+pub mod proof;
 pub mod prune;
 pub mod replication;
 pub mod restore;

@@ -53,6 +53,9 @@ pub struct PostgresClusterStatus {
     /// The last planned change of the primary that was asked for, or became necessary, and what became of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switchover: Option<SwitchoverStatus>,
+    /// The last restore in place that was asked for, and what became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreStatus>,
     /// One entry an instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
@@ -65,6 +68,46 @@ pub struct PostgresClusterStatus {
     /// What can be restored from the object store; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<RestorableStatus>,
+}
+
+/// A restore in place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreStatus {
+    /// `spec.restore.id`.
+    pub id: String,
+    /// `Checking` (the cluster serves), `Refused` (it can't be done; the cluster serves), `Stopping`, `Restoring`, `Completed`, or
+    /// `Ignored` (the id is from before the cluster was made).
+    pub phase: String,
+    /// What is waited for, or why it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The backup that is restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup_id: Option<String>,
+    /// The pod that restores, and is the primary then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// When the primary was asked to stop, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub started_at: Option<String>,
+    /// When the restored primary served, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub completed_at: Option<String>,
+    /// The timeline that began with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// The position that recovery reached, such as 0/3000060.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<String>,
+    /// The commit time of the last transaction that was replayed, as PostgreSQL says it; absent where it replayed none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transaction: Option<String>,
+    /// The Backup that was made of the restored cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
 }
 
 /// What can be restored from the object store: any time from `earliest` to `latest`, but not through a gap.

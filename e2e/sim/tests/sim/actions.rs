@@ -77,6 +77,7 @@ pub(crate) async fn execute(on: &Instance, register: &Register, action: LocalAct
         }
         LocalAction::HandOver(why) => hand_over(on, register, &why).await,
         LocalAction::Bootstrap => bootstrap(on, register).await,
+        LocalAction::Restore(_) => Err(failed("no simulated cluster asks for a restore")),
         LocalAction::StartPrimary => start_primary(on, register).await,
         LocalAction::KeepPrimary => keep_primary(on, register).await,
         LocalAction::Promote => promote(on, register).await,

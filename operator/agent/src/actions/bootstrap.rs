@@ -1,5 +1,6 @@
-//! The first data directory of a cluster: by initdb, or by a restored backup that is recovered to its target. Runs only
-//! while the register has no system identifier, and proves that by a compare-and-swap before it touches the volume.
+//! The data directory that a term begins with: by initdb, or by a restored backup that is recovered to its target. Runs only
+//! while the register says that this pod has to make one, and proves that by a compare-and-swap before it touches the
+//! volume.
 
 use std::{ffi::OsStr, time::Duration};
 
@@ -7,6 +8,7 @@ use pgherd_core::{
     backup::{BackupLocation, StoreConfig},
     instance::{Bootstrap, Phase, RecoveryTarget, SourceReport},
     register::Register,
+    timeline::TimelineId,
 };
 use pgherd_stream::{catalogue::resolve, import::import_archive, restore::restore_backup, store::ObjectStore};
 use tokio::time::{Instant, sleep};
@@ -15,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ActionError, build_replica,
     data_dir::{self, Purpose},
-    describe_chain,
+    describe_chain, restore,
 };
 use crate::{
     agent::Agent,
@@ -30,17 +32,23 @@ use crate::{
     },
 };
 
-/// Makes the first data directory. The renewals go on meanwhile, with the disk's proof alone.
+/// A standby that is in the way is stopped cleanly within this time, or killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes the data directory. The renewals go on meanwhile, with the disk's proof alone.
 ///
 /// # Errors
 /// [`ActionError`]; the next try starts over.
-pub async fn bootstrap(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+pub async fn bootstrap(agent: &Agent, register: &Register, source: Bootstrap) -> Result<(), ActionError> {
     lease::renew(agent, register.term).await?;
     agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until: Boottime(u64::MAX) }));
+    agent.server.stop(StopMode::Fast, STOP_PATIENCE).await;
+    agent.set_role(None);
     data_dir::clear(&agent.layout)?;
     data_dir::mark(&agent.layout, Purpose::Bootstrap)?;
     let started = Instant::now();
-    let mut report = match agent.config().bootstrap.clone() {
+    let timeline = register.restore_of_term().map(|order| order.timeline);
+    let mut report = match source {
         Bootstrap::Initdb => initdb(agent).await?,
         Bootstrap::Import { store, key, target } => {
             let outcome = import(agent, &store, &key, target).await;
@@ -48,7 +56,7 @@ pub async fn bootstrap(agent: &Agent, register: &Register) -> Result<(), ActionE
             outcome?
         }
         Bootstrap::Recovery { from, target } => {
-            let outcome = recover(agent, &from, target).await;
+            let outcome = recover(agent, &from, target, timeline).await;
             agent.set_recovery_source(None);
             agent.set_role(None);
             outcome?
@@ -81,13 +89,16 @@ async fn initdb(agent: &Agent) -> Result<SourceReport, ActionError> {
         source: "initdb".to_owned(),
         from: String::new(),
         reason,
-        wal_bytes: None,
-        copy_bytes: None,
-        took_ms: None,
+        ..SourceReport::default()
     })
 }
 
-async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -> Result<SourceReport, ActionError> {
+async fn recover(
+    agent: &Agent,
+    from: &BackupLocation,
+    target: RecoveryTarget,
+    timeline: Option<TimelineId>,
+) -> Result<SourceReport, ActionError> {
     agent.board.say(Phase::Restoring, "looking for the backup");
     let failed = |what| move |why: String| ActionError::Bootstrap { what, why };
     let store = ObjectStore::connect(&from.cluster.store)
@@ -104,15 +115,17 @@ async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -
     agent.set_recovery_source(Some(location.cluster.clone()));
     let reason =
         format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
-    run_recovery(agent, target, true).await?;
-    let copy_bytes = Some(outcome.bytes);
+    run_recovery(agent, Role::Recovery { target, archived: true, timeline }).await?;
+    if timeline.is_some() {
+        restore::forget_partial(&agent.layout.pgdata.join("pg_wal"));
+    }
     Ok(SourceReport {
         source: "recovery".to_owned(),
         from: record.id,
         reason,
-        wal_bytes: None,
-        copy_bytes,
-        took_ms: None,
+        copy_bytes: Some(outcome.bytes),
+        last_transaction: agent.server.log().last_transaction(),
+        ..SourceReport::default()
     })
 }
 
@@ -131,15 +144,15 @@ async fn import(
     let outcome = import_archive(&store, key, &agent.layout.pgdata, progress, cancel).await;
     let outcome = outcome.map_err(|error| failed(describe_chain(&error)))?;
     validate_version(agent).await?;
-    run_recovery(agent, target, false).await?;
+    run_recovery(agent, Role::Recovery { target, archived: false, timeline: None }).await?;
     let checked = if outcome.verified { "checked against its manifest" } else { "without a manifest to check against" };
     Ok(SourceReport {
         source: "import".to_owned(),
         from: key.to_owned(),
         reason: format!("import of the archive {key}, {checked}"),
-        wal_bytes: None,
         copy_bytes: Some(outcome.bytes),
-        took_ms: None,
+        last_transaction: agent.server.log().last_transaction(),
+        ..SourceReport::default()
     })
 }
 
@@ -172,8 +185,7 @@ fn name_target(target: &RecoveryTarget) -> String {
 
 /// Runs the server until it has promoted itself at the target, then stops it. Nobody can connect from outside, and with
 /// hot_standby off no parameter of the source's primary can stop the replay.
-async fn run_recovery(agent: &Agent, target: RecoveryTarget, archived: bool) -> Result<(), ActionError> {
-    let role = Role::Recovery { target, archived };
+async fn run_recovery(agent: &Agent, role: Role) -> Result<(), ActionError> {
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     agent.server.start(&Binaries::observe()?, &["listen_addresses=", "hot_standby=off"]).await?;
     agent.set_role(Some(role));

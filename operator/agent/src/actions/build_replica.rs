@@ -108,7 +108,7 @@ async fn choose_source(agent: &Agent, theirs: &UpstreamState, slot_lsn: Lsn) -> 
                 reason,
                 wal_bytes: Some(wal_bytes),
                 copy_bytes: Some(copy_bytes),
-                took_ms: None,
+                ..SourceReport::default()
             };
             Ok(Chosen { store, location: BackupLocation { cluster: location, backup_id: id }, report })
         }
@@ -162,9 +162,8 @@ async fn copy_instance(agent: &Agent, upstream: &Upstream, reason: String) -> Re
         source: "instance".to_owned(),
         from: upstream.pod.clone(),
         reason,
-        wal_bytes: None,
         copy_bytes: Some(outcome.bytes),
-        took_ms: None,
+        ..SourceReport::default()
     })
 }
 

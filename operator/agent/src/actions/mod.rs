@@ -13,6 +13,7 @@ pub mod promote;
 pub mod rebuild;
 pub mod rejoin;
 pub mod replay_end;
+pub mod restore;
 pub mod seal;
 pub mod stop;
 pub mod volume;
@@ -144,7 +145,11 @@ pub async fn execute(agent: &Agent, register: &Register, action: LocalAction) ->
         }
         LocalAction::Release(why) => stop::release(agent, register.term, &why).await,
         LocalAction::HandOver(why) => stop::hand_over(agent, register.term, &why).await,
-        LocalAction::Bootstrap => Box::pin(bootstrap::bootstrap(agent, register)).await,
+        LocalAction::Bootstrap => {
+            let source = agent.config().bootstrap.clone();
+            Box::pin(bootstrap::bootstrap(agent, register, source)).await
+        }
+        LocalAction::Restore(order) => Box::pin(restore::restore(agent, register, &order)).await,
         LocalAction::StartPrimary => primary::start(agent, register).await,
         LocalAction::KeepPrimary => primary::keep(agent, register).await,
         LocalAction::Promote => promote::promote(agent, register).await,

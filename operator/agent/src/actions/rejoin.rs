@@ -88,7 +88,9 @@ pub async fn rejoin(agent: &Agent, register: &Register, pod: &str) -> Result<(),
         Plan::Rewind { fork } => (fork, None),
         Plan::Copy { fork, why } => (fork, Some(why)),
     };
-    keep_wal(agent, &local, &own, fork).await;
+    // What a restore in place left on purpose is in the archive already.
+    let left = register.restore_of_term().is_some() && !local.was_primary;
+    keep_wal(agent, &local, &own, fork, !left).await;
     if let Some(why) = why {
         tracing::warn!(why, "the data directory is moved aside and built anew");
         return move_aside(agent, why).await;
@@ -162,12 +164,14 @@ async fn decide_plan(
     })
 }
 
-/// What was not archived from before the fork goes into the archive, and what lies beyond it beside that.
-async fn keep_wal(agent: &Agent, local: &LocalState, own: &OwnEnd, fork: Lsn) {
+/// What was not archived from before the fork goes into the archive, and with `tail` what lies beyond it beside that.
+async fn keep_wal(agent: &Agent, local: &LocalState, own: &OwnEnd, fork: Lsn, tail: bool) {
     agent.board.say(Phase::Rewinding, format!("keeping its WAL from {fork} to {}", own.lsn));
     let deadline = Instant::now() + ARCHIVE_BOUND;
     Box::pin(leftovers::bring_ready(agent, &own.history, fork, own.segment_bytes, deadline)).await;
-    Box::pin(divergent::keep_tail(agent, local, own, fork)).await;
+    if tail {
+        Box::pin(divergent::keep_tail(agent, local, own, fork)).await;
+    }
 }
 
 async fn rewind_or_copy(
@@ -201,9 +205,8 @@ fn report(agent: &Agent, pod: &str, started: Instant) {
         source: "rewind".to_owned(),
         from: pod.to_owned(),
         reason: format!("this data directory held WAL that is not on the history of {pod}"),
-        wal_bytes: None,
-        copy_bytes: None,
         took_ms: u64::try_from(started.elapsed().as_millis()).ok(),
+        ..SourceReport::default()
     };
     agent.board.update(|status| status.source = Some(source));
 }

@@ -10,7 +10,8 @@ use crate::layout::Layout;
 const NEEDED_BYTES: u64 = 2 * (16 << 20);
 
 /// What an unprivileged process may still write, in bytes; None when the file system does not say.
-fn observe_free(layout: &Layout) -> Option<u64> {
+#[must_use]
+pub fn observe_free(layout: &Layout) -> Option<u64> {
     let found = statvfs(&layout.volume).ok()?;
     Some(found.blocks_available().saturating_mul(found.fragment_size()))
 }

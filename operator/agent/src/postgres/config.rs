@@ -7,6 +7,7 @@ use std::{
 };
 
 use pgherd_core::{
+    timeline::TimelineId,
     instance::{InstanceConfig, RecoveryTarget},
     pg::{
         conf::{ConfInput, StandbyConf, render_conf},
@@ -47,6 +48,8 @@ pub enum Role {
         target: RecoveryTarget,
         /// There is an archive with more WAL than pg_wal holds.
         archived: bool,
+        /// Whose history it follows; None for the newest one there is.
+        timeline: Option<TimelineId>,
     },
 }
 
@@ -85,15 +88,16 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
                 primary_conninfo: render_upstream_conninfo(upstream, &layout.tls(), member, None),
                 primary_slot_name: slot_name(pod),
                 restore_command: restore(archiving),
-                recovery_target: None,
+                ..StandbyConf::default()
             };
             (Some(conf), render_names(promotion.as_ref()))
         }
-        Role::Recovery { target, archived } => {
+        Role::Recovery { target, archived, timeline } => {
             let conf = StandbyConf {
                 // PostgreSQL insists on a command; this one says that there is no such file.
                 restore_command: if *archived { restore(true) } else { "/bin/false".to_owned() },
                 recovery_target: Some(target.clone()),
+                recovery_timeline: *timeline,
                 ..StandbyConf::default()
             };
             (Some(conf), String::new())

@@ -5,7 +5,7 @@ use std::{
     io::Write,
     os::fd::AsFd,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, SyncSender, TrySendError},
     },
@@ -39,6 +39,7 @@ const CANCELLED: [&str; 2] = [
 pub struct LogWatch {
     cancelled_waits: AtomicU64,
     disk_full: AtomicBool,
+    last_transaction: Mutex<Option<String>>,
 }
 
 impl LogWatch {
@@ -46,6 +47,7 @@ impl LogWatch {
     pub fn reset(&self) {
         self.cancelled_waits.store(0, Ordering::SeqCst);
         self.disk_full.store(false, Ordering::SeqCst);
+        *self.last_transaction.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Commits whose synchronous wait was cancelled.
@@ -60,6 +62,12 @@ impl LogWatch {
         self.disk_full.load(Ordering::SeqCst)
     }
 
+    /// The commit time of the last transaction that a recovery replayed, in PostgreSQL's words; none if it replayed none.
+    #[must_use]
+    pub fn last_transaction(&self) -> Option<String> {
+        self.last_transaction.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn note_line(&self, line: &[u8]) {
         let line = String::from_utf8_lossy(line);
         if is_cancelled_wait(&line) {
@@ -67,6 +75,9 @@ impl LogWatch {
         }
         if line.contains("No space left on device") && !line.contains("STATEMENT:") {
             self.disk_full.store(true, Ordering::SeqCst);
+        }
+        if let Some(time) = find_last_transaction(&line) {
+            *self.last_transaction.lock().unwrap_or_else(PoisonError::into_inner) = Some(time.to_owned());
         }
     }
 }
@@ -80,6 +91,12 @@ fn is_cancelled_wait(line: &str) -> bool {
         _ => message,
     };
     CANCELLED.contains(&text.trim_end())
+}
+
+/// `xlogrecovery.c` says it at the end of every recovery that replayed a commit.
+fn find_last_transaction(line: &str) -> Option<&str> {
+    let (_, message) = line.split_once("LOG:  ")?;
+    message.split_once("last completed transaction was at log time ").map(|(_, time)| time.trim_end())
 }
 
 /// Cuts a stream into lines, of which only the beginning is kept.

@@ -6,6 +6,7 @@ pub mod handover;
 pub mod observation;
 pub mod rebuild;
 pub mod register_change;
+pub mod restore;
 pub mod step;
 pub mod suspicion;
 
@@ -15,7 +16,8 @@ pub use observation::{Observation, PodView, Probe};
 pub use rebuild::{RebuildError, decide_rebuild};
 pub use register_change::{
     register_bootstrapped, register_claimed, register_forced, register_handed_over, register_handover_withdrawn,
-    register_observed, register_regranted, register_sealed,
+    register_observed, register_regranted, register_restore_ordered, register_restoring, register_sealed,
 };
+pub use restore::{RestoreInput, RestoreRequest, RestoreStep, decide_restore};
 pub use step::{FailoverInput, Step, decide_step};
 pub use suspicion::{Suspicion, SuspicionReason, decide_suspicion};

@@ -5,7 +5,7 @@ use crate::{
     instance::InstanceStatus,
     lineage::{Fork, register_forked},
     quorum::{after_promotion, initial_quorum},
-    register::{Handover, Holder, MemberId, Register, Term, VoterSet},
+    register::{Handover, Holder, MemberId, Register, RestoreMark, RestoreOrder, Term, VoterSet},
 };
 
 /// The register of a new cluster: term 1, held by the pod that makes the first data directory. `acks` is W.
@@ -18,6 +18,7 @@ pub fn register_bootstrapped(register: &Register, pod: &str, pod_uid: &str, acks
         holder: Some(holder(pod, pod_uid, None)),
         system_id: register.system_id.clone(),
         quorum: initial_quorum(acks),
+        restore: register.restore.clone(),
         ..Register::default()
     }
 }
@@ -94,6 +95,34 @@ pub fn register_forced(register: &Register, pod: &str, pod_uid: &str, member: &M
     held(register, register.seal_term, holder, initial_quorum(acks), None)
 }
 
+/// The register in which the holder is asked to stop, because what it holds is to be replaced as `order` says. None when it
+/// can't be asked now.
+#[must_use]
+pub fn register_restore_ordered(register: &Register, id: &str, order: &RestoreOrder) -> Option<Register> {
+    let holder = register.holder.as_ref()?.pod.clone();
+    let next = register_handed_over(register, Some(&holder), &format!("restore {id}"))?;
+    Some(Register { restore: Some(mark(id, order, None)), ..next })
+}
+
+/// The register in which a pod holds the next term in order to restore it. No data directory of before counts any more, so
+/// nobody is a voter.
+#[must_use]
+pub fn register_restoring(register: &Register, id: &str, order: &RestoreOrder, pod: &str, pod_uid: &str) -> Register {
+    let term = register.seal_term.max(register.term).next();
+    let quorum = initial_quorum(register.strictest_acks());
+    let next = held(register, term, holder(pod, pod_uid, None), quorum, None);
+    let next = Register { failover: None, restore: Some(mark(id, order, Some(term))), ..next };
+    // The branch that is left may be of a higher number than the one that is followed; the new timeline is above both.
+    match register.timeline.max(Some(order.timeline)) {
+        Some(parent_timeline) => register_forked(next, Fork { term, parent_term: register.term, parent_timeline }),
+        None => next,
+    }
+}
+
+fn mark(id: &str, order: &RestoreOrder, term: Option<Term>) -> RestoreMark {
+    RestoreMark { id: id.to_owned(), order: Some(RestoreOrder { term, ..order.clone() }) }
+}
+
 /// The register in which the holder is asked to stop and release. None when it can't be asked now.
 #[must_use]
 pub fn register_handed_over(register: &Register, target: Option<&str>, reason: &str) -> Option<Register> {
@@ -126,5 +155,6 @@ fn held(register: &Register, term: Term, holder: Holder, quorum: VoterSet, pendi
         forks: register.forks.clone(),
         handover: None,
         failover: register.failover.clone(),
+        restore: register.restore.clone(),
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::quote::quote_conf_value;
-use crate::instance::RecoveryTarget;
+use crate::{instance::RecoveryTarget, timeline::TimelineId};
 
 /// What a standby (or a recovering server) needs; none of it on a primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct StandbyConf {
     pub restore_command: String,
     /// Where recovery stops and promotes; None for a standby.
     pub recovery_target: Option<RecoveryTarget>,
+    /// Whose history a recovery to a target follows; None for the newest one there is.
+    pub recovery_timeline: Option<TimelineId>,
 }
 
 /// What one instance's postgresql.conf is rendered from.
@@ -187,6 +189,9 @@ fn render_standby(text: &mut String, standby: &StandbyConf) {
         return;
     };
     set(text, "recovery_target_action", "promote");
+    if let Some(timeline) = standby.recovery_timeline {
+        set(text, "recovery_target_timeline", &timeline.0.to_string());
+    }
     match target {
         RecoveryTarget::Latest => {}
         RecoveryTarget::Immediate => set(text, "recovery_target", "immediate"),

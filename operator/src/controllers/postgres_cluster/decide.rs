@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod handover;
 pub mod memory;
 pub mod rebuild;
+pub mod restore;
 pub mod routing;
 pub mod settle;
 
@@ -16,11 +17,15 @@ use pgherd_core::{
     instance::{Phase, SealReport},
     register::{LeaseView, Register},
 };
-use pgherd_crds::{names, v1alpha1::postgres_cluster::SwitchoverStatus};
+use pgherd_crds::{
+    names,
+    v1alpha1::postgres_cluster::{RestoreStatus, SwitchoverStatus},
+};
 
 pub use self::{
     handover::{Answer, HandoverStep, Request},
     memory::{Claimed, FailoverProgress, Memory},
+    restore::{RestoreAction, RestoreMemory},
     routing::RoleChange,
 };
 use super::{observe::Observed, validate::ValidatedCluster};
@@ -48,6 +53,10 @@ pub struct Plan {
     pub answers: Vec<Answer>,
     /// What became of a planned change of the primary, where there is something new to say.
     pub switchover: Option<SwitchoverStatus>,
+    /// What became of a restore in place, where one is asked for.
+    pub restore: Option<RestoreStatus>,
+    /// What a restore wants done once the round has nothing else to do.
+    restore_action: Option<RestoreAction>,
     /// The primary's pod must not be evicted.
     pub protect_primary: bool,
     /// What is waited for, for the status.
@@ -79,6 +88,8 @@ pub enum Action {
     HandOver(HandoverStep),
     /// An instance is told to build itself anew: the value of the request.
     Rebuild(Request),
+    /// A step of a restore in place that leaves the register alone.
+    Restore(RestoreAction),
 }
 
 /// What a change of the register is.
@@ -94,6 +105,8 @@ pub enum ChangeKind {
     Record,
     /// A change of voters begins, or ends.
     Voters,
+    /// The holder is to stop for a restore in place, or a pod is to begin with it.
+    Restore,
 }
 
 /// Something that does not pass by itself.
@@ -139,6 +152,10 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
         bootstrap::decide_bootstrap(cluster, observed, &mut plan);
         return plan;
     }
+    let scene = handover::Scene { cluster, observed, register: &lease.register, now };
+    if restore::plan_restore(&scene, memory, &mut plan) {
+        return plan;
+    }
     let step = decide_failover_step(cluster, lease, observed, observation, None);
     let step = match step {
         Step::Nothing | Step::Wait { .. } if promotion_failed(observed, memory, now) => Step::Seal {
@@ -150,9 +167,9 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
         step => step,
     };
     plan_step(cluster, observed, lease, step, &mut plan);
-    let scene = handover::Scene { cluster, observed, register: &lease.register, now };
     handover::plan_handover(&scene, memory, &mut plan);
     rebuild::plan_rebuild(&scene, &mut plan);
+    restore::plan_restore_action(&scene, &mut plan);
     plan
 }
 

@@ -52,6 +52,9 @@ pub fn decide_events(old: &PostgresClusterStatus, new: &PostgresClusterStatus) -
         let why = waiting.message.as_deref().unwrap_or_default();
         push(EventType::Normal, "SwitchoverWaiting", "Failover", format!("{}: {why}", waiting.reason));
     }
+    if let Some((type_, reason, note)) = restore_changed(old, new) {
+        push(type_, reason, "Restore", note);
+    }
     for member in &new.members {
         if let Some(note) = diverged(old, member) {
             push(EventType::Warning, "DivergentWal", "Rejoin", note);
@@ -103,6 +106,33 @@ fn became<'a>(
 ) -> Option<&'a Condition> {
     let before = find(old, type_).is_some_and(|condition| condition.status == value);
     find(new, type_).filter(|condition| condition.status == value && !before)
+}
+
+/// A step of a restore in place that is worth telling.
+fn restore_changed(
+    old: &PostgresClusterStatus,
+    new: &PostgresClusterStatus,
+) -> Option<(EventType, &'static str, String)> {
+    let now = new.restore.as_ref()?;
+    let before = old.restore.as_ref().filter(|before| before.id == now.id).map(|before| before.phase.as_str());
+    if before == Some(now.phase.as_str()) {
+        return None;
+    }
+    let (id, said) = (&now.id, now.message.as_deref().unwrap_or_default());
+    let backup = now.backup_id.as_deref().unwrap_or_default();
+    let pod = now.pod.as_deref().unwrap_or("the primary");
+    match now.phase.as_str() {
+        "Refused" => Some((EventType::Warning, "RestoreRefused", format!("restore {id}: {said}"))),
+        "Ignored" => Some((EventType::Warning, "RestoreIgnored", format!("restore {id}: {said}"))),
+        "Stopping" => Some((EventType::Normal, "RestoreStarted", format!("restore {id}: the primary stops"))),
+        "Restoring" => Some((EventType::Normal, "Restoring", format!("restore {id}: {pod} restores backup {backup}"))),
+        "Completed" => {
+            let (timeline, lsn) = (now.timeline.unwrap_or_default(), now.lsn.as_deref().unwrap_or_default());
+            let note = format!("restore {id}: {pod} serves what was restored, on timeline {timeline} from {lsn} on");
+            Some((EventType::Normal, "Restored", note))
+        }
+        _ => None,
+    }
 }
 
 /// A replica whose data directory was made since.

@@ -8,6 +8,7 @@ pub mod handover;
 pub mod rebuild;
 pub mod register_change;
 pub mod requests;
+pub mod restore;
 pub mod route;
 pub mod seal;
 
@@ -54,6 +55,8 @@ pub struct Executed {
     pub blocked: Option<Blocked>,
     /// What became of a planned change of the primary.
     pub switchover: Option<SwitchoverStatus>,
+    /// The Backup that was made of a restored cluster.
+    pub restore_backup: Option<String>,
     /// What is under way, for the status.
     pub note: Option<String>,
     /// Look again after this many milliseconds.
@@ -89,6 +92,15 @@ pub enum ExecuteError {
     /// The operator's certificate for this cluster cannot be used.
     #[error("failed to make a client for the agents")]
     AgentClient(#[source] AgentClientError),
+    /// The Backup of a restored cluster could not be made.
+    #[error("failed to create the Backup {name}")]
+    Backup {
+        /// Its name.
+        name: String,
+        /// What the API server said.
+        #[source]
+        source: Box<kube::Error>,
+    },
 }
 
 /// What the steps of one round share.
@@ -140,6 +152,7 @@ impl Round<'_> {
                 self.rebuild_instance(request).await;
                 Ok(())
             }
+            Action::Restore(action) => self.restore(action, memory).await,
         }
     }
 
@@ -172,7 +185,7 @@ impl Round<'_> {
         self.wake_all();
         self.done.requeue_after_ms = match kind {
             ChangeKind::Bootstrap | ChangeKind::Record => POLL_MS / 2,
-            ChangeKind::Rebuild | ChangeKind::Regrant | ChangeKind::Voters => AT_ONCE_MS,
+            ChangeKind::Rebuild | ChangeKind::Regrant | ChangeKind::Voters | ChangeKind::Restore => AT_ONCE_MS,
         };
         Ok(())
     }

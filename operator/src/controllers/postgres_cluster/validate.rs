@@ -2,6 +2,7 @@
 //! No client here: what the spec refers to is passed in.
 
 mod bootstrap;
+mod restore;
 mod rules;
 pub mod store;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use k8s_openapi::{
 use kube::{Resource, ResourceExt};
 use pgherd_core::{
     backup::StoreConfig,
+    failover::RestoreRequest,
     instance::{Bootstrap, HbaEntry, Timings},
     pg::{conf::validate_parameters, hba::validate_hba},
     quantity::{parse_bytes, parse_duration},
@@ -67,6 +69,8 @@ pub struct ValidatedCluster {
     pub replica_source: ReplicaSource,
     /// Where the first data directory comes from.
     pub bootstrap: Bootstrap,
+    /// `spec.restore`: the restore in place that is asked for, or was.
+    pub restore: Option<RestoreRequest>,
     /// PostgreSQL parameters.
     pub parameters: BTreeMap<String, String>,
     /// pg_hba.conf entries.
@@ -224,6 +228,7 @@ pub fn validate_cluster(
     let store = spec.backup.as_ref().map(|backup| validate_own_store(backup, &namespace, &mut problems));
     let status = cluster.status.clone().unwrap_or_default();
     let (bootstrap, recovery_store) = bootstrap::validate_bootstrap(cluster, &namespace, references, &mut problems);
+    let restore = restore::validate_restore(spec, &mut problems);
     let owner = cluster.controller_owner_ref(&());
     if owner.is_none() {
         problems.add("metadata", "has no name or UID yet");
@@ -249,6 +254,7 @@ pub fn validate_cluster(
         recovery_store,
         replica_source: spec.replica_source.unwrap_or_default(),
         bootstrap,
+        restore,
         parameters,
         hba,
         storage,

@@ -9,7 +9,7 @@ use pgherd_core::{
 };
 use pgherd_crds::names;
 
-use super::{Action, ChangeKind, Plan, Stall};
+use super::{Action, ChangeKind, Plan, Stall, restore::ignored};
 use crate::controllers::postgres_cluster::{observe::Observed, validate::ValidatedCluster};
 
 /// Fills in who begins.
@@ -42,7 +42,7 @@ pub fn decide_bootstrap(cluster: &ValidatedCluster, observed: &Observed, plan: &
                 ),
             ));
         }
-        (false, _) => plan_rebuild(register, known_system, &with_data, plan),
+        (false, _) => plan_rebuild(cluster, register, known_system, &with_data, plan),
     }
 }
 
@@ -55,7 +55,8 @@ fn plan_first_holder(cluster: &ValidatedCluster, observed: &Observed, register: 
         .filter(|pod| !pod.terminating && pod.status().is_some() && pod.ordinal < cluster.instances);
     match answering.min_by_key(|pod| pod.ordinal) {
         Some(pod) => {
-            let register = Box::new(register_bootstrapped(register, &pod.name, &pod.uid, cluster.first_acks()));
+            let first = register_bootstrapped(register, &pod.name, &pod.uid, cluster.first_acks());
+            let register = Box::new(Register { restore: ignored(cluster), ..first });
             plan.action = Action::Change { register, kind: ChangeKind::Bootstrap };
         }
         None => plan.note = Some("waiting for the first instance to start".to_owned()),
@@ -83,7 +84,13 @@ fn silent_pods(cluster: &ValidatedCluster, observed: &Observed, old_claims: &[u3
 /// A register that begins with an election in which every data directory has to take part: one acknowledgement among all
 /// of them as voters means that all must seal (R + W > N), and then the furthest wins. It names no pod by UID, so that
 /// nobody takes itself for the holder meanwhile.
-fn plan_rebuild(register: &Register, known_system: Option<&String>, members: &[&InstanceStatus], plan: &mut Plan) {
+fn plan_rebuild(
+    cluster: &ValidatedCluster,
+    register: &Register,
+    known_system: Option<&String>,
+    members: &[&InstanceStatus],
+    plan: &mut Plan,
+) {
     let mut systems: Vec<&String> =
         members.iter().filter_map(|status| status.system_id.as_ref()).chain(known_system).collect();
     systems.sort();
@@ -124,6 +131,7 @@ fn plan_rebuild(register: &Register, known_system: Option<&String>, members: &[&
         released: true,
         system_id: Some(system.clone()),
         quorum: VoterSet { voters, acks: 1 },
+        restore: ignored(cluster),
         ..Register::default()
     };
     plan.note = Some("the register was lost and is made again from what the instances hold".to_owned());

@@ -10,6 +10,7 @@ use pgherd_core::{
 };
 use pgherd_crds::v1alpha1::postgres_cluster::LastFailover;
 
+use super::restore::RestoreMemory;
 use crate::{context::Now, controllers::postgres_cluster::observe::Observed};
 
 /// A failover that ended longer ago than this, in milliseconds, is not put on record any more: its times can't be told.
@@ -34,6 +35,8 @@ pub struct Memory {
     pub drain_since_ms: Option<u64>,
     /// Which voters are missing, for mode `Preferred`.
     pub attendance: Attendance,
+    /// What an instance said to a restore in place.
+    pub restore: Option<RestoreMemory>,
 }
 
 /// A failover that has begun.

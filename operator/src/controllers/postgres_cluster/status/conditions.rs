@@ -115,7 +115,12 @@ fn primary_available(scene: &Scene<'_>) -> Draft {
             (None, None) => format!("{} does not answer", pod.name),
         },
     };
-    let reason = if register.system_id.is_none() { "Bootstrapping" } else { "PrimaryUnavailable" };
+    let restoring = register.awaits_restore() || register.restore_of_term().is_some();
+    let reason = match register.system_id {
+        None => "Bootstrapping",
+        Some(_) if restoring => "Restoring",
+        Some(_) => "PrimaryUnavailable",
+    };
     unavailable(reason, message)
 }
 

@@ -129,6 +129,7 @@ fn how_a_replica_was_built_is_remembered_for_the_same_data_directory_only() {
         wal_bytes: Some(4),
         copy_bytes: None,
         took_ms: Some(900),
+        last_transaction: None,
     });
     round.observed.pods[2] = pod(2, Some("replica"), Some(built));
     round.next();

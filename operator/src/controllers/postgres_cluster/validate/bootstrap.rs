@@ -38,7 +38,7 @@ pub(super) fn validate_bootstrap(
     if let (true, Some(live)) = (bootstrapped, &references.live_config) {
         return (live.bootstrap.clone(), None);
     }
-    let target = validate_target(recovery.target.as_ref(), problems);
+    let target = validate_target(recovery.target.as_ref(), &format!("{FIELD}.target"), problems);
     let resolved = match (&recovery.from.archive, &recovery.from.object_store) {
         (Some(key), Some(store)) => Some(resolve_archive(key, store, target, namespace, problems)),
         _ => resolve_source(recovery, namespace, references, problems)
@@ -141,8 +141,7 @@ fn resolve_backup(
     Some((BackupLocation { cluster, backup_id }, store))
 }
 
-fn validate_target(target: Option<&Target>, problems: &mut Problems) -> RecoveryTarget {
-    let field = format!("{FIELD}.target");
+pub(super) fn validate_target(target: Option<&Target>, field: &str, problems: &mut Problems) -> RecoveryTarget {
     let Some(target) = target else { return RecoveryTarget::Latest };
     let immediate = target.immediate.unwrap_or(false);
     match (&target.time, &target.lsn, &target.name, immediate) {
