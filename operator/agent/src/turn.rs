@@ -43,7 +43,8 @@ pub async fn turn(agent: &Agent) {
         };
         tokio::select! {
             () = sleep(pause) => {}
-            () = agent.wake.notified() => {}
+            // A server that ends wakes the machine: one that was started in vain must not cut the pause after that short.
+            () = agent.wake.notified(), if pause <= MAX_WAIT => {}
             _ = register.changed() => {}
             _ = config.changed() => {}
             () = agent.shutdown.cancelled() => return,

@@ -193,9 +193,8 @@ async fn run_recovery(agent: &Agent, role: Role) -> Result<(), ActionError> {
     loop {
         if let ProcessState::Died(status) = agent.server.state().await {
             agent.server.acknowledge_death().await;
-            let why = format!(
-                "PostgreSQL ended ({status}); its last log lines say why, for example that the target was not reached"
-            );
+            let said = agent.server.log().last_fatal().unwrap_or_else(|| "its log says why".to_owned());
+            let why = format!("PostgreSQL ended ({status}): {said}");
             return Err(ActionError::Bootstrap { what: "recovery failed", why });
         }
         if agent.sample_now().await.is_ok_and(|sample| !sample.in_recovery) {

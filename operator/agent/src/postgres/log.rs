@@ -5,7 +5,7 @@ use std::{
     io::Write,
     os::fd::AsFd,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, SyncSender, TrySendError},
     },
@@ -40,6 +40,7 @@ pub struct LogWatch {
     cancelled_waits: AtomicU64,
     disk_full: AtomicBool,
     last_transaction: Mutex<Option<String>>,
+    last_fatal: Mutex<Option<String>>,
 }
 
 impl LogWatch {
@@ -47,7 +48,8 @@ impl LogWatch {
     pub fn reset(&self) {
         self.cancelled_waits.store(0, Ordering::SeqCst);
         self.disk_full.store(false, Ordering::SeqCst);
-        *self.last_transaction.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.last_transaction) = None;
+        *lock(&self.last_fatal) = None;
     }
 
     /// Commits whose synchronous wait was cancelled.
@@ -65,7 +67,13 @@ impl LogWatch {
     /// The commit time of the last transaction that a recovery replayed, in PostgreSQL's words; none if it replayed none.
     #[must_use]
     pub fn last_transaction(&self) -> Option<String> {
-        self.last_transaction.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.last_transaction).clone()
+    }
+
+    /// What the server, or one of its processes, ended with.
+    #[must_use]
+    pub fn last_fatal(&self) -> Option<String> {
+        lock(&self.last_fatal).clone()
     }
 
     fn note_line(&self, line: &[u8]) {
@@ -77,7 +85,10 @@ impl LogWatch {
             self.disk_full.store(true, Ordering::SeqCst);
         }
         if let Some(time) = find_last_transaction(&line) {
-            *self.last_transaction.lock().unwrap_or_else(PoisonError::into_inner) = Some(time.to_owned());
+            *lock(&self.last_transaction) = Some(time.to_owned());
+        }
+        if let Some((_, text)) = line.split_once("FATAL:  ") {
+            *lock(&self.last_fatal) = Some(text.trim_end().to_owned());
         }
     }
 }
@@ -91,6 +102,10 @@ fn is_cancelled_wait(line: &str) -> bool {
         _ => message,
     };
     CANCELLED.contains(&text.trim_end())
+}
+
+fn lock(text: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
+    text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `xlogrecovery.c` says it at the end of every recovery that replayed a commit.
@@ -184,6 +199,17 @@ mod tests {
         for line in [USER, &format!("2026-11-23 12:00:00 UTC [7] app@app/psql {USER}"), &verbose, &end] {
             assert!(is_cancelled_wait(line), "{line}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_recovery_is_read() {
+        let watch = LogWatch::default();
+        watch.note_line(b"2026-11-24 03:00 GMT [1] LOG:  last completed transaction was at log time 2026-11-24 02:56:00.1+00");
+        watch.note_line(b"2026-11-24 03:00 GMT [1] FATAL:  recovery ended before configured recovery target was reached");
+        assert_eq!(watch.last_transaction().as_deref(), Some("2026-11-24 02:56:00.1+00"));
+        assert_eq!(watch.last_fatal().as_deref(), Some("recovery ended before configured recovery target was reached"));
+        watch.reset();
+        assert_eq!((watch.last_transaction(), watch.last_fatal()), (None, None));
     }
 
     #[test]

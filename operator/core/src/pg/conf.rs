@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::quote::quote_conf_value;
 use crate::{instance::RecoveryTarget, timeline::TimelineId};
 
@@ -195,10 +197,17 @@ fn render_standby(text: &mut String, standby: &StandbyConf) {
     match target {
         RecoveryTarget::Latest => {}
         RecoveryTarget::Immediate => set(text, "recovery_target", "immediate"),
-        RecoveryTarget::Time(time) => set(text, "recovery_target_time", time),
+        RecoveryTarget::Time(time) => set(text, "recovery_target_time", &render_target_time(time)),
         RecoveryTarget::Lsn(lsn) => set(text, "recovery_target_lsn", &lsn.to_string()),
         RecoveryTarget::Name(name) => set(text, "recovery_target_name", name),
     }
+}
+
+/// A time for `recovery_target_time`, which takes an offset from UTC but neither the `Z` of RFC 3339 nor any other name of a
+/// zone. What is no time stays as it is, for PostgreSQL to refuse.
+#[must_use]
+pub fn render_target_time(time: &str) -> String {
+    time.parse::<Timestamp>().map_or_else(|_| time.to_owned(), |time| time.to_string().replace('Z', "+00"))
 }
 
 fn set(text: &mut String, name: &str, value: &str) {
@@ -371,7 +380,9 @@ mod tests {
         let standby =
             StandbyConf { restore_command: "x %f".to_owned(), recovery_target: target, ..StandbyConf::default() };
         let text = render_conf(&ConfInput { standby: Some(standby), ..ConfInput::default() });
-        assert!(text.contains("recovery_target_time = '2026-11-22T02:00:00Z'\n"));
+        assert!(text.contains("recovery_target_time = '2026-11-22T02:00:00+00'\n"));
+        assert_eq!(render_target_time("2026-11-22T02:00:00.25+02:00"), "2026-11-22T00:00:00.25+00");
+        assert_eq!(render_target_time("2026-11-22 02:00"), "2026-11-22 02:00");
         assert!(text.contains("recovery_target_action = 'promote'\n"));
         let text = render_conf(&ConfInput { standby: Some(StandbyConf::default()), ..ConfInput::default() });
         assert!(!text.contains("recovery_target_action"));

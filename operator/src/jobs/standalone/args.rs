@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, error::Error, path::PathBuf, time::Duration};
 
 use clap::Args;
-use pgherd_core::backup::{BackupLocation, ClusterLocation, EncryptionConfig, StoreConfig};
+use pgherd_core::{
+    backup::{BackupLocation, ClusterLocation, EncryptionConfig, StoreConfig},
+    pg::conf::render_target_time,
+};
 use pgherd_stream::{
     encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls,
 };
@@ -262,7 +265,7 @@ impl RestoreArgs {
     /// When a value cannot stand in a configuration file.
     pub fn recovery_target(&self) -> Result<Option<Target>, Box<dyn Error>> {
         let target = match self {
-            Self { target_time: Some(time), .. } => Target::Setting("recovery_target_time", time.clone()),
+            Self { target_time: Some(time), .. } => Target::Setting("recovery_target_time", render_target_time(time)),
             Self { target_lsn: Some(lsn), .. } => Target::Setting("recovery_target_lsn", lsn.clone()),
             Self { target_name: Some(name), .. } => Target::Setting("recovery_target_name", name.clone()),
             Self { target_immediate: true, .. } => Target::Setting("recovery_target", "immediate".to_owned()),
