@@ -71,6 +71,7 @@ bootstrap:
       encryption: {identitySecretRef: {name: old-age}}
       cluster: shop-old
     target: {time: "2026-11-22T02:00:00Z"}
+restore: {id: may-23, backupId: 20260523T020304Z-00000001-0-3000028, timeline: 1}
 nodeSelector: {disk: ssd}
 tolerations: [{key: db, operator: Exists}]
 topologySpreadConstraints:

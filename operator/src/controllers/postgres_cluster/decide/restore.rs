@@ -177,3 +177,7 @@ fn holder_says(scene: &Scene<'_>) -> Option<String> {
     let status = scene.observed.holder_pod()?.status()?;
     (!status.message.is_empty()).then(|| status.message.clone())
 }
+
+#[cfg(test)]
+#[path = "restore_tests.rs"]
+mod tests;
