@@ -78,9 +78,8 @@ pub(crate) async fn remove_rest(store: &ObjectStore, prefix: &str, archives: &[S
     let keys = decide_keys(prefix, archives, present.iter().map(|(key, _)| key.as_str()));
     store.abort_stale_uploads(&keys).await?;
     let marker = format!("{prefix}{MARKER_NAME}");
-    for (key, _) in present.iter().filter(|(key, _)| *key != marker) {
-        store.delete(key).await?;
-    }
+    let rest: Vec<String> = present.into_iter().map(|(key, _)| key).filter(|key| *key != marker).collect();
+    store.delete_all(&rest).await?;
     store.delete(&marker).await
 }
 

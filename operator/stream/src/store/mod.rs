@@ -5,6 +5,7 @@
 mod classify;
 mod client;
 mod credentials;
+mod delete;
 mod error;
 mod multipart;
 mod trust;
@@ -246,20 +247,6 @@ impl ObjectStore {
         }
         names.sort();
         Ok(names)
-    }
-
-    /// Deletes an object; one that is not there is fine.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => match classify(self.request("DELETE", key), error) {
-                StoreError::NoSuchObject(_) => Ok(()),
-                error => Err(error),
-            },
-        }
     }
 
     async fn read_body(&self, key: &str, range: Option<String>) -> Result<Bytes, StoreError> {
