@@ -10,7 +10,7 @@ use pgherd_core::backup::ClusterLocation;
 
 use super::{
     BackupOwner,
-    marker::{MARKER_NAME, Marker},
+    marker::{MARKER_NAME, MAX_MARKER_BYTES, Marker},
     upload::render_object_name,
 };
 use crate::{
@@ -107,7 +107,7 @@ async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) ->
         return Ok(false);
     }
     let present = store.list_objects(prefix).await?;
-    let marker = store.get(&format!("{prefix}{MARKER_NAME}")).await?;
+    let marker = store.get_at_most(&format!("{prefix}{MARKER_NAME}"), MAX_MARKER_BYTES).await?;
     let marker: Option<Marker> = marker.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let fate = decide_fate(marker.as_ref(), observe_silence(&present, scope.now), scope);
     if fate == Fate::Leave {
