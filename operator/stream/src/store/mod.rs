@@ -121,7 +121,7 @@ impl ObjectStore {
             let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
             let request = request.set_metadata(metadata.clone());
             let error = match request.body(ByteStream::from(body.clone())).send().await {
-                Ok(_) => return Ok(PutOutcome::Created),
+                Ok(answer) => return require_etag(key, answer.e_tag()).map(|()| PutOutcome::Created),
                 Err(error) => error,
             };
             match status(&error) {
@@ -141,7 +141,8 @@ impl ObjectStore {
     /// [`StoreError`].
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
         let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
-        request.send().await.map(|_| ()).map_err(|error| classify(self.request("PUT", key), error))
+        let answer = request.send().await.map_err(|error| classify(self.request("PUT", key), error))?;
+        require_etag(key, answer.e_tag())
     }
 
     /// An object's size in bytes; `None` only when the store said that there is none.
@@ -234,4 +235,10 @@ impl ObjectStore {
     {
         classify(self.request(verb, key), error)
     }
+}
+
+/// What stands between here and the store can say 200 as well, but only a store that has the object names its ETag.
+fn require_etag(key: &str, etag: Option<&str>) -> Result<(), StoreError> {
+    let problem = || "its write was answered without an ETag".to_owned();
+    etag.map(|_| ()).ok_or_else(|| StoreError::Damaged { key: key.to_owned(), problem: problem() })
 }

@@ -145,6 +145,7 @@ impl MultipartUpload {
             let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(upload_id);
             let answer = request.part_number(number).body(ByteStream::from(body)).send().await;
             let answer = answer.map_err(|error| store.classify("UPLOAD PART", &key, error))?;
+            super::require_etag(&key, answer.e_tag())?;
             Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag().map(str::to_owned)).build())
         });
         Ok(())
