@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backups::back_up,
     fake_server::{Content, FakeServer, SYSTEM_ID},
-    minio::Minio,
+    server::{Minio, Server},
     postgres::{Postgres, workspace},
     process::connect,
     proxy::{Fault, Proxy},
@@ -27,7 +27,7 @@ use crate::{
 
 struct Scene {
     _dir: tempfile::TempDir,
-    minio: Minio,
+    minio: Server,
     proxy: Proxy,
     connect: ConnectOptions,
     through: ClusterLocation,
