@@ -24,6 +24,7 @@ macro_rules! on_each_server {
 
 mod backups;
 mod connections;
+mod damage;
 mod encrypted_wal;
 mod encryption;
 mod failures;
@@ -32,6 +33,7 @@ mod faults;
 mod hostile;
 mod imports;
 mod killed;
+mod meanwhile;
 mod measure;
 mod memory;
 mod postgres;
