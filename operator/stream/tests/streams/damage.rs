@@ -74,6 +74,8 @@ impl Scene {
         let (outcome, _) = back_up(&self.server, self.cluster.clone()).await;
         self.cluster = outcome.location;
         let name = self.server.sql("SELECT pg_walfile_name(pg_switch_wal())");
+        // The server keeps it for no longer than it needs it.
+        fs::copy(self.server.data.join("pg_wal").join(&name), self.source(&name)).unwrap();
         push(&self.store, &self.cluster, &self.source(&name), &name).await.unwrap();
         let keys = self.store.list(&self.cluster.backup_prefix(&outcome.record.id)).await.unwrap();
         let mut objects: Vec<_> =
@@ -86,7 +88,7 @@ impl Scene {
     }
 
     fn source(&self, name: &str) -> PathBuf {
-        self.server.data.join("pg_wal").join(name)
+        self.dir.path().join(name)
     }
 
     /// Reads what the object belongs to as a recovery does. On an error nothing is left that PostgreSQL would take.
