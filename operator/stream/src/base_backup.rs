@@ -368,7 +368,6 @@ mod tests {
             for (pick, number, bytes) in picks {
                 let (lsn, number) = (format!("0/{:X}", number as u32), number.to_string());
                 let message = match pick {
-                    0 => read_message(b'T', &[0, 0]),
                     1 => data_row(&[&lsn, "1"]),
                     2 => data_row(&["1663", "/space", &number]),
                     3 => data_row(&[&String::from_utf8_lossy(&bytes)]),

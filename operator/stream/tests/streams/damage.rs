@@ -94,7 +94,7 @@ impl Scene {
     /// Reads what the object belongs to as a recovery does. On an error nothing is left that PostgreSQL would take.
     async fn read(&self, reader: &Reader) -> Result<(), String> {
         let target = self.dir.path().join("target");
-        let result = match reader {
+        match reader {
             Reader::Restore(id) => {
                 let location = BackupLocation { cluster: self.cluster.clone(), backup_id: id.clone() };
                 let (sender, _receiver) = watch::channel(RestoreProgress::default());
@@ -113,8 +113,7 @@ impl Scene {
                 }
                 result.map(|_| ()).map_err(|error| chain(&error))
             }
-        };
-        result
+        }
     }
 
     /// Replaces an object's bytes, and nothing of what the store keeps beside them.
