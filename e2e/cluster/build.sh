@@ -2,7 +2,7 @@
 # Builds everything the embedded cluster and its tests run, once, into
 # $PGHERD_CACHE/bin-<hash of the versions>. What is there already is skipped, so
 # a second run takes no time and an interrupted one goes on where it stopped.
-#   --tools-only   just what a cluster made by others needs: kubectl, helm, MinIO, mc
+#   --tools-only   just what a cluster made by others and the tests without one need: kubectl, helm, MinIO, mc, versitygw
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -99,6 +99,11 @@ install_go() { # CGO TAGS PACKAGE@VERSION...
   CGO_ENABLED=$cgo GOBIN=$TMP go install -v -trimpath -tags "$tags" -ldflags "-s -w" "$@"
 }
 
+build_versitygw() { # NAME
+  install_go 0 "" "github.com/versity/versitygw/cmd/versitygw@$VERSITYGW_VERSION"
+  mv "$TMP/versitygw" "$TMP/$1"
+}
+
 main() {
   local start=$SECONDS
   mkdir -p "$BIN" "$CACHE/log"
@@ -107,7 +112,8 @@ main() {
   exec 9>"$CACHE/build.lock"
   flock -n 9 || { log "another build.sh is at work, waiting for it"; flock 9; }
   install_packages
-  local all=(kubectl helm minio mc) tools_only=no
+  local versitygw=versitygw-$VERSITYGW_VERSION
+  local all=(kubectl helm minio mc "$versitygw") tools_only=no
   if [ "${1:-}" = --tools-only ]; then
     tools_only=yes
   else
@@ -126,6 +132,7 @@ main() {
   step "helm $HELM_VERSION" helm install_go 0 "" "helm.sh/helm/v4/cmd/helm@$HELM_VERSION"
   step "MinIO $MINIO_VERSION" minio install_go 0 "" "github.com/minio/minio@$MINIO_VERSION"
   step "mc $MC_VERSION" mc install_go 0 "" "github.com/minio/mc@$MC_VERSION"
+  step "versitygw $VERSITYGW_VERSION" "$versitygw" build_versitygw "$versitygw"
   log "all built in $((SECONDS - start))s: $BIN"
 }
 

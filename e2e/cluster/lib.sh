@@ -16,6 +16,8 @@ HELM_VERSION=v4.3.1
 LOCAL_PATH_VERSION=v0.0.30
 MINIO_VERSION=v0.0.0-20260212201848-7aac2a2c5b7c
 MC_VERSION=v0.0.0-20250313080218-cf909e1063a9
+# The second S3 server of the backup tests. Not in the hash: its version is in its program's name.
+VERSITYGW_VERSION=v1.8.0
 
 # Anything that changes a binary belongs in here: a new hash is a new folder.
 bin_hash() {

@@ -146,7 +146,14 @@ fn render_command(options: &BaseBackupOptions) -> String {
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(45 * 60);
 /// The server sends without pause once it has begun, down to 32 kB/s.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// What a server lists before its data is kept in memory; the data directory counts as one.
+const MAX_TABLESPACES: usize = 10_000;
 const DATA_CORRUPTED: &str = "XX001";
+
+/// Bytes of all tablespaces by the server's count; `None` where it does not say.
+pub(crate) fn estimate_bytes(tablespaces: &[Tablespace]) -> Option<u64> {
+    tablespaces.iter().try_fold(0u64, |sum, tablespace| Some(sum.saturating_add(tablespace.size?)))
+}
 
 /// Where in the conversation we are.
 #[derive(Debug)]
@@ -200,7 +207,7 @@ impl Decoder {
         }
         match (&mut self.state, message) {
             (State::Head(head), Message::RowDescription(_)) => {
-                head.result_sets += 1;
+                head.result_sets = head.result_sets.saturating_add(1);
                 Ok(None)
             }
             (State::Head(head), Message::DataRow(body)) => head.take_row(&parse_row(&body)?).map(|()| None),
@@ -238,12 +245,15 @@ impl Head {
             self.start = Some(parse_position(row)?);
             return Ok(());
         }
+        if self.tablespaces.len() >= MAX_TABLESPACES {
+            return Err(violation("more tablespaces than any server has"));
+        }
         let optional = |index: usize| row.get(index).and_then(Option::as_deref);
         let oid = optional(0).map(|_| parse_column(row, 0)).transpose()?;
         let size = optional(2).map(|_| parse_column::<u64>(row, 2)).transpose()?;
         let location = optional(1).unwrap_or_default().to_owned();
         // The server gives kilobytes.
-        self.tablespaces.push(Tablespace { oid, location, size: size.map(|kilobytes| kilobytes * 1024) });
+        self.tablespaces.push(Tablespace { oid, location, size: size.map(|kilobytes| kilobytes.saturating_mul(1024)) });
         Ok(())
     }
 }
@@ -288,6 +298,7 @@ fn decode_copy(mut body: Bytes, manifest: &mut bool, archive: &mut bool) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_command_quotes_its_label_and_asks_for_what_a_restore_needs() {
@@ -317,5 +328,62 @@ mod tests {
         assert!(decode(b"n16384.tar\0/x\0").is_err(), "no archive after the manifest");
         assert!(decode(b"").is_err());
         assert!(decode(b"p\0").is_err());
+    }
+    fn read_message(tag: u8, body: &[u8]) -> Message {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        let mut bytes = bytes::BytesMut::from(&[&[tag], &length[..], body].concat()[..]);
+        Message::parse(&mut bytes).unwrap().unwrap()
+    }
+
+    fn data_row(columns: &[&str]) -> Message {
+        let mut body = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
+        for column in columns {
+            body.extend_from_slice(&u32::try_from(column.len()).unwrap().to_be_bytes());
+            body.extend_from_slice(column.as_bytes());
+        }
+        read_message(b'D', &body)
+    }
+
+    #[test]
+    fn a_server_that_lists_without_end_is_left() {
+        let mut decoder = Decoder::default();
+        for _ in 0..2 {
+            decoder.decode(read_message(b'T', &[0, 0])).unwrap();
+        }
+        let row = || data_row(&["1663", "/space", "18446744073709551615"]);
+        for _ in 0..MAX_TABLESPACES {
+            decoder.decode(row()).unwrap();
+        }
+        assert!(decoder.decode(row()).is_err());
+        let State::Head(head) = &decoder.state else { panic!("{decoder:?}") };
+        assert_eq!(estimate_bytes(&head.tablespaces), Some(u64::MAX), "an estimate too large is no reason to panic");
+    }
+
+    proptest! {
+        #[test]
+        fn messages_in_any_order_never_panic_and_there_is_no_end_without_a_stop_position(
+            picks in prop::collection::vec((0usize..11, any::<u64>(), prop::collection::vec(any::<u8>(), 0..20)), 0..600),
+        ) {
+            let (mut decoder, mut rows_in_tail) = (Decoder::default(), 0);
+            for (pick, number, bytes) in picks {
+                let (lsn, number) = (format!("0/{:X}", number as u32), number.to_string());
+                let message = match pick {
+                    1 => data_row(&[&lsn, "1"]),
+                    2 => data_row(&["1663", "/space", &number]),
+                    3 => data_row(&[&String::from_utf8_lossy(&bytes)]),
+                    4 => read_message(b'H', &[0, 0, 0]),
+                    5 => read_message(b'd', &bytes),
+                    6 => read_message(b'd', b"nbase.tar\0\0"),
+                    7 => read_message(b'c', b""),
+                    8 => read_message(b'Z', b"I"),
+                    9 => read_message(b'C', b"SELECT\0"),
+                    _ => read_message(b'T', &[0, 0]),
+                };
+                rows_in_tail += usize::from(matches!((&decoder.state, pick), (State::Tail(_), 1)));
+                if let Ok(Some(BaseBackupEvent::End { .. })) = decoder.decode(message) {
+                    prop_assert!(rows_in_tail > 0);
+                }
+            }
+        }
     }
 }

@@ -14,6 +14,8 @@ use crate::{
 pub const RECORD_FORMAT: u32 = 1;
 /// Name of the object that makes a backup visible.
 pub const RECORD_NAME: &str = "backup.json";
+/// A longer record is refused: it names 100,000 objects in a tenth of this.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
 /// Records read at the same time.
 const CONCURRENT_READS: usize = 8;
 
@@ -136,7 +138,7 @@ pub async fn read_record(
     id: &str,
 ) -> Result<Option<BackupRecord>, CatalogueError> {
     let key = format!("{}{RECORD_NAME}", location.backup_prefix(id));
-    let Some(bytes) = store.get(&key).await? else { return Ok(None) };
+    let Some(bytes) = store.get_at_most(&key, MAX_RECORD_BYTES).await? else { return Ok(None) };
     parse_record(&bytes, location, id).map(Some).map_err(|problem| CatalogueError::Record { key, problem })
 }
 
@@ -162,7 +164,9 @@ fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<Ba
     }
     let record: BackupRecord = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let found = checksum_of(serde_json::from_slice(bytes).map_err(|error| error.to_string())?);
-    if record.checksum.as_ref().is_some_and(|stated| *stated != found) {
+    // Every record that names its index's checksum has one of its own.
+    let is_due = record.checksum.is_some() || record.index_sha256.is_some();
+    if is_due && record.checksum.as_ref() != Some(&found) {
         return Err("it does not fit its own checksum".to_owned());
     }
     if record.id != id {
@@ -215,9 +219,9 @@ async fn list_systems(store: &ObjectStore, prefix: &str) -> Result<Vec<String>, 
 mod tests {
     use super::*;
     use pgherd_core::backup::StoreConfig;
+    use proptest::prelude::*;
 
-    #[test]
-    fn a_record_of_a_later_format_or_another_system_is_refused_by_name() {
+    fn location() -> ClusterLocation {
         let store = StoreConfig {
             endpoint: String::new(),
             bucket: String::new(),
@@ -228,7 +232,12 @@ mod tests {
             ca_file: None,
             encryption: None,
         };
-        let location = ClusterLocation { store, cluster: "c".into(), system_id: "7".into() };
+        ClusterLocation { store, cluster: "c".into(), system_id: "7".into() }
+    }
+
+    #[test]
+    fn a_record_of_a_later_format_or_another_system_is_refused_by_name() {
+        let location = location();
         let parse = |text: &str| parse_record(text.as_bytes(), &location, "a").unwrap_err();
         assert!(parse(r#"{"format": 9, "chunks": []}"#).contains("format 9"));
         assert!(parse("{").contains("EOF"));
@@ -238,5 +247,45 @@ mod tests {
             "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
             "walSegmentBytes":16777216}"#;
         assert!(parse(record).contains("database system 8"));
+    }
+    const RECORD: &str = r#"{"format":1,"id":"a","cluster":"c","systemId":"7","serverVersion":150013,"timeline":1,"startLsn":"0/1",
+        "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[{"name":"base","tablespacePath":"","segments":[7],"tarBytes":9}],
+        "manifestSha256":"00","tarBytes":9,"storedBytes":7,"walSegmentBytes":16777216,"indexSha256":"11"}"#;
+
+    fn render_good() -> String {
+        let mut record: serde_json::Value = serde_json::from_str(RECORD).unwrap();
+        let checksum = checksum_of(record.clone());
+        record.as_object_mut().unwrap().insert("checksum".into(), checksum.into());
+        serde_json::to_string_pretty(&record).unwrap()
+    }
+
+    #[test]
+    fn no_bit_of_a_record_can_change_unseen() {
+        let good = render_good();
+        parse_record(good.as_bytes(), &location(), "a").unwrap();
+        assert!(parse_record(RECORD.as_bytes(), &location(), "a").is_err(), "a checksum cannot be left out");
+        for (at, bit) in (0..good.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut flipped = good.clone().into_bytes();
+            flipped[at] ^= 1 << bit;
+            assert!(parse_record(&flipped, &location(), "a").is_err(), "bit {bit} of byte {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_and_changed_records_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        ) {
+            let _ = parse_record(&bytes, &location(), "a");
+            let mut changed = render_good().into_bytes();
+            for (at, byte) in changes {
+                let at = at.index(changed.len());
+                changed[at] = byte;
+            }
+            if let Ok(record) = parse_record(&changed, &location(), "a") {
+                prop_assert_eq!(record, parse_record(render_good().as_bytes(), &location(), "a").unwrap());
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     backup::MANIFEST_NAME,
-    base_backup::{BaseBackup, BaseBackupError, BaseBackupEvent, BaseBackupOptions},
+    base_backup::{BaseBackup, BaseBackupError, BaseBackupEvent, BaseBackupOptions, estimate_bytes},
     manifest::Manifest,
     replication::{ConnectOptions, ReplicationClient, ReplicationError},
     restore::{RestoreError, RestoreProgress, TarWriter, Target},
@@ -110,7 +110,7 @@ async fn copy(
     if !places.is_empty() {
         return Err(RestoreError::Tablespaces(places).into());
     }
-    let estimate: Option<u64> = tablespaces.iter().map(|tablespace| tablespace.size).sum();
+    let estimate = estimate_bytes(&tablespaces);
     target.validate_space(estimate.unwrap_or(0))?;
     progress.send_modify(|progress| progress.bytes_total = estimate);
 

@@ -14,6 +14,9 @@ use zstd::bulk::{Compressor, Decompressor};
 
 /// Input bytes of one frame.
 pub const FRAME_BYTES: usize = 2 << 20;
+/// A frame that says it holds more is refused, stored or decoded: each comes into memory whole. Another version may make larger
+/// ones than this does.
+pub const MAX_FRAME_BYTES: u32 = 32 << 20;
 
 /// Why frames could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -289,6 +292,14 @@ mod tests {
             decode_frame(bytes, usize::try_from(*length).unwrap(), &mut output).unwrap();
             assert!(output == expected);
         }
+    }
+
+    #[test]
+    fn a_frame_that_holds_more_than_it_may_takes_no_memory_for_it() {
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
+        let mut output = Vec::new();
+        assert!(bomb.len() < 16 << 10 && decode_frame(&bomb, 1000, &mut output).is_err());
+        assert!(output.capacity() < 4096, "{}", output.capacity());
     }
 
     #[test]

@@ -124,4 +124,13 @@ mod tests {
         assert!(matches!(BackupIndex::decode(&later.encode().unwrap()), Err(IndexError::Format(2))));
         assert!(BackupIndex::decode(b"garbage").is_err());
     }
+    #[test]
+    fn an_index_that_never_ends_is_refused_as_it_is_read() {
+        for endless in
+            [b"[".repeat(8 << 20), b" ".repeat(64 << 20), [br#"{"archives":["#, &b"[],".repeat(1 << 20)[..]].concat()]
+        {
+            let bomb = zstd::bulk::compress(&endless, 1).unwrap();
+            assert!(bomb.len() < endless.len() / 1000 && BackupIndex::decode(&bomb).is_err());
+        }
+    }
 }

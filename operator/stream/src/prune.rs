@@ -242,11 +242,10 @@ pub async fn apply_prune(
     again.doomed.retain(|id| !outcome.spared.contains(id));
     let fresh = plan_prune(store, location, &again).await?;
     if fresh.backups.delete.is_empty() {
-        for (key, size) in &fresh.wal {
-            store.delete(key).await?;
-            outcome.wal += 1;
-            outcome.bytes = outcome.bytes.saturating_add(*size);
-        }
+        let keys: Vec<String> = fresh.wal.iter().map(|(key, _)| key.clone()).collect();
+        store.delete_all(&keys).await?;
+        outcome.wal = keys.len();
+        outcome.bytes = fresh.wal.iter().fold(outcome.bytes, |bytes, (_, size)| bytes.saturating_add(*size));
     }
     Ok(outcome)
 }

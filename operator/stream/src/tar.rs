@@ -354,6 +354,33 @@ pub(crate) mod tests {
             let _ = scan(&[&bytes]);
         }
 
+        /// The header's checksum is made right again: it is no defence against somebody who means it.
+        #[test]
+        fn a_changed_header_names_no_way_out_and_no_more_bytes_than_a_file_can_have(
+            changes in prop::collection::vec((0usize..BLOCK, prop_oneof![any::<u8>(), Just(b'/'), Just(b'.'), Just(b'7')]), 1..12),
+            content in prop::collection::vec(any::<u8>(), 0..700),
+        ) {
+            let mut bytes = archive(&[("base/1/1259".to_owned(), content)]);
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            let sum: u64 = bytes[..BLOCK].iter().enumerate()
+                .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) }).sum();
+            bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            let (mut scanner, mut input, mut passed) = (TarScanner::new(), &bytes[..], 0);
+            while let Ok(Some(piece)) = scanner.next(&mut input) {
+                match piece {
+                    TarPiece::Entry(entry) => {
+                        prop_assert!(validate_path(&entry.path).is_ok(), "{}", entry.path);
+                        prop_assert!(entry.offset.checked_add(entry.size).is_some() && entry.mode <= 0o7777);
+                    }
+                    TarPiece::Data(data) => passed += data.len(),
+                    TarPiece::EndOfFile { .. } => {}
+                }
+            }
+            prop_assert!(passed <= bytes.len() && scanner.position() <= bytes.len() as u64);
+        }
+
         #[test]
         fn a_truncated_archive_is_never_complete(content in prop::collection::vec(any::<u8>(), 0..2000), cut in any::<prop::sample::Index>()) {
             let bytes = archive(&[("file".to_owned(), content)]);

@@ -4,12 +4,12 @@
 //! The programs are found as in `operator/stream`; as root the tests run again as the user `postgres`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub, reason = "tests")]
 
-#[path = "../../stream/tests/streams/minio.rs"]
-mod minio;
 #[path = "../../stream/tests/streams/postgres.rs"]
 mod postgres;
 mod prune;
 mod restore;
+#[path = "../../stream/tests/streams/server.rs"]
+mod server;
 
 use std::{
     fs,
@@ -57,7 +57,7 @@ fn is_done(test: &str) -> bool {
     fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // A child that another thread forks meanwhile would hold the copy open for writing, and nobody can run it then.
     let forking = FORKING.lock().unwrap();
-    let copies = [(minio::binary(), "minio"), (std::env::current_exe().unwrap(), "test")];
+    let copies = [(server::Brand::Minio.program(), "minio"), (std::env::current_exe().unwrap(), "test")];
     for (program, name) in copies {
         fs::copy(program, shared.path().join(name)).unwrap();
         fs::set_permissions(shared.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();

@@ -15,8 +15,8 @@ use pgherd_stream::{catalogue::list_backups, wal::survey_archive};
 
 use crate::{
     archive, is_done,
-    minio::Minio,
     postgres::{Postgres, workspace},
+    server::Minio,
     take,
 };
 

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     is_done,
-    minio::Minio,
     postgres::{Postgres, workspace},
+    server::Minio,
     take,
 };
 

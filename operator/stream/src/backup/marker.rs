@@ -19,6 +19,8 @@ use crate::{
 /// Name of the object that says which archives a running backup writes. It is there only while the backup runs, or when
 /// it died.
 pub(crate) const MARKER_NAME: &str = "inprogress.json";
+/// A longer marker is refused: it names a cluster's tablespaces.
+pub(crate) const MAX_MARKER_BYTES: u64 = 1 << 20;
 /// A running backup writes its marker anew this often.
 const RENEW_EVERY: Duration = Duration::from_secs(60);
 
@@ -65,7 +67,7 @@ impl<'a> Claim<'a> {
         let body = marker.encode().map_err(BackupError::Record)?;
         // A lost answer makes the second attempt find its own object.
         if store.put_if_absent(&key, body.clone()).await? == PutOutcome::Exists
-            && store.get(&key).await?.as_ref() != Some(&body)
+            && store.get_at_most(&key, MAX_MARKER_BYTES).await?.as_ref() != Some(&body)
         {
             return Err(BackupError::IdTaken(marker.id));
         }
@@ -91,7 +93,7 @@ impl<'a> Claim<'a> {
     }
 
     async fn observe_mine(&self) -> Result<bool, StoreError> {
-        let found = self.store.get(&self.key).await?;
+        let found = self.store.get_at_most(&self.key, MAX_MARKER_BYTES).await?;
         let found: Option<Marker> = found.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Ok(found.is_some_and(|found| found.run == self.marker.run))
     }

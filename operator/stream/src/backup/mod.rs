@@ -29,7 +29,7 @@ use pgherd_core::{
 };
 
 pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path, render_stored_name};
-pub(crate) use marker::{MARKER_NAME, Marker};
+pub(crate) use marker::{MARKER_NAME, MAX_MARKER_BYTES, Marker};
 pub use run::{observe_peak_rss, run_backup};
 pub(crate) use sweep::remove_rest;
 pub use sweep::{SILENT_AGE, SweepScope, sweep_abandoned};

@@ -24,7 +24,7 @@ use super::{
     upload::{StoredArchive, Uploader},
 };
 use crate::{
-    base_backup::{BaseBackup, BaseBackupEvent, BaseBackupOptions, Tablespace},
+    base_backup::{BaseBackup, BaseBackupEvent, BaseBackupOptions, Tablespace, estimate_bytes},
     catalogue::render_checksum,
     encryption::Keys,
     frames,
@@ -133,7 +133,7 @@ impl Source {
             wal_segment_bytes,
         };
         let name = |tablespace: &Tablespace| tablespace.oid.map_or_else(|| "base".to_owned(), |oid| oid.to_string());
-        let sizes: Option<u64> = tablespaces.iter().map(|tablespace| tablespace.size).sum();
+        let sizes = estimate_bytes(&tablespaces);
         progress.send_modify(|progress| {
             progress.phase = BackupPhase::Streaming;
             progress.bytes_total = sizes;

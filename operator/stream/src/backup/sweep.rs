@@ -10,7 +10,7 @@ use pgherd_core::backup::ClusterLocation;
 
 use super::{
     BackupOwner,
-    marker::{MARKER_NAME, Marker},
+    marker::{MARKER_NAME, MAX_MARKER_BYTES, Marker},
     upload::render_object_name,
 };
 use crate::{
@@ -78,9 +78,8 @@ pub(crate) async fn remove_rest(store: &ObjectStore, prefix: &str, archives: &[S
     let keys = decide_keys(prefix, archives, present.iter().map(|(key, _)| key.as_str()));
     store.abort_stale_uploads(&keys).await?;
     let marker = format!("{prefix}{MARKER_NAME}");
-    for (key, _) in present.iter().filter(|(key, _)| *key != marker) {
-        store.delete(key).await?;
-    }
+    let rest: Vec<String> = present.into_iter().map(|(key, _)| key).filter(|key| *key != marker).collect();
+    store.delete_all(&rest).await?;
     store.delete(&marker).await
 }
 
@@ -108,7 +107,7 @@ async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) ->
         return Ok(false);
     }
     let present = store.list_objects(prefix).await?;
-    let marker = store.get(&format!("{prefix}{MARKER_NAME}")).await?;
+    let marker = store.get_at_most(&format!("{prefix}{MARKER_NAME}"), MAX_MARKER_BYTES).await?;
     let marker: Option<Marker> = marker.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let fate = decide_fate(marker.as_ref(), observe_silence(&present, scope.now), scope);
     if fate == Fate::Leave {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::RestoreError;
 use crate::{
-    backup::{MARKER_NAME, Marker},
+    backup::{MARKER_NAME, MAX_MARKER_BYTES, Marker},
     store::{ObjectStore, StoreError},
 };
 
@@ -88,7 +88,8 @@ async fn observe_deletion(store: &ObjectStore, location: &BackupLocation) -> Res
     if !fresh {
         return Ok(false);
     }
-    let marker = store.get(&key).await?.and_then(|bytes| serde_json::from_slice::<Marker>(&bytes).ok());
+    let marker = store.get_at_most(&key, MAX_MARKER_BYTES).await?;
+    let marker = marker.and_then(|bytes| serde_json::from_slice::<Marker>(&bytes).ok());
     Ok(marker.is_some_and(|marker| marker.deleting))
 }
 

@@ -51,6 +51,9 @@ pub const CONCURRENT_RUNS: usize = 4;
 /// Left free beside the restored files: PostgreSQL needs room for WAL to start at all.
 const SPARE_BYTES: u64 = 64 << 20;
 
+/// An index or a manifest of more stored bytes is refused: no backup can have been made with one.
+const MAX_COMPANION_BYTES: u64 = 600 << 20;
+
 /// How far a restore or a clone is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestoreProgress {
@@ -364,7 +367,9 @@ async fn get_companion(
     keys: Option<&BackupKeys>,
 ) -> Result<Vec<u8>, RestoreError> {
     let key = format!("{prefix}{}", render_stored_name(name, keys.is_some()));
-    let Some(body) = store.get(&key).await? else { return Err(RestoreError::MissingObject(key)) };
+    let Some(body) = store.get_at_most(&key, MAX_COMPANION_BYTES).await? else {
+        return Err(RestoreError::MissingObject(key));
+    };
     match keys {
         Some(keys) => Ok(keys.open_whole(&key, body.into())?),
         None => Ok(body.into()),

@@ -8,6 +8,7 @@ use super::RestoreError;
 use crate::{
     age::{MAX_HEADER_BYTES, sealed_bytes},
     backup::render_data_path,
+    frames::MAX_FRAME_BYTES,
     index::{ArchiveIndex, BackupIndex, IndexEntry},
     manifest::{Manifest, SeenFile},
     tar::{TarKind, validate_path},
@@ -133,6 +134,9 @@ fn plan_runs(
     for (object, (frames, size)) in archive.segments.iter().zip(&stored.segments).enumerate() {
         let mut offset = 0;
         for (stored_bytes, decoded) in frames {
+            if (*stored_bytes).max(*decoded) > MAX_FRAME_BYTES {
+                return Err(RestoreError::Inconsistent(format!("a frame of object {object} is too large")));
+            }
             let length = u64::from(*stored_bytes);
             match runs.last_mut().filter(|run| run.object == object && run.stored + length <= RUN_BYTES) {
                 Some(run) => {
@@ -163,6 +167,7 @@ fn plan_runs(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn runs_cover_every_frame_and_stay_within_an_object() {
@@ -186,6 +191,12 @@ mod tests {
         let wrong = ArchiveRecord { tar_bytes: 1, ..record.clone() };
         assert!(plan_runs(&archive, &wrong, false).is_err());
         assert!(plan_runs(&archive, &record, true).is_err(), "no room for a header");
+        for frame in [(MAX_FRAME_BYTES + 1, 1), (1, MAX_FRAME_BYTES + 1)] {
+            let archive = ArchiveIndex { segments: vec![vec![frame]], ..archive.clone() };
+            let (size, tar_bytes) = (u64::from(frame.0), u64::from(frame.1));
+            let record = ArchiveRecord { segments: vec![size], tar_bytes, ..record.clone() };
+            assert!(plan_runs(&archive, &record, false).is_err(), "{frame:?} would come into memory whole");
+        }
         let sealed = |header: u64| [7u64 << 20, 2 << 20].map(|plain| sealed_bytes(plain) + header).to_vec();
         let encrypted = ArchiveRecord { segments: sealed(200), ..record.clone() };
         let (objects, again) = plan_runs(&archive, &encrypted, true).unwrap();
@@ -194,5 +205,43 @@ mod tests {
         assert!(plan_runs(&archive, &encrypted, false).is_err());
         let huge = ArchiveRecord { segments: sealed(1 << 20), ..record };
         assert!(plan_runs(&archive, &huge, true).is_err());
+    }
+    proptest! {
+        /// Whatever an index says, what comes out of it lies within the data directory and within the archive, each path once.
+        #[test]
+        fn what_is_planned_stays_inside(
+            entries in prop::collection::vec(("[./a-c]{0,6}", 0u8..3, any::<bool>(), 0u64..6, any::<prop::sample::Index>()), 0..8),
+            frames in prop::collection::vec(prop_oneof![0u32..9, Just(u32::MAX)].prop_map(|bytes| (bytes, bytes)), 0..6),
+            tablespace in any::<bool>(),
+        ) {
+            let sizes = [0, 1, 512, 1 << 40, u64::MAX - 1, u64::MAX];
+            let entry = |(path, kind, huge, size, offset): (String, u8, bool, u64, prop::sample::Index)| IndexEntry {
+                path,
+                kind: [TarKind::File, TarKind::Directory, TarKind::Symlink("/etc".into())][usize::from(kind)].clone(),
+                mode: 0,
+                size: if huge { sizes[size as usize] } else { size },
+                offset: offset.index(30) as u64,
+                crc32c: 0,
+            };
+            let tar_bytes: u64 = frames.iter().map(|(_, decoded)| u64::from(*decoded)).sum();
+            let name = if tablespace { "16385" } else { "base" };
+            let archive = ArchiveIndex {
+                name: name.into(), segments: vec![frames], entries: entries.into_iter().map(entry).collect(),
+            };
+            let record = ArchiveRecord {
+                name: name.into(), tablespace_path: String::new(), segments: vec![tar_bytes], tar_bytes,
+            };
+            let mut plan = RestorePlan { directories: Vec::new(), archives: Vec::new(), bytes: 0 };
+            let mut paths = HashSet::new();
+            if plan_archive(&mut plan, &mut paths, archive, &record, false).is_ok() {
+                let files = &plan.archives[0].files;
+                prop_assert_eq!(paths.len(), files.len() + plan.directories.len());
+                for path in &paths {
+                    prop_assert!(validate_path(path).is_ok() && (!tablespace || path.starts_with("pg_tblspc/16385/")));
+                }
+                prop_assert!(files.iter().all(|file| file.offset + file.size <= tar_bytes));
+                prop_assert!(plan.archives[0].runs.iter().all(|run| run.stored <= RUN_BYTES + u64::from(MAX_FRAME_BYTES)));
+            }
+        }
     }
 }

@@ -58,7 +58,8 @@ fn classify_answer(request: Request<'_>, status: u16, error: &impl ProvideErrorM
         "NoSuchBucket" => StoreError::NoSuchBucket(request.bucket.to_owned()),
         "NoSuchKey" => StoreError::NoSuchObject(request.key.to_owned()),
         _ if matches!(status, 401 | 403) => StoreError::WrongCredentials { what: request.what(), code },
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken" => {
+        // The last is versitygw's for an unknown key, with 404.
+        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken" | "XAdminUserNotFound" => {
             StoreError::WrongCredentials { what: request.what(), code }
         }
         _ => {

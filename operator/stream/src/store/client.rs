@@ -91,6 +91,7 @@ fn validate_endpoint(endpoint: &str) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_sdk_s3::presigning::PresigningConfig;
 
     #[test]
     fn an_endpoint_is_a_scheme_and_a_host() {
@@ -99,6 +100,33 @@ mod tests {
         }
         for bad in ["", "minio:9000", "s3://bucket", "https://", "https://user@host", "http://host/path"] {
             assert!(validate_endpoint(bad).is_err(), "{bad}");
+        }
+    }
+    #[tokio::test]
+    async fn the_bucket_is_in_the_path_or_in_the_host_and_a_region_need_not_be_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["accessKeyId", "secretAccessKey"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        for (path_style, region, begin, scope) in [
+            (true, None, "https://store.example:9000/bucket/a/b?", "us-east-1"),
+            (false, None, "https://bucket.store.example:9000/a/b?", "us-east-1"),
+            (false, Some("eu-west-3"), "https://bucket.store.example:9000/a/b?", "eu-west-3"),
+        ] {
+            let client = build_client(&StoreConfig {
+                endpoint: "https://store.example:9000".to_owned(),
+                bucket: "bucket".to_owned(),
+                prefix: String::new(),
+                region: region.map(str::to_owned),
+                path_style,
+                credentials_dir: dir.path().to_str().unwrap().to_owned(),
+                ca_file: None,
+                encryption: None,
+            });
+            let hour = PresigningConfig::expires_in(Duration::from_secs(3600)).unwrap();
+            let request = client.unwrap().get_object().bucket("bucket").key("a/b").presigned(hour).await.unwrap();
+            let uri = request.uri();
+            assert!(uri.starts_with(begin) && uri.contains(&format!("%2F{scope}%2Fs3%2F")), "{uri}");
         }
     }
 }

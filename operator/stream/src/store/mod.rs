@@ -5,8 +5,10 @@
 mod classify;
 mod client;
 mod credentials;
+mod delete;
 mod error;
 mod multipart;
+mod read;
 mod trust;
 
 use std::{collections::HashMap, fmt::Debug, time::Duration};
@@ -14,10 +16,8 @@ use std::{collections::HashMap, fmt::Debug, time::Duration};
 use aws_sdk_s3::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    operation::get_object::GetObjectOutput,
     primitives::ByteStream,
 };
-use backon::{ExponentialBuilder, Retryable};
 use bytes::Bytes;
 use jiff::Timestamp;
 use pgherd_core::backup::StoreConfig;
@@ -25,6 +25,7 @@ use pgherd_core::backup::StoreConfig;
 use classify::{Request, classify, status};
 pub use error::{StoreError, StoreSource};
 pub use multipart::{MultipartUpload, PartBuffer, PartBuffers};
+pub use read::MAX_WHOLE_BYTES;
 
 /// Whether a create-only write wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +55,6 @@ pub struct ObjectStore {
     endpoint: String,
 }
 
-/// A body that stops in the middle is asked for again this often.
-const BODY_ATTEMPTS: usize = 5;
 /// A store that cannot decide between two writers says so; it is asked again this often.
 const CONFLICT_ATTEMPTS: usize = 5;
 
@@ -122,7 +121,7 @@ impl ObjectStore {
             let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
             let request = request.set_metadata(metadata.clone());
             let error = match request.body(ByteStream::from(body.clone())).send().await {
-                Ok(_) => return Ok(PutOutcome::Created),
+                Ok(answer) => return require_etag(key, answer.e_tag()).map(|()| PutOutcome::Created),
                 Err(error) => error,
             };
             match status(&error) {
@@ -142,35 +141,8 @@ impl ObjectStore {
     /// [`StoreError`].
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
         let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
-        request.send().await.map(|_| ()).map_err(|error| classify(self.request("PUT", key), error))
-    }
-
-    /// Reads an object whole; `None` only when the store said that there is none.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
-        match self.read_body(key, None).await {
-            Ok(body) => Ok(Some(body)),
-            Err(StoreError::NoSuchObject(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Reads `length` bytes from `offset`.
-    ///
-    /// # Errors
-    /// [`StoreError`]; also when the object is absent or shorter.
-    pub async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
-        if length == 0 {
-            return Ok(Bytes::new());
-        }
-        let body = self.read_body(key, Some(format!("bytes={offset}-{}", offset + length - 1))).await?;
-        if body.len() as u64 == length {
-            return Ok(body);
-        }
-        let problem = format!("{} bytes came instead of {length} at {offset}", body.len());
-        Err(StoreError::Damaged { key: key.to_owned(), problem })
+        let answer = request.send().await.map_err(|error| classify(self.request("PUT", key), error))?;
+        require_etag(key, answer.e_tag())
     }
 
     /// An object's size in bytes; `None` only when the store said that there is none.
@@ -248,55 +220,6 @@ impl ObjectStore {
         Ok(names)
     }
 
-    /// Deletes an object; one that is not there is fine.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => match classify(self.request("DELETE", key), error) {
-                StoreError::NoSuchObject(_) => Ok(()),
-                error => Err(error),
-            },
-        }
-    }
-
-    async fn read_body(&self, key: &str, range: Option<String>) -> Result<Bytes, StoreError> {
-        let attempt = || async {
-            let request = self.client.get_object().bucket(&self.bucket).key(key).set_range(range.clone());
-            let answer =
-                request.send().await.map_err(|error| BodyError::Answer(classify(self.request("GET", key), error)))?;
-            self.collect(answer).await
-        };
-        let pause = ExponentialBuilder::default().with_jitter().with_max_times(BODY_ATTEMPTS);
-        // The SDK retries requests, but not a body that breaks off after a good answer.
-        let result = attempt.retry(pause).when(|error| matches!(error, BodyError::Broken(_))).await;
-        result.map_err(|error| match error {
-            BodyError::Answer(error) => error,
-            BodyError::Broken(source) => StoreError::Unreachable {
-                endpoint: self.endpoint.clone(),
-                what: format!("GET {}/{key}", self.bucket),
-                reason: "the object's bytes broke off".to_owned(),
-                source,
-            },
-        })
-    }
-
-    async fn collect(&self, answer: GetObjectOutput) -> Result<Bytes, BodyError> {
-        let expected = answer.content_length().and_then(|length| usize::try_from(length).ok());
-        let collected = tokio::time::timeout(BODY_TIMEOUT, answer.body.collect()).await;
-        let body = match collected {
-            Ok(Ok(body)) => body.into_bytes(),
-            Ok(Err(error)) => return Err(BodyError::Broken(Box::new(error))),
-            Err(error) => return Err(BodyError::Broken(Box::new(error))),
-        };
-        match expected {
-            Some(length) if length != body.len() => Err(BodyError::Broken("the body is shorter than announced".into())),
-            _ => Ok(body),
-        }
-    }
-
     fn request<'a>(&'a self, verb: &'static str, key: &'a str) -> Request<'a> {
         Request { endpoint: &self.endpoint, bucket: &self.bucket, verb, key }
     }
@@ -314,10 +237,8 @@ impl ObjectStore {
     }
 }
 
-/// The body of one object or range must come within this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(180);
-
-enum BodyError {
-    Answer(StoreError),
-    Broken(StoreSource),
+/// What stands between here and the store can say 200 as well, but only a store that has the object names its ETag.
+fn require_etag(key: &str, etag: Option<&str>) -> Result<(), StoreError> {
+    let problem = || "its write was answered without an ETag".to_owned();
+    etag.map(|_| ()).ok_or_else(|| StoreError::Damaged { key: key.to_owned(), problem: problem() })
 }

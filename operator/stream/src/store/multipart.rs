@@ -1,6 +1,8 @@
 //! Multipart uploads: parts go up concurrently out of a fixed set of buffers; an upload ends by [`MultipartUpload::complete`]
 //! or must be aborted by [`MultipartUpload::abort`]. A process that dies leaves it open: see `abort_stale_uploads`.
 
+use std::time::Duration;
+
 use aws_sdk_s3::{
     primitives::ByteStream,
     types::{CompletedMultipartUpload, CompletedPart},
@@ -9,6 +11,11 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{ObjectStore, StoreError};
+
+/// How long an abort waits for parts on their way.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// An upload that comes back is aborted this often.
+const ABORT_ATTEMPTS: u32 = 5;
 
 /// A fixed set of equal buffers. A buffer that was sent comes back when its request is done, so uploads that are slower
 /// than their source make the source wait.
@@ -138,6 +145,7 @@ impl MultipartUpload {
             let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(upload_id);
             let answer = request.part_number(number).body(ByteStream::from(body)).send().await;
             let answer = answer.map_err(|error| store.classify("UPLOAD PART", &key, error))?;
+            super::require_etag(&key, answer.e_tag())?;
             Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag().map(str::to_owned)).build())
         });
         Ok(())
@@ -187,13 +195,16 @@ impl MultipartUpload {
         StoreError::Damaged { key: self.key.clone(), problem: problem.to_owned() }
     }
 
-    /// Ends all requests on their way and removes what was uploaded. An upload that is gone already is fine.
+    /// Lets the parts on their way arrive, for a moment, and removes what was uploaded. An upload that is gone already is fine.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn abort(mut self) -> Result<(), StoreError> {
-        // A part that arrives after the abort would stay: first no request may be on its way any more.
-        self.running.shutdown().await;
+        // A part that arrives after the abort stays, and some stores go on with one whose connection was closed.
+        let arrive = async { while self.running.join_next().await.is_some() {} };
+        if tokio::time::timeout(ARRIVAL_TIMEOUT, arrive).await.is_err() {
+            self.running.shutdown().await;
+        }
         self.store.abort_upload(&self.key, &self.upload_id).await
     }
 }
@@ -220,18 +231,40 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn list_uploads(&self, key: &str) -> Result<Vec<String>, StoreError> {
-        let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(key);
-        let answer = request.send().await.map_err(|error| self.classify("LIST UPLOADS", key, error))?;
-        let exact = answer.uploads().iter().filter(|upload| upload.key() == Some(key));
-        Ok(exact.filter_map(|upload| upload.upload_id().map(str::to_owned)).collect())
+        let mut ids = Vec::new();
+        let (mut after_key, mut after_id) = (None, None);
+        loop {
+            let request = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(key);
+            let request = request.set_key_marker(after_key.clone()).set_upload_id_marker(after_id.clone());
+            let answer = request.send().await.map_err(|error| self.classify("LIST UPLOADS", key, error))?;
+            let exact = answer.uploads().iter().filter(|upload| upload.key() == Some(key));
+            ids.extend(exact.filter_map(|upload| upload.upload_id().map(str::to_owned)));
+            let next = (answer.next_key_marker, answer.next_upload_id_marker);
+            // A page that leads nowhere new is the last one.
+            if answer.is_truncated != Some(true) || next.0.is_none() || next == (after_key, after_id) {
+                return Ok(ids);
+            }
+            (after_key, after_id) = next;
+        }
     }
 
+    /// Aborts until the store does not list it any more: where a part was on its way, S3 asks for that.
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), StoreError> {
-        let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload_id);
-        match request.send().await {
-            Ok(_) => Ok(()),
-            Err(error) if super::status(&error) == Some(404) => Ok(()),
-            Err(error) => Err(self.classify("ABORT UPLOAD", key, error)),
+        for attempt in 0..ABORT_ATTEMPTS {
+            let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload_id);
+            match request.send().await {
+                Ok(_) => {}
+                Err(error) if super::status(&error) == Some(404) => {}
+                Err(error) => return Err(self.classify("ABORT UPLOAD", key, error)),
+            }
+            if !self.list_uploads(key).await?.iter().any(|found| found == upload_id) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
         }
+        Err(StoreError::Damaged {
+            key: key.to_owned(),
+            problem: "its upload is listed after it was aborted".to_owned(),
+        })
     }
 }

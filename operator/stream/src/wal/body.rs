@@ -95,6 +95,50 @@ fn parse_hex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::WalName;
+    use crate::wal::segment::{tests::segment, validate_segment};
+    use proptest::prelude::*;
+
+    const NAME: &str = "000000010000000000000003";
+
+    #[test]
+    fn a_body_that_says_it_is_larger_than_any_segment_is_refused_unread() {
+        // The head of a frame with a content size of 8 bytes, and one raw block.
+        for size in [(1u64 << 30) + 1, u64::MAX] {
+            let frame = [&[0x28, 0xB5, 0x2F, 0xFD, 0xE0][..], &size.to_le_bytes(), &[0x09, 0, 0, b'x']].concat();
+            assert!(matches!(decode("k", NAME, frame), Err(WalError::Decode { key, .. }) if key == "k"), "{size}");
+        }
+        let unsized_frame = zstd::stream::encode_all(&b"without its size"[..], 1).unwrap();
+        assert!(decode("k", NAME, unsized_frame).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_changed_body_is_the_same_segment_or_an_error(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in any::<Option<prop::sample::Index>>(),
+        ) {
+            let good = segment(1, 0x30_0000, 77);
+            let mut body = encode("k", NAME, &good, &[]).unwrap().to_vec();
+            for (at, byte) in changes {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            if let Some(cut) = cut {
+                body.truncate(cut.index(body.len()));
+            }
+            if let Ok(decoded) = decode("k", NAME, body) {
+                prop_assert!(decoded == good);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_no_segment_and_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode("k", NAME, bytes.clone());
+            let _ = fits_digest(&String::from_utf8_lossy(&bytes), b"wal");
+            prop_assert!(validate_segment(&bytes, NAME, WalName::parse(NAME).unwrap(), "77").is_err());
+        }
+    }
 
     #[test]
     fn a_digest_fits_the_same_bytes_only_and_never_looks_the_same() {

@@ -6,6 +6,7 @@
 
 mod body;
 mod gaps;
+mod history;
 mod name;
 mod segment;
 mod survey;
@@ -29,6 +30,7 @@ use crate::{
     store::{ObjectStore, PutOutcome, StoreError},
 };
 use body::{DIGEST_NOTE, decode, encode, fits_digest, render_digest};
+use history::{HISTORY_NOTE, parse_history, read_history, render_note};
 
 /// Begins the name of a file that is being fetched. One that is there at a start is from a fetch that was cut off.
 pub const PARTIAL_PREFIX: &str = ".pgherd-fetch-";
@@ -100,6 +102,14 @@ pub enum WalError {
     /// The store failed.
     #[error("the object store")]
     Store(#[from] StoreError),
+    /// A `.history` is not what was archived, or cannot be one.
+    #[error("the object {key} is damaged: {problem}")]
+    Damaged {
+        /// The object's key.
+        key: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The archived object cannot be decoded.
     #[error("decoding {key}")]
     Decode {
@@ -185,14 +195,23 @@ async fn push_as(
     let prepare = move || {
         task_keys.validate_pair()?;
         let content = std::fs::read(&path).map_err(|source| WalError::File { what: "reading", path, source })?;
-        segment::validate_segment(&content, &task_name, parsed, &system_id)?;
+        let note = match parsed {
+            WalName::History(timeline) => {
+                parse_history(timeline, &content)
+                    .map_err(|problem| WalError::Foreign { name: task_name.clone(), problem })?;
+                Some((HISTORY_NOTE, render_note(&task_name, &content)))
+            }
+            _ => {
+                segment::validate_segment(&content, &task_name, parsed, &system_id)?;
+                if sealed { Some((DIGEST_NOTE, render_digest(&content)?)) } else { None }
+            }
+        };
         let body = encode(&task_key, &task_name, &content, task_keys.recipients())?;
-        let digest = if sealed { Some(render_digest(&content)?) } else { None };
-        Ok::<_, WalError>((content, body, digest))
+        Ok::<_, WalError>((content, body, note))
     };
     let prepare = async { tokio::task::spawn_blocking(prepare).await? };
     let (prepared, present) = tokio::join!(prepare, names.observe(store));
-    let (content, body, digest) = prepared?;
+    let (content, body, note) = prepared?;
     let pushed = Pushed { store, keys: &keys, names: &names, name, content: &content };
     let present = present?;
     if !present.is_empty() {
@@ -200,7 +219,7 @@ async fn push_as(
         pushed.compare(&present).await?;
         return Ok(PushOutcome::AlreadyThere);
     }
-    let note = digest.as_deref().map(|digest| (DIGEST_NOTE, digest));
+    let note = note.as_ref().map(|(name, value)| (*name, value.as_str()));
     let outcome = store.put_if_absent_noted(&key, body, note).await?;
     if outcome == PutOutcome::Created && names.sealed.is_none() {
         return Ok(PushOutcome::Pushed);
@@ -272,6 +291,9 @@ pub async fn fetch(
 /// [`WalError`] for anything but a sure answer.
 pub async fn read(store: &ObjectStore, location: &ClusterLocation, name: &str) -> Result<Option<Vec<u8>>, WalError> {
     let parsed = WalName::parse(name)?;
+    if let WalName::History(timeline) = parsed {
+        return read_history(store, location, timeline).await;
+    }
     let (keys, names) = (Keys::of(&location.store)?, Names::of(location, name));
     let first = names.preferred(&keys);
     let mut content = read_object(store, &keys, &names, first, name).await?;

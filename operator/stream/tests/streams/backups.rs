@@ -20,9 +20,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    minio::Minio,
     postgres::{Postgres, run, verify, workspace},
+    server::{Brand, Minio, Server},
 };
+
+on_each_server!(a_backup_comes_back_by_pgherd_and_by_hand);
 
 /// Runs a backup with the defaults.
 pub(crate) async fn back_up(server: &Postgres, location: ClusterLocation) -> (BackupOutcome, BackupProgress) {
@@ -62,13 +64,9 @@ fn assert_rows(parent: &Path, name: &str, rows: &str) {
     assert_eq!(server.sql("SELECT count(*), sum(abalance) FROM pgbench_accounts"), rows);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backup_comes_back_by_pgherd_and_by_hand() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn a_backup_comes_back_by_pgherd_and_by_hand(brand: Brand) {
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start(brand, dir.path()).await);
     server.fill(5);
     server.sql("UPDATE pgbench_accounts SET abalance = aid % 7");
     let rows = server.sql("SELECT count(*), sum(abalance) FROM pgbench_accounts");

@@ -29,24 +29,31 @@ use crate::{
     backups::back_up,
     encryption::{MARKER, Pair, find_plain, with_keys},
     faults::chain,
-    minio::Minio,
     postgres::{Postgres, hand_over, run, workspace},
+    server::{Brand, Server},
 };
+
+on_each_server!(
+    encryption_begins_changes_and_ends_at_any_segment_and_a_name_is_taken_once,
+    without_its_digest_an_encrypted_segment_is_compared_by_decrypting_it_or_not_at_all,
+    a_point_in_time_is_reached_through_plain_and_encrypted_wal,
+    retention_needs_no_key_and_takes_both_kinds_of_objects,
+);
 
 const SEGMENT: u64 = 1 << 20;
 
 struct Scene {
     dir: tempfile::TempDir,
     server: Postgres,
-    minio: Minio,
+    minio: Server,
     store: ObjectStore,
     plain: ClusterLocation,
 }
 
 impl Scene {
-    async fn set() -> Self {
+    async fn set(brand: Brand) -> Self {
         let dir = workspace();
-        let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+        let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(brand, dir.path()).await);
         let system = ReplicationClient::connect(&server.connect()).await.unwrap().identify_system().await.unwrap();
         let plain = ClusterLocation { system_id: system.system_id, ..minio.location() };
         let store = minio.store().await;
@@ -84,12 +91,8 @@ impl Scene {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn encryption_begins_changes_and_ends_at_any_segment_and_a_name_is_taken_once() {
-    if crate::without_real_parts() {
-        return;
-    }
-    let scene = Scene::set().await;
+async fn encryption_begins_changes_and_ends_at_any_segment_and_a_name_is_taken_once(brand: Brand) {
+    let scene = Scene::set(brand).await;
     let (old, new) = (Pair::make(scene.dir.path(), "old"), Pair::make(scene.dir.path(), "new"));
     let modes = [scene.plain.clone(), with_keys(&scene.plain, &[&old], None), with_keys(&scene.plain, &[&new], None)];
     let from = scene.server.sql("SELECT pg_current_wal_insert_lsn()").parse::<Lsn>().unwrap();
@@ -140,12 +143,8 @@ async fn encryption_begins_changes_and_ends_at_any_segment_and_a_name_is_taken_o
     assert!(!dest.exists());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn without_its_digest_an_encrypted_segment_is_compared_by_decrypting_it_or_not_at_all() {
-    if crate::without_real_parts() {
-        return;
-    }
-    let scene = Scene::set().await;
+async fn without_its_digest_an_encrypted_segment_is_compared_by_decrypting_it_or_not_at_all(brand: Brand) {
+    let scene = Scene::set(brand).await;
     let pair = Pair::make(scene.dir.path(), "identity");
     let (writes, reads) =
         (with_keys(&scene.plain, &[&pair], None), with_keys(&scene.plain, &[&pair], Some(&pair.file)));
@@ -213,12 +212,8 @@ async fn copy_wal(scene: &Scene, copy: &Path) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_point_in_time_is_reached_through_plain_and_encrypted_wal() {
-    if crate::without_real_parts() {
-        return;
-    }
-    let scene = Scene::set().await;
+async fn a_point_in_time_is_reached_through_plain_and_encrypted_wal(brand: Brand) {
+    let scene = Scene::set(brand).await;
     let pair = Pair::make(scene.dir.path(), "identity");
     let sealed = with_keys(&scene.plain, &[&pair], Some(&pair.file));
     scene.server.sql("CREATE TABLE steps (n int)");
@@ -259,12 +254,8 @@ async fn a_point_in_time_is_reached_through_plain_and_encrypted_wal() {
     assert_eq!(restored.sql("SELECT string_agg(n::text, ',' ORDER BY n) FROM steps"), "1,2");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn retention_needs_no_key_and_takes_both_kinds_of_objects() {
-    if crate::without_real_parts() {
-        return;
-    }
-    let scene = Scene::set().await;
+async fn retention_needs_no_key_and_takes_both_kinds_of_objects(brand: Brand) {
+    let scene = Scene::set(brand).await;
     let pair = Pair::make(scene.dir.path(), "identity");
     let sealed = with_keys(&scene.plain, &[&pair], None);
     let mut taken = Vec::new();

@@ -7,7 +7,6 @@ use std::{
     process::{Command, Stdio},
 };
 
-use bytes::Bytes;
 use pgherd_core::backup::{BackupLocation, ClusterLocation, EncryptionConfig};
 use pgherd_stream::{
     backup::{BackupError, BackupOptions, BackupProgress, run_backup},
@@ -22,9 +21,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backups::back_up,
     faults::chain,
-    minio::Minio,
     postgres::{Postgres, run, verify, workspace},
+    server::{Brand, Minio, Server},
 };
+
+on_each_server!(an_encrypted_backup_comes_back_by_pgherd_and_by_age_alone_and_the_store_never_sees_plain_data);
 
 /// What no object may show.
 pub(crate) const MARKER: &str = "pgherd-marker-9f2c41d7-nobody-else-writes-this";
@@ -112,13 +113,9 @@ pub(crate) async fn find_plain(store: &ObjectStore, root: &str) -> Vec<String> {
     plain
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_backup_comes_back_by_pgherd_and_by_age_alone_and_the_store_never_sees_plain_data() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn an_encrypted_backup_comes_back_by_pgherd_and_by_age_alone_and_the_store_never_sees_plain_data(brand: Brand) {
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start(brand, dir.path()).await);
     server.fill(2);
     // More than one part, and so more than a hundred chunks.
     server.fill_with_noise(8_000);
@@ -202,43 +199,6 @@ async fn a_wrong_or_missing_key_is_told_before_a_byte_is_written() {
     let options = BackupOptions::new(server.connect(), unreadable);
     let error = run_backup(options, sender, CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, BackupError::Key(KeyError::Unpaired { .. })), "{error:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_bit_in_any_encrypted_object_is_found_by_name() {
-    if crate::without_real_parts() {
-        return;
-    }
-    let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
-    let pair = Pair::make(dir.path(), "identity");
-    let (outcome, _) = back_up(&server, with_keys(&minio.location(), &[&pair], Some(&pair.file))).await;
-    let store = minio.store().await;
-    let prefix = outcome.location.backup_prefix(&outcome.record.id);
-    let location = BackupLocation { cluster: outcome.location, backup_id: outcome.record.id };
-    for name in ["base.tar.zst.0000.age", "index.json.zst.age", "backup_manifest.age"] {
-        let key = format!("{prefix}{name}");
-        let good = store.get(&key).await.unwrap().unwrap();
-        // In the version, in the wrapped key, in the MAC, in the salt, and along the payload.
-        for at in [3, 90, 150, 190, good.len() / 3, good.len() / 2, good.len() - 1] {
-            let mut flipped = good.to_vec();
-            flipped[at] ^= 0x02;
-            store.put(&key, Bytes::from(flipped)).await.unwrap();
-            let target = dir.path().join(format!("{name}-{at}"));
-            let text = chain(&restore_to(&location, &target, &TablespacePlaces::Refuse).await.unwrap_err());
-            assert!(text.contains(name), "{name} at byte {at}: {text}");
-            assert!(!target.join("global/pg_control").exists());
-        }
-        // Cut off at a chunk's border, and with another object's bytes.
-        for other in [good.slice(..good.len() - 1), store.get(&format!("{prefix}backup.json")).await.unwrap().unwrap()]
-        {
-            store.put(&key, other).await.unwrap();
-            let text = chain(&read_through(&location).await.unwrap_err());
-            assert!(text.contains(name), "{text}");
-        }
-        store.put(&key, good).await.unwrap();
-    }
-    read_through(&location).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backups::back_up,
-    minio::{Minio, write_credentials},
     postgres::{Postgres, workspace},
+    server::{Brand, Minio, Server, write_credentials},
 };
+
+on_each_server!(a_broken_off_backup_leaves_nothing);
 
 struct Running {
     task: JoinHandle<Result<BackupOutcome, BackupError>>,
@@ -31,7 +33,7 @@ struct Running {
 }
 
 /// A slow backup that has sent at least one part of its first object.
-async fn start_slow_backup(server: &Postgres, minio: &Minio, store: &ObjectStore) -> Running {
+async fn start_slow_backup(server: &Postgres, minio: &Server, store: &ObjectStore) -> Running {
     let (sender, mut receiver) = watch::channel(BackupProgress::default());
     let mut location = minio.location();
     location.system_id =
@@ -59,13 +61,9 @@ pub(crate) async fn assert_no_upload(store: &ObjectStore, first_object: &str) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_broken_off_backup_leaves_nothing() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn a_broken_off_backup_leaves_nothing(brand: Brand) {
     let dir = workspace();
-    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start(brand, dir.path()).await);
     server.fill_with_noise(30_000);
     let store = minio.store().await;
 

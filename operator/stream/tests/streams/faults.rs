@@ -1,33 +1,31 @@
 //! Faults of the store and of the way to it: each ends in a success that restores, or in a failure with a reason and nothing
-//! visible; never in an open upload. A flipped bit in any kind of object is found, by the object's or the file's name.
+//! visible; never in an open upload.
 
-use std::error::Error;
+use std::{error::Error, fs};
 
-use bytes::Bytes;
 use pgherd_core::backup::{BackupLocation, ClusterLocation, StoreConfig};
 use pgherd_stream::{
     backup::{BackupError, BackupOptions, BackupOutcome, BackupOwner, BackupProgress, run_backup},
     catalogue::list_backups,
     replication::ConnectOptions,
-    restore::{RestoreProgress, restore_backup, verify_backup},
+    restore::{RestoreProgress, verify_backup},
     store::{ObjectStore, StoreError},
-    wal::{WalError, fetch, push},
+    wal::{FetchOutcome, WalError, fetch, push},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backups::back_up,
     fake_server::{Content, FakeServer, SYSTEM_ID},
-    minio::Minio,
-    postgres::{Postgres, workspace},
+    postgres::workspace,
     process::connect,
     proxy::{Fault, Proxy},
+    server::{Minio, Server},
 };
 
 struct Scene {
-    _dir: tempfile::TempDir,
-    minio: Minio,
+    dir: tempfile::TempDir,
+    minio: Server,
     proxy: Proxy,
     connect: ConnectOptions,
     through: ClusterLocation,
@@ -44,7 +42,7 @@ impl Scene {
         let through = ClusterLocation { store: config, system_id: SYSTEM_ID.to_owned(), ..minio.location() };
         let connect = connect(server.sockets.to_str().unwrap().to_owned(), server.port);
         let store = minio.store().await;
-        Self { _dir: dir, minio, proxy, connect, through, store }
+        Self { dir, minio, proxy, connect, through, store }
     }
 
     async fn back_up(&self, attempt: u32) -> Result<BackupOutcome, BackupError> {
@@ -89,7 +87,8 @@ async fn a_fault_of_the_store_ends_in_a_whole_backup_or_in_none() {
     let put = |line: &str| line.starts_with("PUT") && !line.contains("partNumber");
     for (what, fault, times, every, applies) in [
         ("parts are told to slow down", Fault::SlowDown, 6, 1, part as fn(&str) -> bool),
-        ("the connections of parts are reset", Fault::Reset, 5, 2, part),
+        ("parts break off in the middle", Fault::ResetAt(50), 5, 2, part),
+        ("parts break off near their end", Fault::ResetAt(99), 5, 2, part),
         ("answers to parts are lost", Fault::LostAnswer, 4, 2, part),
         ("parts are slow", Fault::Slow, 8, 1, part),
         ("a beginning is told to slow down", Fault::SlowDown, 3, 1, begin),
@@ -112,7 +111,7 @@ async fn a_fault_of_the_store_ends_in_a_whole_backup_or_in_none() {
         // An id has seconds: the next one must be another.
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     }
-    assert!(visible >= 8, "what passes is tried again: {visible}");
+    assert!(visible >= 9, "what passes is tried again: {visible}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,9 +152,13 @@ async fn a_read_that_breaks_off_is_repeated_and_one_that_lies_is_found() {
         verify_backup(&store, &location, sender, CancellationToken::new()).await
     };
     let get = |line: &str| line.starts_with("GET") && line.contains("/base/2") && !line.contains("list-type");
-    for (fault, times, every) in
-        [(Fault::Truncate, 4, 2), (Fault::Reset, 4, 2), (Fault::SlowDown, 4, 2), (Fault::LostAnswer, 4, 2)]
-    {
+    for (fault, times, every) in [
+        (Fault::TruncateAt(50), 4, 2),
+        (Fault::TruncateAt(99), 4, 2),
+        (Fault::ResetAt(0), 4, 2),
+        (Fault::SlowDown, 4, 2),
+        (Fault::LostAnswer, 4, 2),
+    ] {
         scene.proxy.inject(fault, times, every, get);
         verify().await.unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
         assert_eq!(scene.proxy.heal(), times, "{fault:?}");
@@ -178,50 +181,117 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// What the archive is asked for and what may come of it, in one word.
+async fn use_archive(scene: &Scene, store: &ObjectStore, name: &str) -> String {
+    let (file, dest) = (scene.dir.path().join(name), scene.dir.path().join("fetched"));
+    let tell = |error: WalError| match chain(&error) {
+        text if text.contains(name) || matches!(error, WalError::Store(_)) => "an error".to_owned(),
+        text => panic!("an error that does not say of what: {text}"),
+    };
+    if let Err(error) = push(store, &scene.through, &file, name).await {
+        return tell(error);
+    }
+    match fetch(store, &scene.through, name, &dest).await {
+        Ok(FetchOutcome::Absent) => panic!("{name} was archived"),
+        Ok(FetchOutcome::Fetched) => {
+            assert_eq!(fs::read(&dest).unwrap(), fs::read(&file).unwrap());
+            fs::remove_file(&dest).unwrap();
+            "good".to_owned()
+        }
+        Err(error) => {
+            assert!(!dest.exists(), "nothing of a file that cannot be trusted");
+            tell(error)
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_bit_in_any_kind_of_object_is_found_by_name() {
+async fn the_archive_outlasts_a_burst_and_takes_no_fault_for_a_success_or_an_absence() {
     if crate::without_real_parts() {
         return;
     }
-    let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
-    let (outcome, _) = back_up(&server, minio.location()).await;
-    let store = minio.store().await;
-    let prefix = outcome.location.backup_prefix(&outcome.record.id);
-    let location = BackupLocation { cluster: outcome.location.clone(), backup_id: outcome.record.id };
-    for name in ["base.tar.zst.0000", "index.json.zst", "backup_manifest", "backup.json"] {
-        let key = format!("{prefix}{name}");
-        let good = store.get(&key).await.unwrap().unwrap();
-        for part in [1, 3, 5, 7] {
-            let mut flipped = good.to_vec();
-            let mut at = flipped.len() * part / 8;
-            // White space of the record means nothing.
-            while flipped[at].is_ascii_whitespace() {
-                at += 1;
-            }
-            flipped[at] ^= 0x01;
-            store.put(&key, Bytes::from(flipped)).await.unwrap();
-            let (sender, _receiver) = watch::channel(RestoreProgress::default());
-            let target = dir.path().join(format!("{name}-{part}"));
-            let result = restore_backup(&store, &location, &target, sender, CancellationToken::new()).await;
-            let text = chain(&result.expect_err(&format!("{name} at byte {at}")));
-            assert!(text.contains(name), "{name} at byte {at}: {text}");
-            assert!(!target.join("global/pg_control").exists());
+    let scene = Scene::new(1).await;
+    let store = ObjectStore::connect(&scene.through.store).await.unwrap();
+    let impatient = store.with_short_patience();
+    let any = |_: &str| true;
+    let put = |line: &str| line.starts_with("PUT");
+    let get = |line: &str| line.starts_with("GET") && !line.contains("list-type");
+    let list = |line: &str| line.starts_with("GET") && line.contains("list-type");
+    for (number, (fault, times, applies, expected)) in [
+        (Fault::SlowDown, 3, any as fn(&str) -> bool, "good"),
+        (Fault::LostAnswer, 1, put, "good"),
+        (Fault::ResetAt(50), 2, put, "good"),
+        (Fault::ResetAt(99), 2, put, "good"),
+        (Fault::Slow, 4, any, "good"),
+        (Fault::TruncateAt(50), 2, get, "good"),
+        (Fault::TruncateAt(99), 2, get, "good"),
+        (Fault::ErrorInside, usize::MAX, put, "an error"),
+        (Fault::ErrorInside, usize::MAX, get, "an error"),
+        (Fault::FlipBit, 1, get, "an error"),
+        (Fault::Expired, 1, put, "an error"),
+        (Fault::Expired, 1, get, "an error"),
+        (Fault::Expired, 1, list, "an error"),
+        (Fault::Stall, usize::MAX, put, "an error"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (timeline, patience) = (number + 2, if fault == Fault::Stall { &impatient } else { &store });
+        let name = format!("{timeline:08X}.history");
+        fs::write(scene.dir.path().join(&name), "1\t0/3000060\tno recovery target specified\n").unwrap();
+        scene.proxy.inject(fault, times, 1, applies);
+        let found = use_archive(&scene, patience, &name).await;
+        assert!(scene.proxy.heal() > 0, "{fault:?} befell nothing");
+        assert_eq!(found, expected, "{fault:?}");
+        assert_eq!(use_archive(&scene, &store, &name).await, "good", "after {fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_objects_are_deleted_by_one_request_or_else_one_by_one() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let scene = Scene::new(1).await;
+    let store = ObjectStore::connect(&scene.through.store).await.unwrap();
+    let keys: Vec<String> = (0..5).map(|n| format!("many/{n}")).collect();
+    let named = [keys.as_slice(), &["many/absent".to_owned()]].concat();
+    let is_delete = |line: &str| line.starts_with("POST") && line.contains("?delete");
+    let one = |line: &str| line.starts_with("DELETE");
+    for (fault, times, applies, gone) in [
+        (Fault::SlowDown, 2, is_delete as fn(&str) -> bool, true),
+        (Fault::LostAnswer, 1, is_delete, true),
+        (Fault::Refuse, 9, is_delete, true),
+        (Fault::ErrorInside, 9, is_delete, false),
+        (Fault::Expired, 9, is_delete, false),
+    ] {
+        for key in &keys {
+            store.put(key, "x".into()).await.unwrap();
         }
-        store.put(&key, good).await.unwrap();
+        scene.proxy.inject(fault, times, 1, applies);
+        let result = store.delete_all(&named).await;
+        assert!(scene.proxy.heal() > 0, "{fault:?} befell nothing");
+        assert_eq!(result.is_ok(), gone, "{fault:?}: {result:?}");
+        assert_eq!(scene.store.list("many/").await.unwrap().is_empty(), gone, "{fault:?}");
     }
-    let name = server.sql("SELECT pg_walfile_name(pg_switch_wal())");
-    push(&store, &outcome.location, &server.data.join("pg_wal").join(&name), &name).await.unwrap();
-    let key = outcome.location.wal_key(&name);
-    let good = store.get(&key).await.unwrap().unwrap();
-    for part in [1, 4, 7] {
-        let mut flipped = good.to_vec();
-        let at = flipped.len() * part / 8;
-        flipped[at] ^= 0x20;
-        store.put(&key, Bytes::from(flipped)).await.unwrap();
-        let error = fetch(&store, &outcome.location, &name, &dir.path().join("wal")).await.unwrap_err();
-        assert!(matches!(error, WalError::Decode { .. } | WalError::Foreign { .. }), "{error:?}");
-        assert!(error.to_string().contains(&name), "{error}");
-        assert!(!dir.path().join("wal").exists());
+    // One request for all: none of its own for any.
+    scene.proxy.inject(Fault::Refuse, usize::MAX, 1, one);
+    store.delete_all(&named).await.unwrap();
+    assert_eq!((scene.proxy.heal(), scene.store.list("many/").await.unwrap()), (0, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_of_an_object_is_taken_than_it_may_have() {
+    if crate::without_real_parts() {
+        return;
     }
+    let scene = Scene::new(1).await;
+    let store = ObjectStore::connect(&scene.through.store).await.unwrap();
+    store.put("ten", "0123456789".into()).await.unwrap();
+    assert_eq!(store.get_at_most("ten", 10).await.unwrap().unwrap(), "0123456789");
+    assert!(matches!(store.get_at_most("ten", 9).await, Err(StoreError::Damaged { key, .. }) if key == "ten"));
+    scene.proxy.inject(Fault::Endless, usize::MAX, 1, |_| true);
+    assert!(matches!(store.get_at_most("ten", 1 << 20).await, Err(StoreError::Damaged { key, .. }) if key == "ten"));
+    assert!(matches!(store.get_range("ten", 2, 4).await, Err(StoreError::Damaged { key, .. }) if key == "ten"));
+    assert_eq!(scene.proxy.heal(), 2, "it is not asked for again");
 }

@@ -31,9 +31,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backups::back_up,
-    minio::Minio,
     postgres::{Postgres, workspace},
     process::connect,
+    server::Minio,
 };
 
 /// What a real server says: to the start of a session, and to BASE_BACKUP (its first and last bytes).

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    minio::Minio,
     postgres::{Postgres, program, workspace},
+    server::Minio,
 };
 
 /// `pg_basebackup -D - -Ft`, as it would go into a pipe.

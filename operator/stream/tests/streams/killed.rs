@@ -15,10 +15,15 @@ use crate::{
     backups::back_up,
     encryption::{Pair, with_keys},
     failures::assert_no_upload,
-    minio::Minio,
     postgres::{Postgres, workspace},
     process::{Errand, Process},
+    server::{Brand, Server},
 };
+
+on_each_server!(
+    the_next_attempt_removes_what_a_killed_one_left_and_spares_the_running_and_the_complete,
+    a_process_that_was_taken_for_dead_cannot_complete_its_backup,
+);
 
 /// A slow backup in a process of its own, with open uploads of its first object and of its record.
 async fn start_slow(
@@ -54,23 +59,20 @@ async fn run_attempt(server: &Postgres, location: &ClusterLocation, owner: &str,
     run_backup(options, sender, CancellationToken::new()).await.unwrap().record.id
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_next_attempt_removes_what_a_killed_one_left_and_spares_the_running_and_the_complete() {
-    if !crate::without_real_parts() {
-        kill_one_of_two(false).await;
-    }
+async fn the_next_attempt_removes_what_a_killed_one_left_and_spares_the_running_and_the_complete(brand: Brand) {
+    kill_one_of_two(brand, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_attempt_removes_what_a_killed_encrypted_one_left() {
     if !crate::without_real_parts() {
-        kill_one_of_two(true).await;
+        kill_one_of_two(Brand::Minio, true).await;
     }
 }
 
-async fn kill_one_of_two(encrypted: bool) {
+async fn kill_one_of_two(brand: Brand, encrypted: bool) {
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(brand, dir.path()).await);
     server.fill_with_noise(25_000);
     let store = minio.store().await;
     let mut location = minio.location();
@@ -98,13 +100,9 @@ async fn kill_one_of_two(encrypted: bool) {
     assert_eq!(ids, expected);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_was_taken_for_dead_cannot_complete_its_backup() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn a_process_that_was_taken_for_dead_cannot_complete_its_backup(brand: Brand) {
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(brand, dir.path()).await);
     server.fill_with_noise(25_000);
     let store = minio.store().await;
     let mut location = minio.location();

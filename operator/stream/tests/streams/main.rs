@@ -1,11 +1,30 @@
-//! The streams of pgherd against a real PostgreSQL and a real MinIO: backup, restore, copy, WAL archive, errors.
+//! The streams of pgherd against a real PostgreSQL and real S3 servers: backup, restore, copy, WAL archive, errors.
 //!
-//! PostgreSQL's programs come from `PGHERD_PG_BIN` or the newest `/usr/lib/postgresql/*/bin`; MinIO from `PGHERD_MINIO`,
-//! `~/.cache/pgherd/bin-*/minio` or the PATH. Without them the tests fail, unless `PGHERD_TEST_WITHOUT_POSTGRES=1`.
+//! PostgreSQL's programs come from `PGHERD_PG_BIN` or the newest `/usr/lib/postgresql/*/bin`; MinIO and versitygw from
+//! `PGHERD_MINIO` and `PGHERD_VERSITYGW`, `~/.cache/pgherd/bin-*/` or the PATH. Without them the tests fail, unless `PGHERD_TEST_WITHOUT_POSTGRES=1`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+/// Makes a test of each named function for each brand.
+macro_rules! on_each_server {
+    ($($test:ident),+ $(,)?) => {
+        on_each_server!(@module on_minio, Minio, $($test),+);
+        on_each_server!(@module on_versity, Versity, $($test),+);
+    };
+    (@module $module:ident, $brand:ident, $($test:ident),+) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                if !crate::without_real_parts() {
+                    super::$test(crate::server::Brand::$brand).await;
+                }
+            })+
+        }
+    };
+}
 
 mod backups;
 mod connections;
+mod damage;
 mod encrypted_wal;
 mod encryption;
 mod failures;
@@ -14,13 +33,14 @@ mod faults;
 mod hostile;
 mod imports;
 mod killed;
+mod meanwhile;
 mod measure;
 mod memory;
-mod minio;
 mod postgres;
 mod process;
 mod proxy;
 mod retention;
+mod server;
 mod stores;
 mod tablespaces;
 mod wal_archive;

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backups::back_up,
-    minio::Minio,
     postgres::{Postgres, verify, workspace},
+    server::Minio,
 };
 
 #[tokio::test(flavor = "multi_thread")]

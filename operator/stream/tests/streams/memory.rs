@@ -5,9 +5,9 @@ use pgherd_core::backup::{BackupLocation, ClusterLocation};
 use crate::{
     encryption::{Pair, with_keys},
     fake_server::{Content, FakeServer, SYSTEM_ID},
-    minio::Minio,
     postgres::workspace,
     process::{Errand, Findings, Process},
+    server::Minio,
 };
 
 const LIMIT: u64 = 64 << 20;

@@ -14,18 +14,24 @@ pub(crate) enum Fault {
     SlowDown,
     /// 403 with `ExpiredToken`.
     Expired,
-    /// The request is taken and the connection reset.
-    Reset,
+    /// So many hundredths of the request's body reach the store, then both connections are reset.
+    ResetAt(u8),
     /// The store does what it is asked, and its answer is lost.
     LostAnswer,
-    /// Half of the answer's body, then the end.
-    Truncate,
+    /// So many hundredths of the answer's body, then the end.
+    TruncateAt(u8),
     /// One bit of the answer's body is another.
     FlipBit,
     /// 200 with an error in the body; the store is not asked.
     ErrorInside,
     /// The store does what it is asked, late.
     Slow,
+    /// The request is taken, and that is all.
+    Stall,
+    /// 501 with `NotImplemented`.
+    Refuse,
+    /// 200 and bytes without end.
+    Endless,
 }
 
 struct Rule {
@@ -115,9 +121,28 @@ fn converse(
     }
     let mut body = (&client).take(length);
     match fault {
-        Some(Fault::Reset) => {
-            io::copy(&mut body, &mut io::sink())?;
+        Some(Fault::ResetAt(hundredths)) => {
+            let mut store = TcpStream::connect(upstream)?;
+            store.write_all(&head)?;
+            io::copy(&mut (&mut body).take(length * u64::from(hundredths) / 100), &mut store)?;
             return Ok(());
+        }
+        Some(Fault::Stall) => {
+            io::copy(&mut body, &mut io::sink())?;
+            // Until the other side has had enough.
+            io::copy(&mut (&client), &mut io::sink())?;
+            return Ok(());
+        }
+        Some(Fault::Refuse) => {
+            io::copy(&mut body, &mut io::sink())?;
+            return answer(&mut client, "501 Not Implemented", "NotImplemented");
+        }
+        Some(Fault::Endless) => {
+            client.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+            let chunk = [&b"10000\r\n"[..], &[0; 1 << 16], b"\r\n"].concat();
+            loop {
+                client.write_all(&chunk)?;
+            }
         }
         Some(Fault::SlowDown) => {
             io::copy(&mut body, &mut io::sink())?;
@@ -143,7 +168,7 @@ fn converse(
     store.read_to_end(&mut reply)?;
     match fault {
         Some(Fault::LostAnswer) => return Ok(()),
-        Some(Fault::Truncate) => reply.truncate(reply.len() / 2),
+        Some(Fault::TruncateAt(hundredths)) => reply.truncate(reply.len() * usize::from(hundredths) / 100),
         Some(Fault::FlipBit) => {
             let middle = reply.len() / 2;
             reply[middle] ^= 0x10;

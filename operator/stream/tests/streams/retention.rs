@@ -20,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backups::back_up,
-    minio::Minio,
     postgres::{Postgres, workspace},
+    server::{Brand, Minio, Server},
 };
+
+on_each_server!(what_is_beyond_the_retention_goes_and_what_is_in_use_stays);
 
 fn keep_last(count: u32) -> PruneOptions {
     let policy = RetentionPolicy { keep_last: Some(count), keep_for: None };
@@ -51,13 +53,9 @@ async fn take(server: &Postgres, store: &ObjectStore, location: &mut ClusterLoca
     (outcome.record.id, wal)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_beyond_the_retention_goes_and_what_is_in_use_stays() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn what_is_beyond_the_retention_goes_and_what_is_in_use_stays(brand: Brand) {
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(brand, dir.path()).await);
     server.fill_with_noise(20_000);
     let store = minio.store().await;
     let mut location = minio.location();

@@ -7,9 +7,15 @@ use pgherd_core::backup::StoreConfig;
 use pgherd_stream::store::{MultipartUpload, ObjectStore, PutOutcome, StoreError};
 
 use crate::{
-    minio::{Minio, write_credentials},
     postgres::workspace,
+    server::{Brand, Server, write_credentials},
 };
+
+on_each_server!(
+    a_probe_names_what_is_wrong,
+    rotated_credentials_are_used_at_once,
+    objects_are_created_once_read_in_ranges_and_uploaded_in_parts,
+);
 
 async fn probe(config: StoreConfig) -> StoreError {
     let began = Instant::now();
@@ -18,13 +24,9 @@ async fn probe(config: StoreConfig) -> StoreError {
     error
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_probe_names_what_is_wrong() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn a_probe_names_what_is_wrong(brand: Brand) {
     let dir = workspace();
-    let minio = Minio::start(dir.path()).await;
+    let minio = Server::start(brand, dir.path()).await;
     let good = minio.config.clone();
     minio.store().await.probe().await.unwrap();
     for (user, password) in [("pgherd-test", "wrong"), ("nobody", "pgherd-test-secret")] {
@@ -40,21 +42,16 @@ async fn a_probe_names_what_is_wrong() {
         let error = probe(StoreConfig { endpoint, ..good.clone() }).await;
         assert!(matches!(error, StoreError::Unreachable { .. }), "{error:?}");
     }
-    let endpoint = good.endpoint.replace("http:", "https:");
-    let error = probe(StoreConfig { endpoint, ..good.clone() }).await;
-    assert!(matches!(error, StoreError::Tls { .. }), "{error:?}");
+    let error = probe(StoreConfig { ca_file: None, ..good.clone() }).await;
+    assert!(matches!(error, StoreError::Tls { .. }), "nobody vouches for its CA: {error:?}");
     let credentials_dir = dir.path().join("nothing").to_str().unwrap().to_owned();
     let error = ObjectStore::connect(&StoreConfig { credentials_dir, ..good }).await.unwrap_err();
     assert!(matches!(error, StoreError::CredentialsFile { .. }), "{error:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rotated_credentials_are_used_at_once() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn rotated_credentials_are_used_at_once(brand: Brand) {
     let dir = workspace();
-    let minio = Minio::start(dir.path()).await;
+    let minio = Server::start(brand, dir.path()).await;
     let folder = dir.path().join("rotating");
     let credentials_dir = write_credentials(&folder, "pgherd-test", "old");
     let store = ObjectStore::connect(&StoreConfig { credentials_dir, ..minio.config.clone() }).await.unwrap();
@@ -63,13 +60,9 @@ async fn rotated_credentials_are_used_at_once() {
     store.probe().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn objects_are_created_once_read_in_ranges_and_uploaded_in_parts() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn objects_are_created_once_read_in_ranges_and_uploaded_in_parts(brand: Brand) {
     let dir = workspace();
-    let minio = Minio::start(dir.path()).await;
+    let minio = Server::start(brand, dir.path()).await;
     let store = minio.store().await;
     let body = Bytes::from_static(b"0123456789");
     assert_eq!(store.put_if_absent("a/b", body.clone()).await.unwrap(), PutOutcome::Created);
@@ -88,6 +81,15 @@ async fn objects_are_created_once_read_in_ranges_and_uploaded_in_parts() {
     );
     store.delete("a/b").await.unwrap();
     store.delete("a/b").await.unwrap();
+    store.delete_all(&["a/d/e", "a/b", "a/c"].map(str::to_owned)).await.unwrap();
+    assert_eq!(store.list("a/").await.unwrap(), []);
+    assert_eq!(store.list_dirs("").await.unwrap(), [""; 0], "a folder is what is in it");
+
+    let noted = store.put_if_absent_noted("noted", Bytes::from_static(b"x"), Some(("pgherd-note", "a:b"))).await;
+    assert_eq!(noted.unwrap(), PutOutcome::Created);
+    let (body, note) = store.get_noted("noted", 1, "pgherd-note").await.unwrap().unwrap();
+    assert_eq!((body, note.as_deref()), (Bytes::from_static(b"x"), Some("a:b")));
+    assert_eq!(store.head_note("noted", "pgherd-note").await.unwrap(), note);
 
     let mut upload = MultipartUpload::begin(&store, "big", 2).await.unwrap();
     for byte in 0..3u8 {

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backups::back_up,
-    minio::Minio,
     postgres::{Postgres, hand_over, workspace},
+    server::Minio,
 };
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,9 +13,11 @@ use pgherd_stream::{
 };
 
 use crate::{
-    minio::Minio,
     postgres::{Postgres, workspace},
+    server::{Brand, Minio, Server},
 };
+
+on_each_server!(segments_are_archived_once_and_fetched_whole, what_the_archive_lacks_is_named,);
 
 const SEGMENT: u64 = 1 << 20;
 
@@ -30,13 +32,9 @@ fn make_segments(server: &Postgres) -> Vec<String> {
     (0..3).map(make).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn segments_are_archived_once_and_fetched_whole() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn segments_are_archived_once_and_fetched_whole(brand: Brand) {
     let dir = workspace();
-    let (server, mut minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, mut minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(brand, dir.path()).await);
     let system = ReplicationClient::connect(&server.connect()).await.unwrap().identify_system().await.unwrap();
     let location = ClusterLocation { system_id: system.system_id, ..minio.location() };
     let store = minio.store().await;
@@ -82,13 +80,9 @@ async fn segments_are_archived_once_and_fetched_whole() {
     assert!(matches!(fetch(&store, &location, first, &dest).await, Err(WalError::Store(_))));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_archive_lacks_is_named() {
-    if crate::without_real_parts() {
-        return;
-    }
+async fn what_the_archive_lacks_is_named(brand: Brand) {
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(brand, dir.path()).await);
     let system = ReplicationClient::connect(&server.connect()).await.unwrap().identify_system().await.unwrap();
     let location = ClusterLocation { system_id: system.system_id, ..minio.location() };
     let store = minio.store().await;
@@ -104,4 +98,41 @@ async fn what_the_archive_lacks_is_named() {
     assert_eq!(missing, [names[1].clone()]);
     push(&store, &location, &server.data.join("pg_wal").join(&names[1]), &names[1]).await.unwrap();
     assert!(missing_segments(&store, &location, &history, from, to, SEGMENT).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_histories_of_real_promotions_come_back_with_or_without_their_digests() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let system = ReplicationClient::connect(&server.connect()).await.unwrap().identify_system().await.unwrap();
+    let location = ClusterLocation { system_id: system.system_id, ..minio.location() };
+    let store = minio.store().await;
+    let names = ["00000002.history", "00000003.history", "00000004.history"];
+    for name in names {
+        server.sql("SELECT pg_create_restore_point('d\u{e9}j\u{e0} vu'), pg_switch_wal()");
+        server.stop("fast");
+        fs::write(server.data.join("standby.signal"), "").unwrap();
+        server.start("");
+        server.sql("SELECT pg_promote()");
+        let file = server.data.join("pg_wal").join(name);
+        assert_eq!(push(&store, &location, &file, name).await.unwrap(), PushOutcome::Pushed);
+    }
+    let assert_same = async || {
+        for name in names {
+            let dest = dir.path().join(name);
+            assert_eq!(fetch(&store, &location, name, &dest).await.unwrap(), FetchOutcome::Fetched, "{name}");
+            assert_eq!(fs::read(&dest).unwrap(), fs::read(server.data.join("pg_wal").join(name)).unwrap());
+        }
+    };
+    assert_same().await;
+    for name in names {
+        let key = location.wal_key(name);
+        assert!(store.head_note(&key, "pgherd-sha256").await.unwrap().unwrap().ends_with(&format!(":{name}")));
+        store.put(&key, store.get(&key).await.unwrap().unwrap()).await.unwrap();
+        assert_eq!(store.head_note(&key, "pgherd-sha256").await.unwrap(), None);
+    }
+    assert_same().await;
 }

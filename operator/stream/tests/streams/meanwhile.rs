@@ -1,0 +1,120 @@
+//! What happens while a backup is made: its source writes more WAL than it keeps, or is promoted, or the credentials are rotated.
+
+use std::fs;
+
+use pgherd_core::backup::{BackupLocation, ClusterLocation};
+use pgherd_stream::{
+    backup::{BackupError, BackupOptions, BackupOutcome, BackupProgress, run_backup},
+    clone::clone_from_instance,
+    restore::{RestoreProgress, restore_backup, verify_backup},
+    store::{ObjectStore, StoreError},
+};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    postgres::{Postgres, verify, workspace},
+    server::{Minio, USER, write_credentials},
+};
+
+/// A slow backup that has stored something.
+async fn begin(server: &Postgres, location: ClusterLocation) -> JoinHandle<Result<BackupOutcome, BackupError>> {
+    let (sender, mut progress) = watch::channel(BackupProgress::default());
+    let mut options = BackupOptions::new(server.connect(), location);
+    (options.max_rate, options.part_bytes, options.level) = (Some(12 << 10), 5 << 20, -7);
+    let task = tokio::spawn(run_backup(options, sender, CancellationToken::new()));
+    progress.wait_for(|progress| progress.stored_bytes > 0).await.unwrap();
+    task
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_that_a_backup_needs_stays_until_it_has_it() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    server.fill_with_noise(20_000);
+    for setting in ["max_wal_size = '2MB'", "min_wal_size = '2MB'"] {
+        server.sql(&format!("ALTER SYSTEM SET {setting}"));
+    }
+    server.sql("SELECT pg_reload_conf()");
+    let first = server.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let is_there = || server.sql(&format!("SELECT count(*) FROM pg_ls_waldir() WHERE name = '{first}'")) == "1";
+    let running = begin(&server, minio.location()).await;
+    // What the server keeps by itself is gone after the second round, by the checkpoint.
+    server.sql("CREATE TABLE meanwhile (n int)");
+    let mut outlasted = 0;
+    while !running.is_finished() {
+        server.sql("INSERT INTO meanwhile VALUES (1)");
+        server.sql("SELECT pg_switch_wal()");
+        server.sql("CHECKPOINT");
+        outlasted += u32::from(is_there());
+    }
+    assert!(outlasted > 2, "it was there after {outlasted} checkpoints");
+    let outcome = running.await.unwrap().unwrap();
+    crate::wait_until("it is not kept for longer", async || {
+        server.sql("CHECKPOINT");
+        !is_there()
+    })
+    .await;
+    let location = BackupLocation { cluster: outcome.location, backup_id: outcome.record.id };
+    let (sender, _receiver) = watch::channel(RestoreProgress::default());
+    let target = dir.path().join("restored");
+    restore_backup(&minio.store().await, &location, &target, sender, CancellationToken::new()).await.unwrap();
+    verify(&target);
+    // The backup is as of its stop, which came somewhere in between.
+    assert_ne!(Postgres::on(dir.path(), "restored").sql("SELECT count(*) FROM meanwhile"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_meanwhile_makes_no_backup() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    server.fill_with_noise(20_000);
+    let target = dir.path().join("standby");
+    let (sender, _receiver) = watch::channel(RestoreProgress::default());
+    clone_from_instance(server.connect(), &target, sender, CancellationToken::new()).await.unwrap();
+    fs::write(target.join("standby.signal"), "").unwrap();
+    let conninfo = format!("host={} port={} user=postgres", server.sockets.display(), server.port);
+    fs::write(target.join("postgresql.auto.conf"), format!("primary_conninfo = '{conninfo}'\n")).unwrap();
+    let standby = Postgres::on(dir.path(), "standby");
+    let running = begin(&standby, minio.location()).await;
+    standby.sql("SELECT pg_promote()");
+    assert!(!running.is_finished());
+    let error = running.await.unwrap().unwrap_err();
+    assert!(matches!(error, BackupError::BaseBackup(_) | BackupError::TimelineChanged { .. }), "{error:?}");
+    assert_eq!(minio.store().await.list("").await.unwrap(), [], "nothing is left of it");
+    assert_eq!(minio.open_uploads(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_goes_on_with_credentials_that_were_rotated_meanwhile() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    server.fill_with_noise(20_000);
+    for user in ["old-key", "new-key"] {
+        let pair = ["--access-key", user, "--secret-key", "a-secret-of-the-test"];
+        minio.administrate(&[&["user", "svcacct", "add", "store", USER][..], &pair].concat());
+    }
+    let mut location = minio.location();
+    let folder = dir.path().join("rotating");
+    location.store.credentials_dir = write_credentials(&folder, "old-key", "a-secret-of-the-test");
+    let running = begin(&server, location).await;
+    write_credentials(&folder, "new-key", "a-secret-of-the-test");
+    minio.administrate(&["user", "svcacct", "rm", "store", "old-key"]);
+    assert!(!running.is_finished());
+    let outcome = running.await.unwrap().unwrap();
+    let location = BackupLocation { cluster: outcome.location, backup_id: outcome.record.id };
+    let (sender, _receiver) = watch::channel(RestoreProgress::default());
+    verify_backup(&minio.store().await, &location, sender, CancellationToken::new()).await.unwrap();
+    write_credentials(&folder, "old-key", "a-secret-of-the-test");
+    let old = ObjectStore::connect(&location.cluster.store).await.unwrap();
+    assert!(matches!(old.probe().await, Err(StoreError::WrongCredentials { .. })), "the old ones are of no use");
+}
