@@ -9,16 +9,16 @@ set -euo pipefail
 
 SUITE=trixie
 MIRROR=${PGHERD_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# barman compresses by this library; Debian 13's own package of it crashes (0.5.3, Python 3.13).
+SNAPPY=(python-snappy==0.7.3 cramjam==2.14.0)
 WAL_RUS_VERSION=0.4.1
 # It compiles in some minutes of two cores; a machine that takes far longer goes without.
 WAL_RUS_MINUTES=30
-HASH=$({ cat "${BASH_SOURCE[0]}"; echo "$MIRROR"; } | sha256sum | cut -c1-12)
-ROOT=$CACHE/bench/root-$HASH
 
 # As e2e/images/postgres/build.sh makes the image, and its peers beside it.
 root_file_system() {
   mmdebstrap --mode=root --variant=essential --format=directory \
-    --include=postgresql-17,postgresql-client-17,ca-certificates,tzdata,zstd,pgbackrest,barman-cli-cloud,python3-snappy \
+    --include=postgresql-17,postgresql-client-17,ca-certificates,tzdata,zstd,pgbackrest,barman-cli-cloud,python3-pip \
     --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' \
@@ -37,6 +37,16 @@ root_file_system() {
     --customize-hook='mkdir -p "$1/work" "$1/opt/bin" "$1/opt/peers"' \
     "$SUITE" "$1" "$MIRROR"
 }
+
+# With the certificates that this machine trusts.
+python_snappy() {
+  cp /etc/ssl/certs/ca-certificates.crt "$1/etc/ssl/certs/"
+  chroot "$1" env SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    pip install --no-cache-dir --root-user-action=ignore --break-system-packages "${SNAPPY[@]}"
+}
+
+HASH=$({ declare -f root_file_system python_snappy; echo "$SUITE $MIRROR ${SNAPPY[*]}"; } | sha256sum | cut -c1-12)
+ROOT=$CACHE/bench/root-$HASH
 
 # Not in this checkout: its configuration of cargo makes static programs of our own.
 wal_rus() {
@@ -65,6 +75,7 @@ main() {
     rm -rf "$CACHE"/bench/root-*
     with_heartbeat "root file system with PostgreSQL 17, pgBackRest and barman-cloud" "$CACHE/log/bench-root.log" \
       root_file_system "$ROOT.tmp" >&2
+    with_heartbeat "python-snappy" "$CACHE/log/bench-snappy.log" python_snappy "$ROOT.tmp" >&2
     mkdir -p "$ROOT.tmp/absent"
     mv "$ROOT.tmp" "$ROOT"
   fi

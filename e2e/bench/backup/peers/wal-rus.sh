@@ -3,12 +3,15 @@
 # environment only.
 walrus() (
   . /work/keys/env
-  export SSL_CERT_FILE=/work/tls/ca.crt AWS_ENDPOINT=https://localhost:9000 AWS_S3_FORCE_PATH_STYLE=true AWS_REGION=us-east-1
+  export SSL_CERT_FILE=/work/tls/ca.crt AWS_ENDPOINT_URL=https://localhost:9000 AWS_S3_FORCE_PATH_STYLE=true AWS_REGION=us-east-1
   export WALG_S3_PREFIX=s3://backups/wal-rus WALG_COMPRESSION_METHOD=zstd
   exec walrus "$@"
 )
 version() { command walrus --version; }
 backup() { walrus backup-push; }
-restore() { walrus backup-fetch "$RESTORED" LATEST; }
+restore() {
+  mkdir -m 0700 "$RESTORED"
+  walrus backup-fetch "$RESTORED" LATEST
+}
 push() { walrus wal-push "/work/data/$SEGMENT"; }
 archive_command() { echo 'SEGMENT=%p bash /opt/peers/call.sh wal-rus push'; }
