@@ -21,7 +21,7 @@ use crate::{
 
 /// Who archives: its name in the table, the peer, and the function that gives its archive_command.
 const ARCHIVERS: [(&str, &str, &str); 5] = [
-    ("pgherd", PGHERD, "archive_command"),
+    ("pgherd", PGHERD, "archive_command_agent"),
     ("pgbackrest", "pgbackrest", "archive_command"),
     ("pgbackrest, asynchronous", "pgbackrest", "archive_command_ahead"),
     ("barman", "barman", "archive_command"),

@@ -59,7 +59,7 @@ try_wal_rus() {
   local out=$CACHE/bench/wal-rus-$WAL_RUS_VERSION log=$CACHE/log/wal-rus.log
   rm -f "$ROOT/absent/wal-rus"
   if [ ! -x "$out/bin/walrus" ] && ! (with_heartbeat "WAL-RUS $WAL_RUS_VERSION" "$log" wal_rus "$out") >&2; then
-    tail -n 1 "$log" >"$ROOT/absent/wal-rus"
+    grep -m 1 '^error' "$log" >"$ROOT/absent/wal-rus" || echo "see $log" >"$ROOT/absent/wal-rus"
     return 0
   fi
   install -m 0755 "$out/bin/walrus" "$ROOT/usr/local/bin/walrus"
