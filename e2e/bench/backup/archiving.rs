@@ -128,7 +128,6 @@ impl Waiting {
             meter.look()?;
         }
         let cost = meter.stop()?;
-        #[allow(clippy::cast_precision_loss)] // dozens
         let segments_per_second = self.names.len() as f64 / cost.seconds;
         Ok(Rate { archiver: name, segments: self.names.len(), segments_per_second, cost })
     }

@@ -64,7 +64,6 @@ pub(crate) async fn measure_disturbance(place: &Place, peer: &Peer, rate: u64) -
     })
 }
 
-#[allow(clippy::cast_precision_loss)] // dozens
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let values: Vec<f64> = values.collect();
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

@@ -169,7 +169,6 @@ async fn measure_set(place: &Place, args: &RunArgs, set: Set, here: &[&Peer], fi
     }
     if is_first && args.parts.contains(&Part::Archiving) {
         let wanted = |peer: &Peer| here.iter().any(|here| here.name == peer.name);
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // dozens
         let segments = (SEGMENTS * args.gib).max(8.0) as u64;
         for rate in archiving::measure_all(place, &server, segments, wanted).await? {
             match rate {

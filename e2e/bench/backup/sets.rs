@@ -70,7 +70,6 @@ impl Set {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small positive number
 fn whole(value: f64) -> u64 {
     value.max(1.0) as u64
 }

@@ -92,7 +92,6 @@ fn processor(cost: &Cost) -> String {
     format!("{:.1} + {:.1} + {:.1}", cost.client_cpu_seconds, cost.postgres_cpu_seconds, cost.store_cpu_seconds)
 }
 
-#[allow(clippy::cast_precision_loss)] // of some gigabytes
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
