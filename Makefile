@@ -20,7 +20,7 @@ tests_in = $(foreach d,$(1),$(patsubst $(d)/tests/%.rs,--test %,$(wildcard $(d)/
 UNIT_TESTS := --lib --bins $(call tests_in,crds operator operator/core operator/stream operator/agent)
 E2E_TESTS := $(call tests_in,e2e)
 CHARTS := charts/pgherd charts/postgres-cluster
-SCRIPTS := .ci/run crds/tests/*.sh e2e/*.sh e2e/cluster/*.sh e2e/images/*/*.sh
+SCRIPTS := .ci/run crds/tests/*.sh e2e/*.sh e2e/bench/backup/*.sh e2e/bench/backup/peers/*.sh e2e/cluster/*.sh e2e/images/*/*.sh
 
 .PHONY: help
 help: ## Lists the verbs.
@@ -160,6 +160,11 @@ faults-short: ## Injects the faults of continuous integration: seconds without w
 .PHONY: bench-failover
 bench-failover: ## Measures failovers on the cluster that is up: RUNS=n (20) of each; T=name some.
 	@$(STEP) "failover benchmark" e2e/with-cluster.sh $(BUILT)/bench-failover $(if $(RUNS),--runs $(RUNS)) $(T)
+
+.PHONY: bench-backup
+bench-backup: deps build ## Measures backups beside other tools', without Kubernetes: GIB=n (3), RUNS=n (2); T=name some.
+	@$(STEP) "backup benchmark" e2e/bench/backup/run.sh $(BUILT)/bench-backup $(or $(PGHERD),$(BUILT)/pgherd) \
+	  $(if $(GIB),--gib $(GIB)) $(if $(RUNS),--runs $(RUNS)) $(T)
 
 .PHONY: crds-e2e
 crds-e2e: ## Checks the custom resources' rules against the API server of the cluster that is up.
