@@ -8,7 +8,7 @@ use pgherd_core::{
     instance::{Bootstrap, Phase, RecoveryTarget, SourceReport},
     register::Register,
 };
-use pgherd_stream::{catalogue::resolve, import::import_archive, restore::restore_backup, store::ObjectStore};
+use pgherd_stream::{catalogue::resolve, import::import_archive, restore::restore_backup_with, store::ObjectStore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -98,8 +98,8 @@ async fn recover(agent: &Agent, from: &BackupLocation, target: RecoveryTarget) -
     agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
     let cancel = CancellationToken::new();
     let _cancelled_when_dropped = cancel.clone().drop_guard();
-    let outcome =
-        restore_backup(&store, &location, &agent.layout.pgdata, build_replica::watch_progress(agent), cancel).await;
+    let (settings, progress) = (build_replica::build_restore_settings()?, build_replica::watch_progress(agent));
+    let outcome = restore_backup_with(&store, &location, &agent.layout.pgdata, &settings, progress, cancel).await;
     let outcome = outcome.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
     agent.set_recovery_source(Some(location.cluster.clone()));
     let reason =

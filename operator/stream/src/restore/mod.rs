@@ -2,11 +2,14 @@
 //!
 //! Runs of frames are fetched, decoded and written in parallel. Every file is checked against the manifest's CRC32C before
 //! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 4 MiB stored + 2 MiB decoded) + about 300 bytes per file;
-//! what is encrypted is decrypted where it lies.
+//! what is encrypted is decrypted where it lies. For an incremental backup its whole chain is restored and combined.
 
+mod chain;
+mod combine;
 mod extract;
 mod lock;
 mod plan;
+mod scratch;
 mod sealed;
 mod tar_writer;
 mod target;
@@ -20,8 +23,11 @@ use std::{
     time::Instant,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
-use pgherd_core::backup::{BackupLocation, BackupRecord};
+use futures::{StreamExt, TryStreamExt, future::join_all, stream};
+use pgherd_core::{
+    backup::{BackupLocation, BackupRecord},
+    chain::ChainError,
+};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -36,10 +42,11 @@ use crate::{
     store::{ObjectStore, StoreError},
     tar::TarError,
 };
+use chain::{lock_chain, locate, restore_chain};
 use extract::Extraction;
-use lock::RestoreLock;
-pub(crate) use lock::{LOCK_AGE, observe_locks};
+pub(crate) use lock::{LOCK_AGE, RestoreLock, observe_locks};
 use plan::{ArchivePlan, RestorePlan, build_plan};
+pub use scratch::remove_scratch;
 use sealed::{ArchiveSource, BackupKeys};
 pub(crate) use tar_writer::TarWriter;
 pub use target::INCOMPLETE_MARKER;
@@ -116,6 +123,35 @@ pub enum RestoreError {
     /// A tablespace's place is not an absolute path.
     #[error("the place of a tablespace, \"{}\", is not an absolute path", .0.display())]
     TablespacePlace(PathBuf),
+    /// What an incremental backup needs is not there, or does not fit.
+    #[error("an incremental backup cannot be restored")]
+    Chain(#[from] ChainError),
+    /// An incremental backup, and nothing to combine it with.
+    #[error("the backup {0} is an incremental one, and pg_combinebackup was not found")]
+    NoCombine(String),
+    /// The program is of another major version than the backups.
+    #[error("{} says it is \"{found}\", and the backup is of PostgreSQL {expected}", program.display())]
+    CombineVersion {
+        /// The program.
+        program: PathBuf,
+        /// What it printed.
+        found: String,
+        /// The backup's major version.
+        expected: u32,
+    },
+    /// The program failed.
+    #[error("{} failed ({status}): {printed}", program.display())]
+    Combine {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: String,
+        /// What it printed.
+        printed: String,
+    },
+    /// A chain needs a scratch directory beside the target.
+    #[error("{} has no room beside it on its file system, which an incremental backup needs: name a folder below it", .0.display())]
+    NoRoomBeside(PathBuf),
     /// Retention is deleting the backup.
     #[error("the backup {0} is being deleted")]
     BeingDeleted(String),
@@ -201,7 +237,16 @@ pub enum TablespacePlaces {
     At(BTreeMap<String, PathBuf>),
 }
 
-/// Restores a resolved backup (see [`crate::catalogue::resolve`]) into an empty or absent directory.
+/// What a restore needs besides the backup and the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestoreSettings {
+    /// Where tablespaces go.
+    pub places: TablespacePlaces,
+    /// PostgreSQL's `pg_combinebackup` of the backup's major version; without it an incremental backup is refused.
+    pub combine: Option<PathBuf>,
+}
+
+/// Restores a resolved full backup without tablespaces (see [`crate::catalogue::resolve`]) into an empty or absent directory.
 ///
 /// # Errors
 /// [`RestoreError`]. Nothing is written before record, index and manifest were found to agree.
@@ -212,30 +257,57 @@ pub async fn restore_backup(
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<RestoreOutcome, RestoreError> {
-    restore_backup_at(store, location, target, &TablespacePlaces::Refuse, progress, cancel).await
+    restore_backup_with(store, location, target, &RestoreSettings::default(), progress, cancel).await
 }
 
-/// As [`restore_backup`], with tablespaces.
+/// As [`restore_backup`], of either kind and with tablespaces.
 ///
 /// # Errors
-/// [`RestoreError`].
-pub async fn restore_backup_at(
+/// [`RestoreError`]. Of a chain, nothing is written before that was found of all members.
+pub async fn restore_backup_with(
     store: &ObjectStore,
     location: &BackupLocation,
     target: &Path,
-    places: &TablespacePlaces,
+    settings: &RestoreSettings,
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<RestoreOutcome, RestoreError> {
-    // The lock is there before the record is read: whoever deletes backups looks for it after having said so.
-    let lock = RestoreLock::take(store, location).await?;
-    let outcome = tokio::select! {
+    let work = |members| restore(store, location, members, target, settings, &progress);
+    let outcome = read_locked(store, location, &cancel, work).await;
+    if matches!(outcome, Err(RestoreError::Cancelled)) {
+        // The work was dropped where it stood.
+        let target = target.to_owned();
+        let removed = tokio::task::spawn_blocking(move || remove_scratch(&target)).await?;
+        if let Err(error) = removed {
+            tracing::warn!(error = %error, "removing the scratch directory of a chain");
+        }
+    }
+    outcome
+}
+
+/// Has `work` read a backup, with the records of all that it needs, while nobody deletes any of them.
+async fn read_locked<T, F: Future<Output = Result<T, RestoreError>>>(
+    store: &ObjectStore,
+    location: &BackupLocation,
+    cancel: &CancellationToken,
+    work: impl FnOnce(Vec<BackupRecord>) -> F,
+) -> Result<T, RestoreError> {
+    let mut locks = Vec::new();
+    let members = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RestoreError::Cancelled),
-        outcome = restore(store, location, target, places, &progress) => outcome,
-        never = lock.renew() => match never {},
+        members = lock_chain(store, location, &mut locks) => members,
     };
-    lock.release().await;
+    let outcome = match members {
+        Err(error) => Err(error),
+        Ok(members) => tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(RestoreError::Cancelled),
+            outcome = work(members) => outcome,
+            _ = join_all(locks.iter().map(RestoreLock::renew)) => Err(RestoreError::Cancelled),
+        },
+    };
+    join_all(locks.into_iter().map(RestoreLock::release)).await;
     explain_absence(store, location, outcome).await
 }
 
@@ -313,6 +385,26 @@ fn decide_places(
 async fn restore(
     store: &ObjectStore,
     location: &BackupLocation,
+    members: Vec<BackupRecord>,
+    target: &Path,
+    settings: &RestoreSettings,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<RestoreOutcome, RestoreError> {
+    progress.send_modify(|progress| progress.bytes_total = Some(sum_tar_bytes(&members)));
+    match members.len() {
+        0 | 1 => restore_one(store, location, target, &settings.places, progress).await,
+        _ => restore_chain(store, location, members, target, settings, progress).await,
+    }
+}
+
+fn sum_tar_bytes(members: &[BackupRecord]) -> u64 {
+    members.iter().map(|member| member.tar_bytes).sum()
+}
+
+/// Extracts one backup as it is.
+async fn restore_one(
+    store: &ObjectStore,
+    location: &BackupLocation,
     root: &Path,
     places: &TablespacePlaces,
     progress: &watch::Sender<RestoreProgress>,
@@ -321,7 +413,6 @@ async fn restore(
     let Scene { record, plan, manifest, prefix, keys } = observe_scene(store, location).await?;
     let places = decide_places(&record, places)?;
     let RestorePlan { directories, archives, bytes } = plan;
-    progress.send_modify(|progress| progress.bytes_total = Some(record.tar_bytes));
     let root = root.to_owned();
     let (has_tablespaces, in_place) = (!places.is_empty(), places.iter().any(|(_, place)| place.is_none()));
     let prepare = move || {
@@ -355,6 +446,21 @@ async fn restore(
     };
     tokio::task::spawn_blocking(finish).await??;
     Ok(RestoreOutcome { record, files, bytes, seconds: began.elapsed().as_secs_f64() })
+}
+
+/// The manifest of a backup, proven to be the one of its record.
+pub(crate) async fn read_manifest(
+    store: &ObjectStore,
+    location: &BackupLocation,
+    record: &BackupRecord,
+) -> Result<Vec<u8>, RestoreError> {
+    let prefix = location.cluster.backup_prefix(&record.id);
+    let keys = BackupKeys::read(&location.cluster.store, record)?;
+    let manifest = get_companion(store, &prefix, MANIFEST_NAME, keys.as_ref()).await?;
+    if render_hex(&Sha256::digest(&manifest)) == record.manifest_sha256 {
+        return Ok(manifest);
+    }
+    Err(RestoreError::Inconsistent(format!("{prefix}{MANIFEST_NAME} is not the one of the record")))
 }
 
 async fn get_companion(

@@ -13,6 +13,7 @@ mod fake_server;
 mod faults;
 mod hostile;
 mod imports;
+mod incremental;
 mod killed;
 mod measure;
 mod memory;
