@@ -30,12 +30,13 @@ use super::{
     printcolumn(name = "Duration", type_ = "string", json_path = ".status.duration"),
     printcolumn(name = "Restorable", type_ = "boolean", json_path = ".status.restorable"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Kind", type_ = "string", json_path = ".status.kind", priority = 1),
     printcolumn(name = "Verified", type_ = "date", json_path = ".status.verifiedAt", priority = 1),
     printcolumn(name = "Error", type_ = "string", json_path = ".status.error", priority = 1),
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name must have at most 63 characters: the Job is named after it")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.clusterRef == oldSelf.clusterRef && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target)")
+#[x_kube(validation = Rule::new("self.clusterRef == oldSelf.clusterRef && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target) && has(self.incremental) == has(oldSelf.incremental) && (!has(self.incremental) || self.incremental == oldSelf.incremental)")
     .message("the spec of a Backup cannot be changed: make another Backup; only deletionPolicy can"))]
 pub struct BackupSpec {
     /// The cluster, in this namespace.
@@ -43,9 +44,32 @@ pub struct BackupSpec {
     /// Which instance is read. Without it: `PreferReplica`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<BackupTarget>,
+    /// Only what changed since the newest backup of the cluster, where that is possible (PostgreSQL 17 and later); else a full
+    /// backup, and `status.fullReason` says why. Without it: a full backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incremental: Option<Incremental>,
     /// What becomes of the data in the store when this object is deleted. Without it: `Retain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
+}
+
+/// That incremental backups are wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Incremental {
+    /// A full backup is made once the chain has this many, the full one counted. Without it: 7. A restore needs all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2, max = 100))]
+    pub max_chain: Option<u32>,
+}
+
+/// Whether a backup holds everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BackupKind {
+    /// It is restored alone.
+    Full,
+    /// It holds what changed since its parent, and is restored with it.
+    Incremental,
 }
 
 /// What becomes of a backup's data when its object is deleted.
@@ -54,7 +78,8 @@ pub enum DeletionPolicy {
     /// It stays.
     #[default]
     Retain,
-    /// It goes first, and the object after it. Both wait while the backup is being read, or is the newest restorable one.
+    /// It goes first, and the object after it. Both wait while the backup is being read, is the newest restorable one, or is
+    /// needed by an incremental one.
     Delete,
 }
 
@@ -137,6 +162,18 @@ pub struct BackupStatus {
     /// PostgreSQL's `server_version_num`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_version: Option<u32>,
+    /// What kind it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<BackupKind>,
+    /// Id of the backup that an incremental one holds the changes since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// How many backups a restore of this one needs, itself counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain_length: Option<u32>,
+    /// Why it is a full one although an incremental one was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_reason: Option<String>,
     /// WAL is needed from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_lsn: Option<String>,

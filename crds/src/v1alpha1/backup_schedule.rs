@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    backup::Incremental,
     shared::{Condition, LocalReference},
     verification::{VerificationStatus, Verify},
 };
@@ -49,6 +50,10 @@ pub struct BackupScheduleSpec {
     /// Which instance is read. Without it: `PreferReplica`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<BackupTarget>,
+    /// Only what changed since the newest backup of the cluster, where that is possible (PostgreSQL 17 and later). Without it:
+    /// full backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incremental: Option<Incremental>,
     /// A run that could not start within this many seconds is left out. Without it: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 10, max = 31_536_000))]
@@ -70,7 +75,8 @@ pub struct BackupScheduleSpec {
 }
 
 /// How much is kept in the store. A backup stays if one of the two keeps it. The newest restorable backup always stays,
-/// and so do those that were made by hand or by another schedule, and those that are being read.
+/// and so do those that were made by hand or by another schedule, those that are being read, and what an incremental one that
+/// stays is restored from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.keepLast) || has(self.keepFor)").message("retention needs keepLast or keepFor: to keep everything leave retention out"))]

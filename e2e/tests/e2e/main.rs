@@ -13,6 +13,7 @@ mod failover;
 mod failover_off;
 mod failover_required;
 mod import;
+mod incremental;
 mod killed_backup;
 mod manifests;
 mod replica_from_backup;

@@ -71,9 +71,10 @@ async fn a_running_cluster_is_restored_in_place_and_back() -> Result<()> {
         cluster.wait_ready(3).await?;
         check(&cluster, "kept late later", None).await?;
         let last = cluster.status().await?.restore;
-        claim(last == Some(RestoreStatus { backup: last.as_ref().and_then(|last| last.backup.clone()), ..back }), || {
-            format!("{last:?}")
-        })
+        claim(
+            last == Some(RestoreStatus { backup: last.as_ref().and_then(|last| last.backup.clone()), ..back }),
+            || format!("{last:?}"),
+        )
     })
     .await
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Three runs of an every-minute schedule, and what comes between.
-const SOME_RUNS: Duration = Duration::from_secs(420);
+pub(crate) const SOME_RUNS: Duration = Duration::from_secs(420);
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]

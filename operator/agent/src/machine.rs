@@ -197,7 +197,9 @@ fn decide_holder(input: &LocalInput<'_>, holder: &Holder) -> LocalAction {
     if let Some(order) = register.restore_of_term().filter(|_| !has_led(input.data, register.term)) {
         return match input.postgres {
             PostgresView::Primary => LocalAction::StopNow("what it holds is replaced by a restore".to_owned()),
-            _ if register.released => LocalAction::Wait("this pod gave the role back before it was restored".to_owned()),
+            _ if register.released => {
+                LocalAction::Wait("this pod gave the role back before it was restored".to_owned())
+            }
             _ => LocalAction::Restore(order.clone()),
         };
     }

@@ -75,7 +75,7 @@ async fn check(agent: &Agent, question: &RestoreQuestion) -> Result<RestoreAnswe
         now: Timestamp::now(),
     };
     let proven = prove_recovery(&store, &location, &asked).await.map_err(|error| describe_chain(&error))?;
-    decide_room(observe_free(&agent.layout), proven.backup.tar_bytes)?;
+    decide_room(observe_free(&agent.layout), proven.needed_bytes)?;
     Ok(RestoreAnswer::Possible { backup_id: proven.backup.id, timeline })
 }
 

@@ -22,7 +22,10 @@ use hyper_util::{
 };
 use pgherd_core::{
     failsafe::Promise,
-    instance::{AgentError, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, RestoreAnswer, RestoreQuestion, SealRequest, VouchRequest},
+    instance::{
+        AgentError, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, RestoreAnswer, RestoreQuestion, SealRequest,
+        VouchRequest,
+    },
 };
 use tokio::{
     net::{TcpListener, TcpStream},

@@ -136,11 +136,27 @@ pub struct EncryptionRecord {
     pub recipients: Vec<String>,
 }
 
+/// What an incremental backup holds the changes since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentRecord {
+    /// The parent's id.
+    pub id: String,
+    /// SHA-256 of the parent's `backup_manifest`, hexadecimal: another backup under its id is not the parent.
+    pub manifest_sha256: String,
+}
+
+/// [`BackupRecord::format`] of a full backup.
+pub const FULL_FORMAT: u32 = 1;
+/// [`BackupRecord::format`] of an incremental one: a version that does not know parents must not take it for a full backup,
+/// nor delete what it needs.
+pub const INCREMENTAL_FORMAT: u32 = 2;
+
 /// `backup.json`: what a backup holds. Its presence makes the backup exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupRecord {
-    /// Version of this format: 1.
+    /// Version of this format: [`FULL_FORMAT`] or [`INCREMENTAL_FORMAT`].
     pub format: u32,
     /// The backup's id: `<UTC yyyymmddThhmmssZ>-<timeline>-<start LSN with a dash>`; sorts by time.
     pub id: String,
@@ -176,6 +192,9 @@ pub struct BackupRecord {
     /// How the objects are encrypted; absent for a plain backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<EncryptionRecord>,
+    /// The backup that this one holds the changes since; absent for a full one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ParentRecord>,
     /// SHA-256 of this record as compact JSON with sorted keys and without this field, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod backup;
+pub mod chain;
 pub mod conditions;
 pub mod election;
 pub mod failover;

@@ -3,7 +3,8 @@
 //! no store and no server.
 
 use crate::{
-    backup::BackupRecord,
+    backup::{BackupRecord, FULL_FORMAT, INCREMENTAL_FORMAT},
+    chain::resolve_chain,
     instance::ReplicaSourcePolicy,
     lsn::Lsn,
     quantity::render_bytes,
@@ -67,7 +68,7 @@ pub enum Source {
         reason: String,
         /// WAL to replay up to the primary's current LSN, in bytes.
         wal_bytes: u64,
-        /// Bytes of the backup's archives, unpacked.
+        /// Bytes of the backup's archives, unpacked; of a chain those of all its members.
         copy_bytes: u64,
     },
     /// A copy from an instance.
@@ -97,11 +98,14 @@ pub fn choose_backup(question: &SourceQuestion<'_>) -> Source {
         ));
     };
     let wal_bytes = question.primary_lsn.bytes_since(backup.start_lsn);
-    let bound = question.limits.bound(backup.tar_bytes);
+    let chain = resolve_chain(question.backups, &backup.id).unwrap_or_default();
+    let copy_bytes = chain.iter().map(|member| member.tar_bytes).sum();
+    let bound = question.limits.bound(copy_bytes);
+    let members = if chain.len() > 1 { format!(" with the {} it is made of", chain.len()) } else { String::new() };
     let numbers = format!(
-        "backup {} holds {} and needs {} of WAL to reach the primary",
+        "backup {} holds {}{members} and needs {} of WAL to reach the primary",
         backup.id,
-        render_bytes(backup.tar_bytes),
+        render_bytes(copy_bytes),
         render_bytes(wal_bytes)
     );
     let reason = match question.policy {
@@ -114,13 +118,13 @@ pub fn choose_backup(question: &SourceQuestion<'_>) -> Source {
         ReplicaSourcePolicy::Backup => format!("{numbers}; replicaSource is Backup"),
         _ => format!("{numbers}; up to {} it is the better way", render_bytes(bound)),
     };
-    Source::Backup { id: backup.id.clone(), reason, wal_bytes, copy_bytes: backup.tar_bytes }
+    Source::Backup { id: backup.id.clone(), reason, wal_bytes, copy_bytes }
 }
 
 /// Why the backup can't become a replica of the primary, as the end of a sentence; None when it can.
 fn why_unusable(backup: &BackupRecord, question: &SourceQuestion<'_>) -> Option<String> {
     let (theirs, ours) = (backup.server_version / 10_000, question.server_version / 10_000);
-    if backup.format != 1 {
+    if ![FULL_FORMAT, INCREMENTAL_FORMAT].contains(&backup.format) {
         return Some(format!("has the format {}, which this version does not know", backup.format));
     }
     if backup.system_id != question.system_id {
@@ -128,6 +132,9 @@ fn why_unusable(backup: &BackupRecord, question: &SourceQuestion<'_>) -> Option<
     }
     if theirs != ours {
         return Some(format!("is of PostgreSQL {theirs}, the primary of {ours}"));
+    }
+    if let Err(error) = resolve_chain(question.backups, &backup.id) {
+        return Some(format!("cannot be restored: {error}"));
     }
     if !question.history.contains(backup.timeline, backup.stop_lsn) {
         let left = question.history.ancestors.iter().find(|entry| entry.timeline == backup.timeline);

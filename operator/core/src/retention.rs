@@ -29,13 +29,16 @@ pub struct BackupFact {
     pub timeline: TimelineId,
     /// WAL is needed from here.
     pub start_lsn: Lsn,
+    /// Id of the backup that an incremental one holds the changes since: it is restored from both.
+    pub parent: Option<String>,
     /// It can be restored; a failed or damaged one is not good.
     pub good: bool,
     /// It is held by the user: stays, and does not count for `keep_last`.
     pub pinned: bool,
     /// Somebody reads it: stays until then.
     pub in_use: bool,
-    /// The user asked for its deletion: goes whatever the policy says, unless it is the newest good one or in use.
+    /// The user asked for its deletion: goes whatever the policy says, unless it is the newest good one, in use, or needed by
+    /// an incremental one that stays.
     pub doomed: bool,
 }
 
@@ -53,21 +56,26 @@ pub struct RetentionVerdict {
 pub struct RetentionPlan {
     /// These stay, newest first.
     pub keep: Vec<RetentionVerdict>,
-    /// These may be deleted, oldest first.
+    /// These may be deleted, in this order: the oldest chain first, of a chain the youngest first. Whatever of it was
+    /// deleted, what is left can be restored.
     pub delete: Vec<RetentionVerdict>,
 }
 
-/// Plans retention. The newest good backup always stays, and without a good one everything does.
+/// Plans retention. The newest good backup always stays, and without a good one everything does. A chain of incremental
+/// backups is a unit: what a backup that stays is restored from stays too.
 #[must_use]
 pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Timestamp) -> RetentionPlan {
+    let lineage = Lineage::new(backups);
     let mut newest_first: Vec<&BackupFact> = backups.iter().collect();
     newest_first.sort_by_key(|backup| Reverse((backup.stopped_at, &backup.id)));
-    let newest = newest_first.iter().copied().find(|backup| backup.good);
+    let is_good = |backup: &BackupFact| lineage.is_restorable(backup);
+    let newest = newest_first.iter().copied().find(|backup| is_good(backup));
     // What goes in any case keeps nothing else from being counted or being the base of the window.
     let goes = |backup: &BackupFact| {
         backup.doomed && !backup.in_use && newest.is_some_and(|newest| !std::ptr::eq(newest, backup))
     };
-    let good: Vec<&BackupFact> = newest_first.iter().copied().filter(|backup| backup.good && !goes(backup)).collect();
+    let good: Vec<&BackupFact> =
+        newest_first.iter().copied().filter(|backup| is_good(backup) && !goes(backup)).collect();
     // A window too long for the calendar keeps everything.
     let window = policy.keep_for.map(|keep_for| now.checked_sub(keep_for).unwrap_or(Timestamp::MIN));
     let base = window.and_then(|from| good.iter().find(|backup| backup.stopped_at <= from)).copied();
@@ -87,7 +95,7 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
         };
         let why_deleted = if backup.doomed {
             "its deletion was asked for"
-        } else if backup.good {
+        } else if is_good(backup) {
             "it is beyond the retention"
         } else {
             "it is not restorable, and there is a newer one that is"
@@ -97,8 +105,63 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
             None => plan.delete.push(RetentionVerdict { id: backup.id.clone(), why: why_deleted.to_owned() }),
         }
     }
-    plan.delete.reverse();
+    lineage.keep_parents(&mut plan);
+    plan.delete.sort_by_cached_key(|verdict| lineage.deletion_order(&verdict.id));
     plan
+}
+
+/// Which backup is restored from which.
+struct Lineage<'a> {
+    by_id: BTreeMap<&'a str, &'a BackupFact>,
+}
+
+impl<'a> Lineage<'a> {
+    fn new(backups: &'a [BackupFact]) -> Self {
+        Self { by_id: backups.iter().map(|backup| (backup.id.as_str(), backup)).collect() }
+    }
+
+    /// The backup and what it is restored from, as far as it is there. A circle, which no record can make, ends.
+    fn members(&self, id: &str) -> impl Iterator<Item = &'a BackupFact> {
+        let first = self.by_id.get(id).copied();
+        let parent = move |backup: &&'a BackupFact| self.by_id.get(backup.parent.as_deref()?).copied();
+        std::iter::successors(first, parent).take(self.by_id.len())
+    }
+
+    /// It is good, and so is all that it is restored from.
+    fn is_restorable(&self, backup: &BackupFact) -> bool {
+        self.members(&backup.id).all(|member| member.good)
+            && self.members(&backup.id).last().is_some_and(|full| full.parent.is_none())
+    }
+
+    /// Moves what a kept backup is restored from to those that stay.
+    fn keep_parents(&self, plan: &mut RetentionPlan) {
+        let mut needed: BTreeMap<&str, &str> = BTreeMap::new();
+        for child in &plan.keep {
+            for member in self.members(&child.id).skip(1) {
+                needed.entry(&member.id).or_insert(self.by_id.get(child.id.as_str()).map_or("", |child| &child.id));
+            }
+        }
+        let (stays, goes) = std::mem::take(&mut plan.delete)
+            .into_iter()
+            .partition::<Vec<_>, _>(|verdict| needed.contains_key(verdict.id.as_str()));
+        plan.delete = goes;
+        let explain = |RetentionVerdict { id, .. }: RetentionVerdict| {
+            let child = needed.get(id.as_str()).copied().unwrap_or_default();
+            RetentionVerdict { why: format!("the incremental backup {child}, which stays, is restored from it"), id }
+        };
+        plan.keep.extend(stays.into_iter().map(explain));
+        plan.keep.sort_by_cached_key(|verdict| Reverse(self.age(&verdict.id)));
+    }
+
+    fn age(&self, id: &str) -> (Option<Timestamp>, String) {
+        (self.by_id.get(id).map(|backup| backup.stopped_at), id.to_owned())
+    }
+
+    /// Sorts the oldest chain first, and of a chain the youngest backup.
+    fn deletion_order(&self, id: &str) -> impl Ord + use<> {
+        let oldest = self.members(id).last().map(|backup| self.age(&backup.id));
+        (oldest, Reverse(self.age(id)))
+    }
 }
 
 /// Good backups that are newer than the one of this rank and count for `keep_last`.
@@ -151,6 +214,7 @@ pub fn foresee_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: 
         stopped_at: now,
         timeline: TimelineId(u32::MAX),
         start_lsn: Lsn(u64::MAX),
+        parent: None,
         good: true,
         pinned: false,
         in_use: false,

@@ -21,20 +21,54 @@ fn now() -> Timestamp {
 
 fn backups() -> impl Strategy<Value = Vec<BackupFact>> {
     let holds = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    prop::collection::vec((0_i64..1_000, 1_u32..3, any::<bool>(), holds), 0..12).prop_map(|facts| {
-        type Drawn = (i64, u32, bool, (bool, bool, bool));
-        let fact = |(index, (hour, timeline, good, (pinned, in_use, doomed))): (usize, Drawn)| BackupFact {
-            id: format!("b{index:02}"),
-            stopped_at: Timestamp::from_second(hour * HOUR).expect("a time"),
-            timeline: TimelineId(timeline),
-            start_lsn: Lsn(hour.unsigned_abs() * 16),
-            good,
-            pinned,
-            in_use,
-            doomed,
-        };
-        facts.into_iter().enumerate().map(fact).collect()
-    })
+    let parent = prop::option::weighted(0.5, any::<prop::sample::Index>());
+    prop::collection::vec((0_i64..1_000, 1_u32..3, prop::bool::weighted(0.8), holds, parent), 0..12).prop_map(
+        |mut facts| {
+            type Drawn = (i64, u32, bool, (bool, bool, bool), Option<prop::sample::Index>);
+            // A parent is older than its child, and now and then it is not there any more.
+            facts.sort_by_key(|fact| fact.0);
+            let fact = |(index, (hour, timeline, good, (pinned, in_use, doomed), parent)): (usize, Drawn)| BackupFact {
+                id: format!("b{index:02}"),
+                stopped_at: Timestamp::from_second(hour * HOUR).expect("a time"),
+                timeline: TimelineId(timeline),
+                start_lsn: Lsn(hour.unsigned_abs() * 16),
+                parent: parent.map(|parent| match parent.index(index + 1) {
+                    gone if gone == index => "gone".to_owned(),
+                    older => format!("b{older:02}"),
+                }),
+                good,
+                pinned,
+                in_use,
+                doomed,
+            };
+            facts.into_iter().enumerate().map(fact).collect()
+        },
+    )
+}
+
+/// The backup and what it is restored from, as far as it is there.
+fn members<'a>(backups: &'a [BackupFact], backup: &'a BackupFact) -> Vec<&'a BackupFact> {
+    let mut all = vec![backup];
+    while let Some(parent) = all.last().and_then(|last| last.parent.as_ref()) {
+        match backups.iter().find(|backup| backup.id == *parent) {
+            Some(parent) => all.push(parent),
+            None => break,
+        }
+    }
+    all
+}
+
+/// It can be restored: it and all that it needs are there and good.
+fn restorable(backups: &[BackupFact], backup: &BackupFact) -> bool {
+    let members = members(backups, backup);
+    members.iter().all(|member| member.good) && members.last().is_some_and(|last| last.parent.is_none())
+}
+
+/// Another one that is kept is restored from it.
+fn needed(backups: &[BackupFact], plan: &RetentionPlan, id: &str) -> bool {
+    let kept = kept(plan);
+    let others = backups.iter().filter(|other| other.id != id && kept.contains(other.id.as_str()));
+    others.into_iter().any(|other| members(backups, other).iter().any(|member| member.id == id))
 }
 
 fn policy() -> impl Strategy<Value = RetentionPolicy> {
@@ -46,9 +80,13 @@ fn kept(plan: &RetentionPlan) -> BTreeSet<&str> {
     plan.keep.iter().map(|verdict| verdict.id.as_str()).collect()
 }
 
+fn newest_good(backups: &[BackupFact]) -> Option<&BackupFact> {
+    backups.iter().filter(|b| restorable(backups, b)).max_by_key(|backup| (backup.stopped_at, &backup.id))
+}
+
 /// Its deletion was asked for, and nothing stands in the way.
 fn goes(backup: &BackupFact, backups: &[BackupFact]) -> bool {
-    let newest = backups.iter().filter(|backup| backup.good).max_by_key(|backup| (backup.stopped_at, &backup.id));
+    let newest = newest_good(backups);
     backup.doomed && !backup.in_use && newest.is_some_and(|newest| newest.id != backup.id)
 }
 
@@ -65,7 +103,7 @@ proptest! {
     #[test]
     fn the_newest_good_one_and_pinned_ones_stay(backups in backups(), policy in policy()) {
         let plan = plan_retention(&backups, &policy, now());
-        let newest = backups.iter().filter(|backup| backup.good).max_by_key(|backup| (backup.stopped_at, &backup.id));
+        let newest = newest_good(&backups);
         prop_assert!(newest.is_none_or(|newest| kept(&plan).contains(newest.id.as_str())));
         prop_assert!(newest.is_some() || plan.delete.is_empty());
         let held = |backup: &&BackupFact| (backup.in_use || backup.pinned) && !goes(backup, &backups);
@@ -87,7 +125,7 @@ proptest! {
         let plan = plan_retention(&backups, &policy, now());
         for hour in (1_000 - hours).max(0)..=1_000 {
             let time = Timestamp::from_second(hour * HOUR).expect("a time");
-            let base = backups.iter().filter(|b| b.good && b.stopped_at <= time && !goes(b, &backups)).max_by_key(|b| (b.stopped_at, &b.id));
+            let base = backups.iter().filter(|b| restorable(&backups, b) && b.stopped_at <= time && !goes(b, &backups)).max_by_key(|b| (b.stopped_at, &b.id));
             prop_assert!(base.is_none_or(|base| kept(&plan).contains(base.id.as_str())));
         }
     }
@@ -96,7 +134,7 @@ proptest! {
     fn so_many_of_the_newest_stay_beside_those_that_are_pinned(backups in backups(), count in 1_u32..5) {
         let policy = RetentionPolicy { keep_last: Some(count), keep_for: None };
         let plan = plan_retention(&backups, &policy, now());
-        let mut counted: Vec<&BackupFact> = backups.iter().filter(|b| b.good && !b.pinned && !goes(b, &backups)).collect();
+        let mut counted: Vec<&BackupFact> = backups.iter().filter(|b| restorable(&backups, b) && !b.pinned && !goes(b, &backups)).collect();
         counted.sort_by_key(|b| std::cmp::Reverse((b.stopped_at, &b.id)));
         prop_assert!(counted.iter().take(count as usize).all(|b| kept(&plan).contains(b.id.as_str())));
     }
@@ -104,10 +142,30 @@ proptest! {
     #[test]
     fn what_was_asked_to_go_goes_unless_it_is_the_newest_or_in_use(backups in backups(), policy in policy()) {
         let plan = plan_retention(&backups, &policy, now());
-        let newest = backups.iter().filter(|backup| backup.good).max_by_key(|backup| (backup.stopped_at, &backup.id));
-        for backup in backups.iter().filter(|backup| backup.doomed && backup.good && !backup.in_use) {
+        let newest = newest_good(&backups);
+        for backup in backups.iter().filter(|b| b.doomed && restorable(&backups, b) && !b.in_use) {
             let is_newest = newest.is_some_and(|newest| newest.id == backup.id);
-            prop_assert_eq!(kept(&plan).contains(backup.id.as_str()), is_newest);
+            let stays = is_newest || needed(&backups, &plan, &backup.id);
+            prop_assert_eq!(kept(&plan).contains(backup.id.as_str()), stays);
+        }
+    }
+
+    #[test]
+    fn what_a_kept_backup_is_restored_from_is_kept(backups in backups(), policy in policy()) {
+        let plan = plan_retention(&backups, &policy, now());
+        let kept = kept(&plan);
+        for backup in backups.iter().filter(|backup| kept.contains(backup.id.as_str())) {
+            prop_assert!(members(&backups, backup).iter().all(|member| kept.contains(member.id.as_str())));
+        }
+    }
+
+    #[test]
+    fn what_is_left_can_be_restored_wherever_the_deletion_ends(backups in backups(), policy in policy(), stop in 0usize..12) {
+        let plan = plan_retention(&backups, &policy, now());
+        let gone: BTreeSet<&str> = plan.delete.iter().take(stop).map(|verdict| verdict.id.as_str()).collect();
+        let left: Vec<BackupFact> = backups.iter().filter(|b| !gone.contains(b.id.as_str())).cloned().collect();
+        for backup in left.iter().filter(|backup| restorable(&backups, backup)) {
+            prop_assert!(restorable(&left, backup), "{} of {:?}", backup.id, plan);
         }
     }
 
@@ -148,6 +206,7 @@ fn wal_before_every_kept_backup_is_not_needed() {
         stopped_at: now(),
         timeline: TimelineId(2),
         start_lsn: Lsn(100),
+        parent: None,
         good: true,
         pinned: false,
         in_use: false,
@@ -169,6 +228,7 @@ fn what_goes_next_is_foreseen_by_count_and_by_time() {
         stopped_at: now() - SignedDuration::from_hours(hours_ago),
         timeline: TimelineId(1),
         start_lsn: Lsn(100),
+        parent: None,
         good: true,
         pinned: false,
         in_use: false,
@@ -182,4 +242,33 @@ fn what_goes_next_is_foreseen_by_count_and_by_time() {
     let foreseen = foresee_retention(&backups, &window, now());
     let at = Some(now() + SignedDuration::from_hours(4));
     assert_eq!((foreseen.ids, foreseen.at, foreseen.expires_at), (vec!["a".to_owned()], at, at));
+}
+
+#[test]
+fn a_chain_stays_as_long_as_its_last_backup() {
+    let fact = |id: &str, hours_ago: i64, parent: Option<&str>| BackupFact {
+        id: id.into(),
+        stopped_at: now() - SignedDuration::from_hours(hours_ago),
+        timeline: TimelineId(1),
+        start_lsn: Lsn(100),
+        parent: parent.map(str::to_owned),
+        good: true,
+        pinned: false,
+        in_use: false,
+        doomed: false,
+    };
+    let old = [fact("a", 50, None), fact("b", 40, Some("a")), fact("c", 30, Some("b"))];
+    let policy = RetentionPolicy { keep_last: Some(2), keep_for: None };
+    let with = |more: &[BackupFact]| [&old[..], more].concat();
+    let deleted = |backups: &[BackupFact]| {
+        let plan = plan_retention(backups, &policy, now());
+        plan.delete.into_iter().map(|verdict| verdict.id).collect::<Vec<_>>()
+    };
+    assert_eq!(deleted(&with(&[fact("d", 20, None)])), [""; 0], "c is one of the last two and needs a and b");
+    assert_eq!(deleted(&with(&[fact("d", 20, None), fact("e", 10, Some("d"))])), ["c", "b", "a"]);
+    let mut doomed = old.clone();
+    doomed[0].doomed = true;
+    let plan = plan_retention(&doomed, &policy, now());
+    let why = plan.keep.iter().find(|verdict| verdict.id == "a").map(|verdict| verdict.why.as_str());
+    assert!(why.is_some_and(|why| why.contains("the incremental backup c, which stays")), "{plan:?}");
 }

@@ -30,6 +30,7 @@ fn backup(id: &str, timeline: u32, start: u64, stop: u64) -> BackupRecord {
         wal_segment_bytes: 16 * MIB,
         index_sha256: None,
         encryption: None,
+        parent: None,
         checksum: None,
     }
 }

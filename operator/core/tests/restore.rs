@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use pgherd_core::{
-    failover::{Observation, PodView, Probe, RestoreInput, RestoreRequest, RestoreStep, decide_restore, register_observed},
+    failover::{
+        Observation, PodView, Probe, RestoreInput, RestoreRequest, RestoreStep, decide_restore, register_observed,
+    },
     instance::{InstanceStatus, RecoveryTarget, RestoreAnswer, RestoreQuestion},
     register::{Holder, MemberId, Register, RestoreMark, Term, Voter, VoterSet},
     timeline::TimelineId,
@@ -32,8 +34,12 @@ struct Scene {
 impl Scene {
     /// c-0 holds term 2, c-1 votes, and a restore is asked for.
     fn new() -> Self {
-        let holder =
-            Holder { pod: "c-0".into(), pod_uid: "u0".into(), boot_nonce: "n".into(), member: Some(MemberId("m0".into())) };
+        let holder = Holder {
+            pod: "c-0".into(),
+            pod_uid: "u0".into(),
+            boot_nonce: "n".into(),
+            member: Some(MemberId("m0".into())),
+        };
         let voter = Voter { member: MemberId("m1".into()), pod: "c-1".into() };
         let register = Register {
             term: Term(2),

@@ -18,8 +18,9 @@ use std::{
 };
 
 use jiff::Timestamp;
+use pgherd_core::chain::ParentChoice;
 use pgherd_stream::{
-    backup::{BackupError, BackupOptions, BackupOwner, BackupProgress, run_backup},
+    backup::{BackupError, BackupKind, BackupOptions, BackupOwner, BackupProgress, IncrementalOptions, run_backup},
     process::build_runtime,
     replication::ConnectOptions,
     store::ObjectStore,
@@ -111,6 +112,11 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
     });
     let mut options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
     options.owner = Some(BackupOwner { id: config.backup_uid.clone(), attempt: config.attempt });
+    options.incremental = config.incremental.as_ref().map(|wanted| IncrementalOptions {
+        parent: ParentChoice::Newest,
+        max_chain: wanted.max_chain,
+        damaged: wanted.damaged.clone(),
+    });
     let outcome = run_backup(options, sender, cancel.clone()).await;
     // The sender is gone, so the task ends by itself; the last status must come after its last patch.
     cancel.cancel();
@@ -177,6 +183,10 @@ fn build_connect_options(source: &SourceConfig) -> ConnectOptions {
 fn build_summary(outcome: &pgherd_stream::backup::BackupOutcome, started_at: String, took: Duration) -> BackupSummary {
     let record = &outcome.record;
     let location = &outcome.location;
+    let (chain_length, full_reason) = match &outcome.kind {
+        BackupKind::Full(reason) => (1, reason.clone()),
+        BackupKind::Incremental { chain_length, .. } => (*chain_length, None),
+    };
     BackupSummary {
         id: record.id.clone(),
         destination: location.destination(&record.id),
@@ -191,6 +201,9 @@ fn build_summary(outcome: &pgherd_stream::backup::BackupOutcome, started_at: Str
         stored_bytes: record.stored_bytes,
         took_ms: millis(took),
         stream_ms: millis(Duration::try_from_secs_f64(outcome.seconds).unwrap_or(took)),
+        parent: record.parent.as_ref().map(|parent| parent.id.clone()),
+        chain_length,
+        full_reason,
         peak_rss_bytes: outcome.peak_rss_bytes,
     }
 }

@@ -23,6 +23,8 @@ pub struct BaseBackupOptions {
     pub max_rate: Option<u32>,
     /// Ask for a manifest with CRC32C.
     pub manifest: bool,
+    /// Ask only for what changed since the backup whose manifest was uploaded on this connection before.
+    pub incremental: bool,
 }
 
 /// A tablespace, or the data directory itself when `oid` is `None`.
@@ -137,6 +139,9 @@ fn render_command(options: &BaseBackupOptions) -> String {
     ];
     if options.manifest {
         parts.extend(["MANIFEST 'yes'".to_owned(), "MANIFEST_CHECKSUMS 'CRC32C'".to_owned()]);
+    }
+    if options.incremental {
+        parts.push("INCREMENTAL true".to_owned());
     }
     parts.extend(options.max_rate.map(|rate| format!("MAX_RATE {}", rate.clamp(32, 1 << 20))));
     format!("BASE_BACKUP ({})", parts.join(", "))
@@ -302,9 +307,17 @@ mod tests {
 
     #[test]
     fn the_command_quotes_its_label_and_asks_for_what_a_restore_needs() {
-        let options =
-            BaseBackupOptions { label: "it's".into(), fast_checkpoint: true, max_rate: Some(1), manifest: true };
+        let options = BaseBackupOptions {
+            label: "it's".into(),
+            fast_checkpoint: true,
+            max_rate: Some(1),
+            manifest: true,
+            incremental: false,
+        };
         let command = render_command(&options);
+        assert!(!command.contains("INCREMENTAL"), "PostgreSQL 16 does not know the word: {command}");
+        let incremental = render_command(&BaseBackupOptions { incremental: true, ..options });
+        assert!(incremental.contains(", INCREMENTAL true"), "{incremental}");
         assert!(command.starts_with("BASE_BACKUP (LABEL 'it''s', "), "{command}");
         for part in ["WAL true", "WAIT false", "MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'CRC32C'", "MAX_RATE 32"] {
             assert!(command.contains(part), "{part} in {command}");

@@ -1,7 +1,7 @@
 //! What lies in a store: clusters and their backups. Only `backup.json` makes a backup visible.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use pgherd_core::backup::{AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation};
+use pgherd_core::backup::{AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation, FULL_FORMAT, INCREMENTAL_FORMAT};
 
 use sha2::{Digest, Sha256};
 
@@ -10,8 +10,6 @@ use crate::{
     store::{ObjectStore, StoreError},
 };
 
-/// The format of `backup.json` that is read and written here.
-pub const RECORD_FORMAT: u32 = 1;
 /// Name of the object that makes a backup visible.
 pub const RECORD_NAME: &str = "backup.json";
 /// A longer record is refused: it names 100,000 objects in a tenth of this.
@@ -152,8 +150,8 @@ struct FormatOnly {
 fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<BackupRecord, String> {
     // The format is read first, so that a record of a later version is named as such and not as malformed.
     let FormatOnly { format, encryption } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if format != RECORD_FORMAT {
-        return Err(format!("it has format {format}, known is {RECORD_FORMAT}"));
+    if ![FULL_FORMAT, INCREMENTAL_FORMAT].contains(&format) {
+        return Err(format!("it has format {format}, known are {FULL_FORMAT} and {INCREMENTAL_FORMAT}"));
     }
     let method = encryption.as_ref().map(|encryption| encryption.get("method").and_then(|method| method.as_str()));
     if let Some(method) = method
@@ -168,6 +166,9 @@ fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<Ba
     let is_due = record.checksum.is_some() || record.index_sha256.is_some();
     if is_due && record.checksum.as_ref() != Some(&found) {
         return Err("it does not fit its own checksum".to_owned());
+    }
+    if record.parent.is_some() != (record.format == INCREMENTAL_FORMAT) {
+        return Err(format!("a parent goes with format {INCREMENTAL_FORMAT}, and only with it"));
     }
     if record.id != id {
         return Err(format!("it says it is backup {}", record.id));
@@ -247,6 +248,10 @@ mod tests {
             "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
             "walSegmentBytes":16777216}"#;
         assert!(parse(record).contains("database system 8"));
+        let unmarked = record.replacen(r#""format":1"#, r#""format":2"#, 1);
+        assert!(parse(&unmarked).contains("a parent goes with format 2"));
+        let parent = r#""parent":{"id":"z","manifestSha256":""},"format":1"#;
+        assert!(parse(&record.replacen(r#""format":1"#, parent, 1)).contains("a parent goes with format 2"));
     }
     const RECORD: &str = r#"{"format":1,"id":"a","cluster":"c","systemId":"7","serverVersion":150013,"timeline":1,"startLsn":"0/1",
         "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[{"name":"base","tablespacePath":"","segments":[7],"tarBytes":9}],

@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use pgherd_core::{
     backup::{BackupRecord, ClusterLocation},
+    chain::{ChainError, resolve_chain},
     instance::RecoveryTarget,
     lsn::Lsn,
     timeline::{ParseHistoryError, TimelineHistory, TimelineId},
@@ -40,6 +41,8 @@ pub struct ProvenRecovery {
     pub backup: BackupRecord,
     /// The history that it follows.
     pub history: TimelineHistory,
+    /// Room that the restore needs, in bytes: a chain is put together beside its members.
+    pub needed_bytes: u64,
 }
 
 /// Why it can't succeed, or why nobody can tell.
@@ -108,6 +111,9 @@ pub enum ProofError {
         /// When.
         stopped_at: String,
     },
+    /// The backup needs others, which are not as it needs them.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// Files are missing.
     #[error("the archive lacks {} file(s) that the recovery needs: {}", .0.len(), render_names(.0))]
     Missing(Vec<String>),
@@ -129,14 +135,16 @@ pub async fn prove_recovery(
 ) -> Result<ProvenRecovery, ProofError> {
     let target = Target::parse(question)?;
     let history = read_history(store, location, question.timeline).await?;
-    let mut backups = list_backups(store, location).await?;
+    let all = list_backups(store, location).await?;
     if let Some(id) = &question.backup_id
-        && !backups.iter().any(|backup| backup.id == *id)
+        && !all.iter().any(|backup| backup.id == *id)
     {
         return Err(ProofError::NoSuchBackup(id.clone()));
     }
-    backups.retain(|backup| history.contains(backup.timeline, backup.stop_lsn));
+    let on_history = |backup: &&BackupRecord| history.contains(backup.timeline, backup.stop_lsn);
+    let backups: Vec<BackupRecord> = all.iter().filter(on_history).cloned().collect();
     let backup = choose(&backups, question, &target)?.clone();
+    let needed_bytes = measure(&backup, &all)?;
     let written = match question.written {
         Some(written) => written,
         None => observe_end(store, location, &history, backup.wal_segment_bytes).await?,
@@ -145,9 +153,11 @@ pub async fn prove_recovery(
     if to > written {
         return Err(ProofError::Ahead { target: to, timeline: question.timeline, written });
     }
-    let missing =
-        missing_segments(store, location, &history, backup.start_lsn, to, backup.wal_segment_bytes).await?;
-    if missing.is_empty() { Ok(ProvenRecovery { backup, history }) } else { Err(ProofError::Missing(missing)) }
+    let missing = missing_segments(store, location, &history, backup.start_lsn, to, backup.wal_segment_bytes).await?;
+    if !missing.is_empty() {
+        return Err(ProofError::Missing(missing));
+    }
+    Ok(ProvenRecovery { backup, history, needed_bytes })
 }
 
 /// A target that can be compared with backups.
@@ -217,10 +227,18 @@ fn choose<'a>(
         };
     }
     let oldest = backups.first().ok_or(ProofError::NoBackup(timeline))?;
-    backups.iter().rev().find(|backup| target.is_after(backup)).ok_or_else(|| ProofError::TooEarly {
-        stop_lsn: oldest.stop_lsn,
-        stopped_at: oldest.stopped_at.clone(),
-    })
+    backups
+        .iter()
+        .rev()
+        .find(|backup| target.is_after(backup))
+        .ok_or_else(|| ProofError::TooEarly { stop_lsn: oldest.stop_lsn, stopped_at: oldest.stopped_at.clone() })
+}
+
+/// What a restore writes, in bytes: all that the backup needs, and what is made of several.
+fn measure(backup: &BackupRecord, all: &[BackupRecord]) -> Result<u64, ProofError> {
+    let chain = resolve_chain(all, &backup.id)?;
+    let bytes: u64 = chain.iter().map(|member| member.tar_bytes).sum();
+    Ok(if chain.len() > 1 { bytes.saturating_mul(2) } else { bytes })
 }
 
 /// PostgreSQL asks for the file of the timeline that it is told to follow, whatever else it needs.

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::{
     backup::{MARKER_NAME, Marker, remove_rest},
-    catalogue::{CatalogueError, RECORD_NAME, list_backups},
+    catalogue::{CatalogueError, RECORD_NAME, list_backups, read_record},
     restore::observe_locks,
     store::{ObjectStore, StoreError},
     wal::WalName,
@@ -152,6 +152,7 @@ fn build_fact(record: &BackupRecord) -> Result<BackupFact, PruneError> {
         stopped_at: record.stopped_at.parse().map_err(bad)?,
         timeline: record.timeline,
         start_lsn: record.start_lsn,
+        parent: record.parent.as_ref().map(|parent| parent.id.clone()),
         good: true,
         pinned: false,
         in_use: false,
@@ -215,7 +216,7 @@ fn parse_segment_end(root: &str, key: &str, segment_bytes: u64) -> Option<(Timel
     Some((timeline, Lsn(start.checked_add(segment_bytes)?)))
 }
 
-/// Deletes what was planned: backups from the oldest, then WAL.
+/// Deletes what was planned, in its order: backups, then WAL. What a backup that was spared is restored from is spared too.
 ///
 /// # Errors
 /// [`PruneError`]; what was begun is finished by the next backup or the next call.
@@ -226,13 +227,16 @@ pub async fn apply_prune(
     plan: &PrunePlan,
 ) -> Result<PruneOutcome, PruneError> {
     let mut outcome = PruneOutcome::default();
+    let mut needed = BTreeSet::new();
     for verdict in &plan.backups.delete {
         let Some(record) = plan.records.get(&verdict.id) else { continue };
         validate_kept(store, location, plan).await?;
-        if delete_backup(store, location, record).await? {
+        if !needed.contains(&record.id) && delete_backup(store, location, plan, record).await? {
             outcome.backups.push(verdict.id.clone());
             outcome.bytes = outcome.bytes.saturating_add(record.stored_bytes);
         } else {
+            // Of a chain the youngest comes first.
+            needed.extend(record.parent.iter().map(|parent| parent.id.clone()));
             outcome.spared.push(verdict.id.clone());
         }
     }
@@ -259,10 +263,12 @@ async fn validate_kept(store: &ObjectStore, location: &ClusterLocation, plan: &P
     }
 }
 
-/// Marks the backup, looks for readers, then deletes its record before all else. False when somebody reads it.
+/// Marks the backup, looks for readers, then deletes its record before all else. False when somebody reads it, or has made an
+/// incremental backup of it meanwhile.
 async fn delete_backup(
     store: &ObjectStore,
     location: &ClusterLocation,
+    plan: &PrunePlan,
     record: &BackupRecord,
 ) -> Result<bool, PruneError> {
     let prefix = location.backup_prefix(&record.id);
@@ -277,13 +283,34 @@ async fn delete_backup(
     };
     let marker_key = format!("{prefix}{MARKER_NAME}");
     store.put(&marker_key, marker.encode().map_err(PruneError::Mark)?).await?;
-    if observe_locks(store, location, Timestamp::now()).await?.contains(&record.id) {
+    // In this order: a child holds a lock on its parent until its own record is there.
+    let is_read = observe_locks(store, location, Timestamp::now()).await?.contains(&record.id);
+    if is_read || has_new_child(store, location, plan, record).await? {
         store.delete(&marker_key).await?;
         return Ok(false);
     }
     store.delete(&format!("{prefix}{RECORD_NAME}")).await?;
     remove_rest(store, &prefix, &archives).await?;
     Ok(true)
+}
+
+/// Whether a backup that was not there when the plan was made is restored from this one.
+async fn has_new_child(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    plan: &PrunePlan,
+    record: &BackupRecord,
+) -> Result<bool, PruneError> {
+    for id in store.list_dirs(&format!("{}/base/", location.root())).await? {
+        if plan.records.contains_key(&id) {
+            continue;
+        }
+        let newer = read_record(store, location, &id).await?;
+        if newer.and_then(|newer| newer.parent).is_some_and(|parent| parent.id == record.id) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// How long a lock keeps a backup after its reader died.

@@ -10,7 +10,7 @@ use pgherd_core::{
     register::Register,
     timeline::TimelineId,
 };
-use pgherd_stream::{catalogue::resolve, import::import_archive, restore::restore_backup, store::ObjectStore};
+use pgherd_stream::{catalogue::resolve, import::import_archive, restore::restore_backup_with, store::ObjectStore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -85,12 +85,7 @@ async fn initdb(agent: &Agent) -> Result<SourceReport, ActionError> {
     ];
     Binaries::observe()?.run("initdb", &args.map(OsStr::new), &[]).await?;
     let reason = "a new cluster begins empty".to_owned();
-    Ok(SourceReport {
-        source: "initdb".to_owned(),
-        from: String::new(),
-        reason,
-        ..SourceReport::default()
-    })
+    Ok(SourceReport { source: "initdb".to_owned(), from: String::new(), reason, ..SourceReport::default() })
 }
 
 async fn recover(
@@ -109,8 +104,8 @@ async fn recover(
     agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
     let cancel = CancellationToken::new();
     let _cancelled_when_dropped = cancel.clone().drop_guard();
-    let outcome =
-        restore_backup(&store, &location, &agent.layout.pgdata, build_replica::watch_progress(agent), cancel).await;
+    let (settings, progress) = (build_replica::build_restore_settings()?, build_replica::watch_progress(agent));
+    let outcome = restore_backup_with(&store, &location, &agent.layout.pgdata, &settings, progress, cancel).await;
     let outcome = outcome.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
     agent.set_recovery_source(Some(location.cluster.clone()));
     let reason =

@@ -14,7 +14,7 @@ use pgherd_stream::{
     catalogue::list_backups,
     clone::clone_from_instance,
     replication::ConnectOptions,
-    restore::{RestoreProgress, restore_backup},
+    restore::{RestoreProgress, RestoreSettings, restore_backup_with},
     store::ObjectStore,
     tls::PostgresTls,
     wal::missing_segments,
@@ -31,7 +31,10 @@ use crate::{
     agent::Agent,
     layout::slot_name,
     local_state::LocalState,
-    postgres::upstream::{Upstream, UpstreamState},
+    postgres::{
+        binaries::{Binaries, ProgramError},
+        upstream::{Upstream, UpstreamState},
+    },
 };
 
 /// Fills the data directory to follow `pod`.
@@ -139,7 +142,8 @@ async fn restore_or_fall_back(agent: &Agent, upstream: &Upstream, chosen: Chosen
     agent.board.say(Phase::Restoring, format!("restoring backup {}: {}", report.from, report.reason));
     let (sender, cancel) = (watch_progress(agent), CancellationToken::new());
     let _cancelled_when_dropped = cancel.clone().drop_guard();
-    match restore_backup(&store, &location, &agent.layout.pgdata, sender, cancel).await {
+    let settings = build_restore_settings()?;
+    match restore_backup_with(&store, &location, &agent.layout.pgdata, &settings, sender, cancel).await {
         Ok(_) => Ok(report),
         Err(error) => {
             let why = describe_chain(&error);
@@ -148,6 +152,15 @@ async fn restore_or_fall_back(agent: &Agent, upstream: &Upstream, chosen: Chosen
             copy_instance(agent, upstream, format!("backup {} could not be restored: {why}", report.from)).await
         }
     }
+}
+
+/// How an instance restores: a chain of incremental backups by the program of its own image.
+///
+/// # Errors
+/// When the image has no PostgreSQL.
+pub fn build_restore_settings() -> Result<RestoreSettings, ProgramError> {
+    let combine = Some(Binaries::observe()?.program("pg_combinebackup"));
+    Ok(RestoreSettings { combine, ..RestoreSettings::default() })
 }
 
 async fn copy_instance(agent: &Agent, upstream: &Upstream, reason: String) -> Result<SourceReport, ActionError> {

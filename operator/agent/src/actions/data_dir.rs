@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use pgherd_stream::restore::remove_scratch;
 use serde::{Deserialize, Serialize};
 
 use super::ActionError;
@@ -125,6 +126,11 @@ pub fn complete(agent: &Agent, local: &LocalState, system_id: &str) -> Result<()
 /// # Errors
 /// [`ActionError::Files`].
 pub fn clear(layout: &Layout) -> Result<(), ActionError> {
+    remove_scratch(&layout.pgdata).map_err(|source| ActionError::Files {
+        action: "remove the scratch directory of",
+        path: layout.pgdata.clone(),
+        source,
+    })?;
     if is_empty(&layout.pgdata)? {
         return Ok(());
     }

@@ -7,13 +7,14 @@ use std::{
 };
 
 use pgherd_core::{
-    timeline::TimelineId,
+    chain::FIRST_MAJOR,
     instance::{InstanceConfig, RecoveryTarget},
     pg::{
         conf::{ConfInput, StandbyConf, render_conf},
         hba::{SUPERUSER, render_closed_hba, render_hba, render_ident},
     },
     quorum::names_of_nobody,
+    timeline::TimelineId,
 };
 
 use super::upstream::{Upstream, render_upstream_conninfo};
@@ -118,10 +119,16 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
             _ if archiving => archive_command(layout),
             _ => String::new(),
         },
+        summarize_wal: archiving && observe_major(&layout.pgdata).is_some_and(|major| major >= FIRST_MAJOR),
         synchronous_standby_names: names,
         parameters: config.parameters.clone(),
         standby,
     }
+}
+
+/// The major version of the data directory.
+fn observe_major(pgdata: &Path) -> Option<u32> {
+    fs::read_to_string(pgdata.join("PG_VERSION")).ok()?.trim().parse().ok()
 }
 
 fn render_names(promotion: Option<&String>) -> String {

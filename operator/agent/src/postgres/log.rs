@@ -204,8 +204,12 @@ mod tests {
     #[test]
     fn the_end_of_a_recovery_is_read() {
         let watch = LogWatch::default();
-        watch.note_line(b"2026-11-24 03:00 GMT [1] LOG:  last completed transaction was at log time 2026-11-24 02:56:00.1+00");
-        watch.note_line(b"2026-11-24 03:00 GMT [1] FATAL:  recovery ended before configured recovery target was reached");
+        watch.note_line(
+            b"2026-11-24 03:00 GMT [1] LOG:  last completed transaction was at log time 2026-11-24 02:56:00.1+00",
+        );
+        watch.note_line(
+            b"2026-11-24 03:00 GMT [1] FATAL:  recovery ended before configured recovery target was reached",
+        );
         assert_eq!(watch.last_transaction().as_deref(), Some("2026-11-24 02:56:00.1+00"));
         assert_eq!(watch.last_fatal().as_deref(), Some("recovery ended before configured recovery target was reached"));
         watch.reset();

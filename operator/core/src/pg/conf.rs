@@ -43,6 +43,8 @@ pub struct ConfInput {
     /// `archive_command`. Empty when nothing is archived: then `/bin/true`, so that a store can be added without a
     /// restart.
     pub archive_command: String,
+    /// Incremental backups may be asked for: then the server keeps what they need, unless the user says otherwise.
+    pub summarize_wal: bool,
     /// `synchronous_standby_names` by [`crate::quorum::synchronous_standby_names`].
     pub synchronous_standby_names: String,
     /// The user's parameters, validated.
@@ -90,6 +92,10 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
 ];
+
+/// A process that notes which blocks the WAL changes, some bytes a block, for `wal_summary_keep_time` (10 days). PostgreSQL
+/// 17 and later; without it an incremental backup is a full one.
+const SUMMARIZE_WAL: &str = "summarize_wal";
 
 /// Parameters that are pgherd's, beside [`FIXED`]: name (a `*` at its end stands for anything), why, what to do instead.
 const REFUSED: &[(&str, &str, &str)] = &[
@@ -154,6 +160,9 @@ pub fn render_conf(input: &ConfInput) -> String {
     let mut text = "# Written by pgherd at every start; changes are lost.\n\n# Defaults\n".to_owned();
     for (name, value) in DEFAULTS.iter().filter(|(name, _)| !user.contains_key(*name)) {
         set(&mut text, name, value);
+    }
+    if input.summarize_wal && !user.contains_key(SUMMARIZE_WAL) {
+        set(&mut text, SUMMARIZE_WAL, "on");
     }
     text.push_str("\n# spec.postgresql.parameters\n");
     for (name, value) in &user {
@@ -300,6 +309,17 @@ mod tests {
         assert!(text.contains("fsync = 'on'\n") && !text.contains("fsync = 'off'"));
         assert!(text.contains("archive_command = '/bin/true'\n"));
         assert!(text.find("work_mem") < text.find("restart_after_crash"));
+    }
+
+    #[test]
+    fn what_incremental_backups_need_is_on_unless_the_user_says_otherwise() {
+        let render = |summarize_wal, given: &[(&str, &str)]| {
+            render_conf(&ConfInput { summarize_wal, parameters: parameters(given), ..ConfInput::default() })
+        };
+        assert!(render(true, &[]).contains("summarize_wal = 'on'\n"));
+        assert!(!render(false, &[]).contains("summarize_wal"), "PostgreSQL 16 does not start with it");
+        let off = render(true, &[("Summarize_WAL", "off")]);
+        assert!(off.contains("summarize_wal = 'off'\n") && off.matches("summarize_wal").count() == 1, "{off}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use pgherd_crds::names::{self, keys};
 use sha2::{Digest, Sha256};
 
 use super::error::BackupError;
-use crate::jobs::backup::config::{BackupJobConfig, CONFIG_DIR, CONFIG_FILE, SourceConfig};
+use crate::jobs::backup::config::{BackupJobConfig, CONFIG_DIR, CONFIG_FILE, IncrementalConfig, SourceConfig};
 
 /// Annotation of a Job's pod with [`BackupJobConfig`] as JSON.
 pub const CONFIG_ANNOTATION: &str = "pgherd.dev/backup-config";
@@ -65,6 +65,10 @@ pub struct JobInput<'a> {
     pub source_pod: &'a str,
     /// Where the backup goes.
     pub location: ClusterLocation,
+    /// An incremental backup is wanted.
+    pub incremental: Option<IncrementalConfig>,
+    /// Secret with the identity that opens what is encrypted, where the cluster has one.
+    pub identity_secret: Option<&'a str>,
     /// Secret with the store's credentials.
     pub credentials_secret: &'a str,
     /// Secret with the store's CA.
@@ -107,7 +111,8 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
             user: REPLICATION_ROLE.to_owned(),
             tls_dir: paths::TLS.to_owned(),
         },
-        location: build_location(&input.location),
+        location: build_location(input),
+        incremental: input.incremental.clone(),
     };
     let config = serde_json::to_string(&config).map_err(BackupError::RenderConfig)?;
     let labels = build_labels(input);
@@ -139,13 +144,20 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
     })
 }
 
-/// A backup only writes: its Job is told the recipients, and neither has the identity nor knows where one would be.
-fn build_location(location: &ClusterLocation) -> ClusterLocation {
-    let mut location = location.clone();
-    if let Some(encryption) = &mut location.store.encryption {
+/// A full backup only writes: its Job is told the recipients, and neither has the identity nor knows where one would be. An
+/// incremental one has to read its parent's manifest.
+fn build_location(input: &JobInput<'_>) -> ClusterLocation {
+    let mut location = input.location.clone();
+    if let Some(encryption) = &mut location.store.encryption
+        && find_identity(input).is_none()
+    {
         encryption.identity_file = None;
     }
     location
+}
+
+fn find_identity<'a>(input: &JobInput<'a>) -> Option<&'a str> {
+    input.identity_secret.filter(|_| input.incremental.is_some())
 }
 
 fn build_labels(input: &JobInput<'_>) -> BTreeMap<String, String> {
@@ -178,6 +190,10 @@ fn build_pod(input: &JobInput<'_>) -> PodSpec {
     if let Some(secret) = input.ca_secret {
         volumes.push(build_secret_volume("object-store-ca", secret, &["ca.crt"]));
         mounts.push(build_mount("object-store-ca", paths::STORE_CA));
+    }
+    if let Some(secret) = find_identity(input) {
+        volumes.push(build_secret_volume("encryption", secret, &[paths::AGE_IDENTITY]));
+        mounts.push(build_mount("encryption", paths::ENCRYPTION));
     }
     PodSpec {
         service_account_name: Some(names::backup_account(&input.location.cluster)),

@@ -7,7 +7,7 @@ use kube::{
     Api, Resource, ResourceExt,
     runtime::{controller::Action, events::EventType},
 };
-use pgherd_core::{backup::ClusterLocation, quantity::render_bytes};
+use pgherd_core::{backup::ClusterLocation, chain::DEFAULT_MAX_CHAIN, quantity::render_bytes};
 use pgherd_crds::{Backup, BackupStatus, names::keys, v1alpha1::backup::BackupPhase};
 
 use super::{
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     context::{Context, Now},
-    kubernetes::{events::publish, owner::controller_reference},
+    jobs::backup::config::IncrementalConfig,
+    kubernetes::{events::publish, owner::controller_reference, store::list_backups},
 };
 
 /// How often a running Job is looked at for troubles that its own object doesn't show.
@@ -125,6 +126,17 @@ impl Round<'_> {
         Ok(Action::requeue(positive(wait.again)))
     }
 
+    /// What the Job is told of an incremental backup, if one is wanted: nothing is to be built on a backup that turned out bad.
+    fn find_incremental(&self) -> Option<IncrementalConfig> {
+        let wanted = self.backup.spec.incremental.as_ref()?;
+        let backups = list_backups(&self.context.stores.backups, &self.namespace, &self.backup.spec.cluster_ref.name);
+        let bad = backups.iter().filter_map(|other| {
+            let status = other.status.as_ref().filter(|status| status.restorable == Some(false))?;
+            status.id.clone()
+        });
+        Some(IncrementalConfig { max_chain: wanted.max_chain.unwrap_or(DEFAULT_MAX_CHAIN), damaged: bad.collect() })
+    }
+
     async fn start(&self, observed: &Observed, attempt: u32, source_pod: &str) -> Result<Action, BackupError> {
         let (Some(cluster), Some(store)) = (&observed.cluster, &observed.store) else {
             return Ok(Action::requeue(WATCH_JOB));
@@ -141,6 +153,8 @@ impl Round<'_> {
             schedule: self.backup.labels().get(keys::SCHEDULE).map(String::as_str),
             attempt,
             source_pod,
+            incremental: self.find_incremental(),
+            identity_secret: store.identity_secret.as_deref(),
             location: ClusterLocation { store: store.config.clone(), cluster: cluster.name_any(), system_id },
             credentials_secret: &store.credentials_secret,
             ca_secret: store.ca_secret.as_deref(),

@@ -23,7 +23,7 @@ use super::{
     status::{Report, build_patch, build_status},
 };
 use crate::jobs::backup::{
-    config::BackupJobConfig,
+    config::{BackupJobConfig, IncrementalConfig},
     outcome::{BackupFailure, BackupOutcome, render_outcome, tests::summary},
 };
 
@@ -301,6 +301,8 @@ fn input<'a>() -> JobInput<'a> {
         attempt: 2,
         source_pod: "shop-2",
         location: encrypted(location()),
+        incremental: None,
+        identity_secret: Some("age"),
         credentials_secret: "minio",
         ca_secret: Some("minio-ca"),
         image: "registry.example/pgherd:0.1.0",
@@ -333,6 +335,23 @@ fn the_job_reads_back_its_configuration() {
     let identity = location.store.encryption.as_mut().unwrap().identity_file.take();
     assert!(identity.is_some(), "the instances have one");
     assert_eq!(config.location, location, "a Job is told the recipients and of no identity");
+}
+
+#[test]
+fn only_the_job_of_an_incremental_backup_has_the_identity() {
+    let wanted = IncrementalConfig { max_chain: 7, damaged: vec!["bad".to_owned()] };
+    let mounts = |input: &JobInput<'_>| {
+        let pod = build_job(input).unwrap().spec.unwrap().template;
+        let annotations = pod.metadata.unwrap().annotations.unwrap();
+        let config: BackupJobConfig = serde_json::from_str(&annotations[super::build::CONFIG_ANNOTATION]).unwrap();
+        let volumes: Vec<String> = pod.spec.unwrap().volumes.unwrap().into_iter().map(|volume| volume.name).collect();
+        (config, volumes.contains(&"encryption".to_owned()))
+    };
+    let (config, mounted) = mounts(&JobInput { incremental: Some(wanted.clone()), ..input() });
+    assert_eq!((&config.location, config.incremental, mounted), (&input().location, Some(wanted.clone()), true));
+    assert!(!mounts(&input()).1, "a full backup reads nothing");
+    let (config, mounted) = mounts(&JobInput { incremental: Some(wanted), identity_secret: None, ..input() });
+    assert_eq!((config.location.store.encryption.unwrap().identity_file, mounted), (None, false));
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub fn build_backup(schedule: &BackupSchedule, namespace: &str, scheduled: Times
     let spec = BackupSpec {
         cluster_ref: schedule.spec.cluster_ref.clone(),
         target: schedule.spec.target,
+        incremental: schedule.spec.incremental.clone(),
         deletion_policy: None,
     };
     let mut backup = Backup::new(&render_backup_name(&name, scheduled), spec);

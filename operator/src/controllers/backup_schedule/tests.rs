@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use pgherd_core::schedule::Schedule;
-use pgherd_crds::{BackupSchedule, BackupScheduleSpec, BackupScheduleStatus, v1alpha1::shared::LocalReference};
+use pgherd_crds::{
+    BackupSchedule, BackupScheduleSpec, BackupScheduleStatus,
+    v1alpha1::{backup::Incremental, shared::LocalReference},
+};
 
 use super::{
     build::{build_backup, render_backup_name},
@@ -141,6 +144,7 @@ fn schedule() -> BackupSchedule {
         time_zone: None,
         suspend: None,
         target: None,
+        incremental: Some(Incremental { max_chain: Some(3) }),
         starting_deadline_seconds: None,
         successful_backups_history_limit: None,
         failed_backups_history_limit: None,
@@ -156,6 +160,7 @@ fn a_run_is_named_after_its_time_and_has_no_owner() {
     let backup = build_backup(&schedule(), "prod", at("21T03:00:00"));
     assert_eq!(backup.metadata.owner_references, None);
     assert_eq!(backup.metadata.labels.unwrap()["pgherd.dev/schedule"], "shop-nightly");
+    assert_eq!(backup.spec.incremental, schedule().spec.incremental);
 }
 
 #[test]

@@ -27,6 +27,20 @@ pub struct BackupJobConfig {
     pub source: SourceConfig,
     /// Where the backup goes.
     pub location: ClusterLocation,
+    /// An incremental backup is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incremental: Option<IncrementalConfig>,
+}
+
+/// How an incremental backup is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IncrementalConfig {
+    /// Backups of a chain at most, with the full one.
+    pub max_chain: u32,
+    /// Ids of backups that were found unusable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
 }
 
 /// The instance that is read, over TLS with a client certificate.

@@ -46,9 +46,23 @@ pub struct BackupSummary {
     pub took_ms: u64,
     /// From the first to the last byte of data, in milliseconds.
     pub stream_ms: u64,
+    /// Id of the parent of an incremental backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Backups that a restore needs, with this one.
+    #[serde(default = "alone")]
+    pub chain_length: u32,
+    /// Why it is a full one although an incremental one was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_reason: Option<String>,
     /// Peak resident memory of the process in bytes, where the kernel tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
+}
+
+/// What a Job of an earlier version made.
+fn alone() -> u32 {
+    1
 }
 
 /// Why a backup failed.
@@ -67,8 +81,12 @@ pub struct BackupFailure {
 #[must_use]
 pub fn render_outcome(outcome: &BackupOutcome) -> String {
     let mut outcome = outcome.clone();
-    if let BackupOutcome::Failed(failure) = &mut outcome {
-        failure.error = failure.error.chars().take(ERROR_CHARS).collect();
+    let text = match &mut outcome {
+        BackupOutcome::Failed(failure) => Some(&mut failure.error),
+        BackupOutcome::Completed(summary) => summary.full_reason.as_mut(),
+    };
+    if let Some(text) = text {
+        *text = text.chars().take(ERROR_CHARS).collect();
     }
     render_message(&outcome)
 }
@@ -99,6 +117,9 @@ pub(crate) mod tests {
             stored_bytes: 1 << 30,
             took_ms: 62_000,
             stream_ms: 60_000,
+            parent: None,
+            chain_length: 1,
+            full_reason: None,
             peak_rss_bytes: Some(90 << 20),
         }
     }
@@ -115,6 +136,9 @@ pub(crate) mod tests {
         let text = render_outcome(&BackupOutcome::Failed(failure));
         assert!(!text.is_empty() && text.len() <= MESSAGE_LIMIT, "{}", text.len());
         assert!(matches!(parse_outcome(&text), Some(BackupOutcome::Failed(f)) if f.retry));
+        let completed = BackupSummary { full_reason: Some("\"ü\n".repeat(4000)), ..summary() };
+        let text = render_outcome(&BackupOutcome::Completed(completed));
+        assert!(matches!(parse_outcome(&text), Some(BackupOutcome::Completed(_))), "{}", text.len());
     }
 
     #[test]

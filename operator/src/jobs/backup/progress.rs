@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use pgherd_core::quantity::render_bytes;
-use pgherd_crds::{BackupStatus, v1alpha1::backup::BackupPhase};
+use pgherd_crds::{
+    BackupStatus,
+    v1alpha1::backup::{BackupKind, BackupPhase},
+};
 
 use super::outcome::BackupSummary;
 
@@ -64,6 +67,10 @@ pub fn build_completed_status(summary: &BackupSummary) -> BackupStatus {
         start_lsn: Some(summary.start_lsn.to_string()),
         stop_lsn: Some(summary.stop_lsn.to_string()),
         timeline: Some(summary.timeline.0),
+        kind: Some(if summary.parent.is_some() { BackupKind::Incremental } else { BackupKind::Full }),
+        parent: summary.parent.clone(),
+        chain_length: Some(summary.chain_length),
+        full_reason: summary.full_reason.clone(),
         restorable: Some(true),
         ..BackupStatus::default()
     }
@@ -154,5 +161,9 @@ mod tests {
         assert_eq!((status.restorable, status.progress.as_deref()), (Some(true), Some("100%")));
         assert_eq!(status.pitr_ready, None);
         assert_eq!(status.duration.as_deref(), Some("1m02s"));
+        assert_eq!((status.kind, status.chain_length), (Some(BackupKind::Full), Some(1)));
+        let child = BackupSummary { parent: Some("a".to_owned()), chain_length: 2, ..summary() };
+        let status = build_completed_status(&child);
+        assert_eq!((status.kind, status.parent.as_deref()), (Some(BackupKind::Incremental), Some("a")));
     }
 }

@@ -1,14 +1,22 @@
 //! The flags of the commands by hand. What is not given and has no default is asked for by name.
 
-use std::{collections::BTreeMap, error::Error, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
+use pgherd_agent::postgres::binaries::Binaries;
 use pgherd_core::{
     backup::{BackupLocation, ClusterLocation, EncryptionConfig, StoreConfig},
+    chain::{DEFAULT_MAX_CHAIN, ParentChoice},
     pg::conf::render_target_time,
 };
 use pgherd_stream::{
-    encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls,
+    backup::IncrementalOptions, encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces,
+    tls::PostgresTls,
 };
 
 use super::recovery::Target;
@@ -176,9 +184,26 @@ pub struct BackupArgs {
     /// Waits for a spread checkpoint instead of an immediate one.
     #[arg(long)]
     pub spread_checkpoint: bool,
+    /// Only what changed since this backup, or since the newest one with "latest" (PostgreSQL 17 and later, with summarize_wal);
+    /// where that is not possible it becomes a full backup, and the output says why.
+    #[arg(long, value_name = "ID|latest")]
+    pub incremental_from: Option<String>,
+    /// A full backup once the chain has so many members.
+    #[arg(long, requires = "incremental_from", default_value_t = DEFAULT_MAX_CHAIN)]
+    pub max_chain: u32,
 }
 
 impl BackupArgs {
+    /// What an incremental backup is to be made of; none for a full one.
+    #[must_use]
+    pub fn incremental(&self) -> Option<IncrementalOptions> {
+        let parent = match self.incremental_from.as_deref()? {
+            "latest" => ParentChoice::Newest,
+            id => ParentChoice::Id(id.to_owned()),
+        };
+        Some(IncrementalOptions { parent, max_chain: self.max_chain, damaged: Vec::new() })
+    }
+
     /// How to connect.
     ///
     /// # Errors
@@ -216,6 +241,10 @@ pub struct RestoreArgs {
     /// The data directory: absent or empty.
     #[arg(long, value_name = "DIR")]
     pub target: PathBuf,
+    /// PostgreSQL's pg_combinebackup of the backup's major version, which an incremental backup needs; looked for beside the
+    /// installed server by default.
+    #[arg(long, value_name = "FILE")]
+    pub pg_combinebackup: Option<PathBuf>,
     /// Puts tablespaces below pg_tblspc of the data directory.
     #[arg(long, conflicts_with = "tablespace")]
     pub tablespaces_in_place: bool,
@@ -240,6 +269,16 @@ pub struct RestoreArgs {
 }
 
 impl RestoreArgs {
+    /// The program for a chain of backups of this major version, if there is one.
+    #[must_use]
+    pub fn find_combine(&self, major: u32) -> Option<PathBuf> {
+        const NAME: &str = "pg_combinebackup";
+        let packaged = [format!("/usr/lib/postgresql/{major}/bin"), format!("/usr/pgsql-{major}/bin")];
+        let packaged = packaged.into_iter().map(|folder| Path::new(&folder).join(NAME)).find(|path| path.is_file());
+        let beside_server = || Some(Binaries::observe().ok()?.program(NAME));
+        self.pg_combinebackup.clone().or(packaged).or_else(beside_server)
+    }
+
     /// Where tablespaces go.
     ///
     /// # Errors

@@ -10,11 +10,11 @@ use std::{collections::BTreeSet, error::Error, process::ExitCode};
 use jiff::{SignedDuration, Timestamp};
 use pgherd_core::{backup::BackupLocation, retention::RetentionPolicy};
 use pgherd_stream::{
-    backup::{BackupOptions, BackupProgress, observe_peak_rss, run_backup},
+    backup::{BackupKind, BackupOptions, BackupProgress, observe_peak_rss, run_backup},
     catalogue::{list_backups, resolve},
     process::build_runtime,
     prune::{PruneOptions, apply_prune, plan_prune},
-    restore::{RestoreProgress, restore_backup_at, verify_backup},
+    restore::{RestoreProgress, RestoreSettings, restore_backup_with, verify_backup},
     store::ObjectStore,
     wal::{FetchOutcome, fetch},
 };
@@ -42,6 +42,7 @@ pub fn backup(args: &BackupArgs) -> Outcome {
     (options.level, options.workers, options.concurrency) = (args.level, args.workers, args.concurrency);
     options.part_bytes = args.part_mebibytes << 20;
     (options.max_rate, options.fast_checkpoint) = (args.max_rate, !args.spread_checkpoint);
+    options.incremental = args.incremental();
     let outcome = build_runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         super::backup::cancel_on_signal(&cancel);
@@ -49,8 +50,14 @@ pub fn backup(args: &BackupArgs) -> Outcome {
         run_backup(options, sender, cancel).await
     })?;
     let record = &outcome.record;
+    let full_reason = match &outcome.kind {
+        BackupKind::Full(reason) => reason.as_ref(),
+        BackupKind::Incremental { .. } => None,
+    };
     print(&json!({
         "id": record.id,
+        "parent": record.parent.as_ref().map(|parent| &parent.id),
+        "fullReason": full_reason,
         "systemId": record.system_id,
         "destination": outcome.location.destination(&record.id),
         "startLsn": record.start_lsn,
@@ -75,9 +82,10 @@ pub fn restore(args: &RestoreArgs) -> Outcome {
         let cancel = CancellationToken::new();
         super::backup::cancel_on_signal(&cancel);
         let store = ObjectStore::connect(&location.cluster.store).await?;
-        let (location, _) = resolve(&store, &location).await?;
+        let (location, record) = resolve(&store, &location).await?;
+        let settings = RestoreSettings { places, combine: args.find_combine(record.server_version / 10_000) };
         let (sender, _receiver) = watch::channel(RestoreProgress::default());
-        let outcome = restore_backup_at(&store, &location, &args.target, &places, sender, cancel).await?;
+        let outcome = restore_backup_with(&store, &location, &args.target, &settings, sender, cancel).await?;
         Ok::<_, Box<dyn Error>>((outcome, location))
     })?;
     recovery::write_recovery(&args.target, &location, target.as_ref())?;
@@ -132,6 +140,8 @@ pub fn list(args: &LocationArgs) -> Outcome {
     for record in records {
         print(&json!({
             "id": record.id,
+            "kind": if record.parent.is_some() { "Incremental" } else { "Full" },
+            "parent": record.parent.as_ref().map(|parent| &parent.id),
             "stoppedAt": record.stopped_at,
             "serverVersion": record.server_version,
             "timeline": record.timeline,

@@ -55,6 +55,7 @@ fn judge_restore(error: &RestoreError) -> (String, Blame) {
         | RestoreError::Damaged { .. }
         | RestoreError::Inconsistent(_)
         | RestoreError::MissingObject(_)
+        | RestoreError::Chain(_)
         | RestoreError::Catalogue(CatalogueError::Record { .. }) => ("Damaged".to_owned(), Blame::Data),
         RestoreError::BeingDeleted(_) | RestoreError::Deleted(_) => ("BackupGone".to_owned(), Blame::Circumstances),
         RestoreError::NoSpace { .. } => ("NoSpace".to_owned(), Blame::Circumstances),

@@ -27,7 +27,7 @@ use pgherd_core::{
     lsn::Lsn,
 };
 use pgherd_stream::{
-    restore::{RestoreError, RestoreProgress, TablespacePlaces, restore_backup_at},
+    restore::{RestoreError, RestoreProgress, RestoreSettings, TablespacePlaces, restore_backup_with},
     store::ObjectStore,
     wal::WalError,
 };
@@ -171,8 +171,10 @@ pub async fn verify_by_restore(
 ) -> Result<Verified, VerifyError> {
     let began = Instant::now();
     let (progress, _receiver) = watch::channel(RestoreProgress::default());
-    let places = TablespacePlaces::InPlace;
-    let restored = restore_backup_at(store, &trial.location, &trial.data, &places, progress, cancel.clone()).await?;
+    let combine = Some(trial.binaries.program("pg_combinebackup"));
+    let settings = RestoreSettings { places: TablespacePlaces::InPlace, combine };
+    let restored =
+        restore_backup_with(store, &trial.location, &trial.data, &settings, progress, cancel.clone()).await?;
     let record = restored.record;
     let checks = async {
         fetch_wal(store, &trial.location.cluster, &record, &trial.data).await?;

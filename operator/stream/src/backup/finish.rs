@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use pgherd_core::{
-    backup::{AGE_SUFFIX, ArchiveRecord, BackupRecord, EncryptionRecord},
+    backup::{
+        AGE_SUFFIX, ArchiveRecord, BackupRecord, EncryptionRecord, FULL_FORMAT, INCREMENTAL_FORMAT, ParentRecord,
+    },
     lsn::Lsn,
     timeline::TimelineId,
 };
@@ -17,7 +19,6 @@ use super::{
 };
 use crate::{
     age::{Recipient, seal},
-    catalogue::RECORD_FORMAT,
     index::{ArchiveIndex, BackupIndex, INDEX_FORMAT, IndexEntry},
     manifest::{Manifest, SeenFile, render_hex},
     store::ObjectStore,
@@ -41,6 +42,7 @@ pub(super) struct BackupIdentity {
     pub(super) start_lsn: Lsn,
     pub(super) started_at: String,
     pub(super) wal_segment_bytes: u64,
+    pub(super) parent: Option<ParentRecord>,
 }
 
 /// Name of an object as it is stored.
@@ -106,7 +108,7 @@ pub(super) fn build_record(
         return Err(BackupError::Interrupted);
     }
     let mut record = BackupRecord {
-        format: RECORD_FORMAT,
+        format: if identity.parent.is_some() { INCREMENTAL_FORMAT } else { FULL_FORMAT },
         id: identity.id,
         cluster: identity.cluster,
         system_id: identity.system_id,
@@ -123,6 +125,7 @@ pub(super) fn build_record(
         wal_segment_bytes: identity.wal_segment_bytes,
         index_sha256: None,
         encryption,
+        parent: identity.parent,
         checksum: None,
     };
     let mut index = BackupIndex { format: INDEX_FORMAT, archives: Vec::new() };

@@ -9,12 +9,16 @@
 //! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! + 64 KiB where the backup is encrypted
 //! ```
+//! For an incremental backup, before data flows, the parent's manifest (about 140 bytes per file).
+//!
 //! With the defaults (2 workers, 3 parts of 5 MiB in flight) frames and parts take at most 12 + 20 MiB, and less for data that
 //! compresses: an output buffer is touched only as far as its frame is long. All queues wait; a slow store becomes TCP
 //! backpressure and the server waits.
 
+mod begin;
 mod finish;
 mod marker;
+mod parent;
 mod run;
 mod source;
 mod sweep;
@@ -30,6 +34,7 @@ use pgherd_core::{
 
 pub(crate) use finish::{INDEX_NAME, MANIFEST_NAME, render_data_path, render_stored_name};
 pub(crate) use marker::{MARKER_NAME, MAX_MARKER_BYTES, Marker};
+pub use parent::{BackupKind, IncrementalOptions};
 pub use run::{observe_peak_rss, run_backup};
 pub(crate) use sweep::remove_rest;
 pub use sweep::{SILENT_AGE, SweepScope, sweep_abandoned};
@@ -79,6 +84,8 @@ pub struct BackupOptions {
     pub fast_checkpoint: bool,
     /// On whose behalf; `None` for a backup by hand.
     pub owner: Option<BackupOwner>,
+    /// An incremental backup where that is possible; `None` for a full one.
+    pub incremental: Option<IncrementalOptions>,
 }
 
 impl BackupOptions {
@@ -95,6 +102,7 @@ impl BackupOptions {
             max_rate: None,
             fast_checkpoint: true,
             owner: None,
+            incremental: None,
         }
     }
 }
@@ -137,6 +145,8 @@ pub struct BackupProgress {
 pub struct BackupOutcome {
     /// What `backup.json` says.
     pub record: BackupRecord,
+    /// What kind it became.
+    pub kind: BackupKind,
     /// Where it lies, with the system id filled in.
     pub location: ClusterLocation,
     /// Peak resident memory of this process in bytes, if the kernel tells.

@@ -6,31 +6,21 @@ use std::{
 };
 
 use jiff::Timestamp;
-use pgherd_core::{
-    backup::{BackupRecord, ClusterLocation},
-    lsn::Lsn,
-    timeline::TimelineId,
-};
+use pgherd_core::backup::{BackupRecord, ClusterLocation};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
     BackupError, BackupOptions, BackupOutcome, BackupPhase, BackupProgress,
+    begin::Source,
     finish::{BackupIdentity, build_record, validate_backup, write_companions},
     marker::{Claim, MARKER_NAME, Marker},
     source::{ScannedBackup, read_backup},
     sweep::{SILENT_AGE, SweepScope, remove_failed, sweep_abandoned},
     upload::{StoredArchive, Uploader},
 };
-use crate::{
-    base_backup::{BaseBackup, BaseBackupEvent, BaseBackupOptions, Tablespace, estimate_bytes},
-    catalogue::render_checksum,
-    encryption::Keys,
-    frames,
-    replication::{ReplicationClient, ReplicationError},
-    store::ObjectStore,
-};
+use crate::{base_backup::BaseBackup, catalogue::render_checksum, encryption::Keys, frames, store::ObjectStore};
 
 /// Removing what a failure left must not take longer than a pod has to stop.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(45);
@@ -53,16 +43,20 @@ pub async fn run_backup(
     let keys = Keys::of(&options.location.store)?;
     // Where the identity is at hand, a backup that it does not open is refused. A Job of a cluster has none.
     keys.validate_pair()?;
-    let began = async {
+    let connect = async {
         let store = ObjectStore::connect(&options.location.store).await?;
         store.probe().await?;
-        let source = Source::begin(&options, &progress).await?;
-        Ok::<_, BackupError>((store, source))
+        Ok::<_, BackupError>(store)
     };
-    let (store, source) = tokio::select! {
+    let store = tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(BackupError::Cancelled),
-        began = began => began?,
+        store = connect => store?,
+    };
+    let mut source = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(BackupError::Cancelled),
+        source = Source::begin(&options, &keys, &store, &progress) => source?,
     };
     let prefix = source.location.backup_prefix(&source.identity.id);
     let archives = source.archives.clone();
@@ -70,7 +64,18 @@ pub async fn run_backup(
     let cancel = cancel.child_token();
     let run =
         Run { options: &options, keys: &keys, store: &store, prefix: &prefix, progress: &progress, cancel: &cancel };
-    let result = run.copy(source).await;
+    let parent = source.parent.take();
+    let result = match &parent {
+        None => run.copy(source).await,
+        Some(parent) => tokio::select! {
+            result = run.copy(source) => result,
+            never = parent.lock.renew() => match never {},
+        },
+    };
+    // Only now: as long as the record is not there, nobody else can know that the parent is needed.
+    if let Some(parent) = parent {
+        parent.lock.release().await;
+    }
     if let Err(error) = &result
         && !matches!(error, BackupError::IdTaken(_))
     {
@@ -84,72 +89,6 @@ pub async fn run_backup(
     result
 }
 
-/// A stream that is about to send its first byte, and the slot that keeps its WAL.
-struct Source {
-    backup: BaseBackup,
-    slot: ReplicationClient,
-    identity: BackupIdentity,
-    location: ClusterLocation,
-    archives: Vec<String>,
-}
-
-impl Source {
-    async fn begin(options: &BackupOptions, progress: &watch::Sender<BackupProgress>) -> Result<Self, BackupError> {
-        let mut slot = ReplicationClient::connect(&options.connect).await?;
-        let system = slot.identify_system().await?;
-        let mut location = options.location.clone();
-        if location.system_id.is_empty() {
-            location.system_id.clone_from(&system.system_id);
-        } else if location.system_id != system.system_id {
-            return Err(BackupError::WrongSystem { expected: location.system_id, found: system.system_id });
-        }
-        let server_version = slot.server_version().await?;
-        let wal_segment_bytes = slot.wal_segment_bytes().await?;
-        // The slot is there before the backup begins and goes with its connection: no WAL can vanish meanwhile.
-        let name = format!("pgherd_backup_{}", Uuid::new_v4().simple());
-        slot.create_physical_slot(&name, true, true).await?;
-
-        let client = ReplicationClient::connect(&options.connect).await?;
-        let wire_options = BaseBackupOptions {
-            label: format!("pgherd backup of {}", location.cluster),
-            fast_checkpoint: options.fast_checkpoint,
-            max_rate: options.max_rate,
-            manifest: true,
-        };
-        progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
-        let mut backup = BaseBackup::start(client, &wire_options).await?;
-        let BaseBackupEvent::Start { lsn, timeline, tablespaces } = backup.next().await? else {
-            return Err(ReplicationError::Protocol("a base backup without a start".to_owned()).into());
-        };
-        let started = Timestamp::now();
-        let identity = BackupIdentity {
-            id: render_id(started, timeline, lsn),
-            cluster: location.cluster.clone(),
-            system_id: system.system_id,
-            server_version,
-            timeline,
-            start_lsn: lsn,
-            started_at: started.to_string(),
-            wal_segment_bytes,
-        };
-        let name = |tablespace: &Tablespace| tablespace.oid.map_or_else(|| "base".to_owned(), |oid| oid.to_string());
-        let sizes = estimate_bytes(&tablespaces);
-        progress.send_modify(|progress| {
-            progress.phase = BackupPhase::Streaming;
-            progress.bytes_total = sizes;
-            progress.backup_id = Some(identity.id.clone());
-            progress.start_lsn = Some(lsn);
-        });
-        Ok(Self { backup, slot, identity, location, archives: tablespaces.iter().map(name).collect() })
-    }
-}
-
-/// `<UTC yyyymmddThhmmssZ>-<timeline>-<start LSN with a dash>`.
-fn render_id(started: Timestamp, timeline: TimelineId, lsn: Lsn) -> String {
-    let lsn = lsn.to_string().replace('/', "-");
-    format!("{}-{timeline}-{lsn}", started.strftime("%Y%m%dT%H%M%SZ"))
-}
-
 struct Run<'a> {
     options: &'a BackupOptions,
     keys: &'a Keys,
@@ -160,8 +99,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn copy(&self, source: Source) -> Result<BackupOutcome, BackupError> {
-        let Source { mut backup, slot, identity, location, archives } = source;
+    async fn copy(&self, source: Source<'_>) -> Result<BackupOutcome, BackupError> {
+        let Source { mut backup, slot, identity, location, archives, kind, parent: _ } = source;
         let marker = Marker {
             id: identity.id.clone(),
             started_at: identity.started_at.parse().unwrap_or(Timestamp::UNIX_EPOCH),
@@ -204,6 +143,7 @@ impl Run<'_> {
         });
         Ok(BackupOutcome {
             record,
+            kind,
             location,
             peak_rss_bytes: observe_peak_rss(),
             bounded_bytes: frames::bounded_bytes(self.options.workers)
@@ -328,9 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_says_when_and_from_where() {
-        let started: Timestamp = "2026-11-22T02:03:04.567Z".parse().unwrap();
-        assert_eq!(render_id(started, TimelineId(18), Lsn(0x16_B374_D848)), "20261122T020304Z-00000012-16-B374D848");
+    fn the_kernel_tells_the_peak_of_memory() {
         assert!(observe_peak_rss().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

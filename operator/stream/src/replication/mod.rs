@@ -2,6 +2,7 @@
 
 mod connect;
 mod error;
+mod manifest;
 mod query;
 pub mod wire;
 

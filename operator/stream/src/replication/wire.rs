@@ -94,6 +94,7 @@ fn validate_tag(tag: u8) -> Result<(), ReplicationError> {
         tags::COMMAND_COMPLETE_TAG
             | tags::COPY_DATA_TAG
             | tags::COPY_DONE_TAG
+            | tags::COPY_IN_RESPONSE_TAG
             | tags::COPY_OUT_RESPONSE_TAG
             | tags::DATA_ROW_TAG
             | tags::ERROR_RESPONSE_TAG

@@ -24,7 +24,7 @@ const TAKE_TIMEOUT: Duration = Duration::from_secs(20);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A reader's lock. It must be released.
-pub(super) struct RestoreLock<'a> {
+pub(crate) struct RestoreLock<'a> {
     store: &'a ObjectStore,
     key: Option<String>,
 }
@@ -34,7 +34,7 @@ fn render_folder(location: &ClusterLocation) -> String {
 }
 
 impl<'a> RestoreLock<'a> {
-    pub(super) async fn take(store: &'a ObjectStore, location: &BackupLocation) -> Result<Self, RestoreError> {
+    pub(crate) async fn take(store: &'a ObjectStore, location: &BackupLocation) -> Result<Self, RestoreError> {
         let nonce = Uuid::new_v4().simple();
         let key = format!("{}{}.{nonce}.json", render_folder(&location.cluster), location.backup_id);
         // A restore must not depend on a right to write, nor on room in the store.
@@ -59,7 +59,7 @@ impl<'a> RestoreLock<'a> {
     }
 
     /// Renews the lock for ever.
-    pub(super) async fn renew(&self) -> Infallible {
+    pub(crate) async fn renew(&self) -> Infallible {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
             if let Some(key) = &self.key
@@ -70,7 +70,7 @@ impl<'a> RestoreLock<'a> {
         }
     }
 
-    pub(super) async fn release(self) {
+    pub(crate) async fn release(self) {
         let Some(key) = self.key else { return };
         match tokio::time::timeout(RELEASE_TIMEOUT, self.store.delete(&key)).await {
             Ok(Ok(())) => {}

@@ -2,11 +2,15 @@
 //!
 //! Runs of frames are fetched, decoded and written in parallel. Every file is checked against the manifest's CRC32C before
 //! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 4 MiB stored + 2 MiB decoded) + about 300 bytes per file;
-//! what is encrypted is decrypted where it lies.
+//! what is encrypted is decrypted where it lies. For an incremental backup its whole chain is restored and combined.
 
+mod chain;
+mod combine;
+mod error;
 mod extract;
 mod lock;
 mod plan;
+mod scratch;
 mod sealed;
 mod tar_writer;
 mod target;
@@ -14,13 +18,12 @@ mod verify;
 
 use std::{
     collections::BTreeMap,
-    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use pgherd_core::backup::{BackupLocation, BackupRecord};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -28,18 +31,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backup::{INDEX_NAME, MANIFEST_NAME, render_stored_name},
-    catalogue::{CatalogueError, read_record},
-    encryption::KeyError,
-    frames::FrameError,
-    index::{BackupIndex, IndexError},
-    manifest::{Manifest, ManifestError, render_hex},
-    store::{ObjectStore, StoreError},
-    tar::TarError,
+    catalogue::read_record,
+    index::BackupIndex,
+    manifest::{Manifest, render_hex},
+    store::ObjectStore,
 };
+use chain::{locate, lock_chain, restore_chain};
+pub use error::RestoreError;
 use extract::Extraction;
-use lock::RestoreLock;
-pub(crate) use lock::{LOCK_AGE, observe_locks};
+pub(crate) use lock::{LOCK_AGE, RestoreLock, observe_locks};
 use plan::{ArchivePlan, RestorePlan, build_plan};
+pub use scratch::remove_scratch;
 use sealed::{ArchiveSource, BackupKeys};
 pub(crate) use tar_writer::TarWriter;
 pub use target::INCOMPLETE_MARKER;
@@ -76,121 +78,6 @@ pub struct RestoreOutcome {
     pub seconds: f64,
 }
 
-/// Why a restore failed. Where writing had begun, the marker stays in the target and `pg_control` is absent.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// The store failed.
-    #[error("reading from the object store")]
-    Store(#[from] StoreError),
-    /// The backup's record cannot be read.
-    #[error("reading the backup's record")]
-    Catalogue(#[from] CatalogueError),
-    /// The index is unreadable.
-    #[error("reading the backup's index")]
-    Index(#[from] IndexError),
-    /// The manifest is wrong, or does not fit.
-    #[error("checking against the manifest")]
-    Manifest(#[from] ManifestError),
-    /// The backup is encrypted, and there is no identity that opens it, or one of its objects is damaged.
-    #[error("decrypting the backup")]
-    Key(#[from] KeyError),
-    /// A path or an archive is not acceptable.
-    #[error("the backup's tar archive")]
-    Tar(#[from] TarError),
-    /// There is something in the target directory.
-    #[error("{} is not empty{}", path.display(), if *incomplete { ": an earlier restore did not finish" } else { "" })]
-    TargetNotEmpty {
-        /// The directory.
-        path: PathBuf,
-        /// It carries the marker of an unfinished restore or clone.
-        incomplete: bool,
-    },
-    /// The file system is too small.
-    #[error("{needed} bytes are needed, {free} are free")]
-    NoSpace {
-        /// Bytes needed.
-        needed: u64,
-        /// Bytes free.
-        free: u64,
-    },
-    /// The backup has tablespaces, and nobody said where they are to lie.
-    #[error("the backup has tablespaces, and nothing says where to put them: {}", .0.join(", "))]
-    Tablespaces(Vec<String>),
-    /// A tablespace's place is not an absolute path.
-    #[error("the place of a tablespace, \"{}\", is not an absolute path", .0.display())]
-    TablespacePlace(PathBuf),
-    /// Retention is deleting the backup.
-    #[error("the backup {0} is being deleted")]
-    BeingDeleted(String),
-    /// The backup was deleted while it was read.
-    #[error("the backup {0} was deleted meanwhile")]
-    Deleted(String),
-    /// The backup holds a symbolic link.
-    #[error("the symbolic link \"{0}\" is not supported")]
-    Symlink(String),
-    /// A frame is damaged.
-    #[error("the frame at byte {offset} of {key} is damaged")]
-    Frame {
-        /// The object.
-        key: String,
-        /// Where in it.
-        offset: u64,
-        /// What is wrong.
-        #[source]
-        source: FrameError,
-    },
-    /// A file has other bytes than it must have.
-    #[error("\"{path}\" has CRC32C {found:08x} instead of {expected:08x}, or another length")]
-    Damaged {
-        /// The file.
-        path: String,
-        /// By the manifest.
-        expected: u32,
-        /// As written.
-        found: u32,
-    },
-    /// Record, index and objects contradict each other.
-    #[error("the backup contradicts itself: {0}")]
-    Inconsistent(String),
-    /// An imported archive can't be decompressed.
-    #[error("decompressing {key}")]
-    Compression {
-        /// The object.
-        key: String,
-        /// What is wrong.
-        #[source]
-        source: io::Error,
-    },
-    /// An imported archive is not what pg_basebackup writes, or not enough to recover from.
-    #[error("{key} can't be imported: {problem}")]
-    Import {
-        /// The object.
-        key: String,
-        /// What is missing.
-        problem: String,
-    },
-    /// An object that belongs to the backup is missing.
-    #[error("the object {0} is missing")]
-    MissingObject(String),
-    /// A local file.
-    #[error("{what} {}", path.display())]
-    File {
-        /// What was done.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
-    /// A background task died.
-    #[error("a background task died")]
-    Task(#[from] tokio::task::JoinError),
-    /// It was cancelled.
-    #[error("the restore was cancelled")]
-    Cancelled,
-}
-
 /// Where tablespaces go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TablespacePlaces {
@@ -204,7 +91,16 @@ pub enum TablespacePlaces {
     At(BTreeMap<String, PathBuf>),
 }
 
-/// Restores a resolved backup (see [`crate::catalogue::resolve`]) into an empty or absent directory.
+/// What a restore needs besides the backup and the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestoreSettings {
+    /// Where tablespaces go.
+    pub places: TablespacePlaces,
+    /// PostgreSQL's `pg_combinebackup` of the backup's major version; without it an incremental backup is refused.
+    pub combine: Option<PathBuf>,
+}
+
+/// Restores a resolved full backup without tablespaces (see [`crate::catalogue::resolve`]) into an empty or absent directory.
 ///
 /// # Errors
 /// [`RestoreError`]. Nothing is written before record, index and manifest were found to agree.
@@ -215,30 +111,57 @@ pub async fn restore_backup(
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<RestoreOutcome, RestoreError> {
-    restore_backup_at(store, location, target, &TablespacePlaces::Refuse, progress, cancel).await
+    restore_backup_with(store, location, target, &RestoreSettings::default(), progress, cancel).await
 }
 
-/// As [`restore_backup`], with tablespaces.
+/// As [`restore_backup`], of either kind and with tablespaces.
 ///
 /// # Errors
-/// [`RestoreError`].
-pub async fn restore_backup_at(
+/// [`RestoreError`]. Of a chain, nothing is written before that was found of all members.
+pub async fn restore_backup_with(
     store: &ObjectStore,
     location: &BackupLocation,
     target: &Path,
-    places: &TablespacePlaces,
+    settings: &RestoreSettings,
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<RestoreOutcome, RestoreError> {
-    // The lock is there before the record is read: whoever deletes backups looks for it after having said so.
-    let lock = RestoreLock::take(store, location).await?;
-    let outcome = tokio::select! {
+    let work = |members| restore(store, location, members, target, settings, &progress);
+    let outcome = read_locked(store, location, &cancel, work).await;
+    if matches!(outcome, Err(RestoreError::Cancelled)) {
+        // The work was dropped where it stood.
+        let target = target.to_owned();
+        let removed = tokio::task::spawn_blocking(move || remove_scratch(&target)).await?;
+        if let Err(error) = removed {
+            tracing::warn!(error = %error, "removing the scratch directory of a chain");
+        }
+    }
+    outcome
+}
+
+/// Has `work` read a backup, with the records of all that it needs, while nobody deletes any of them.
+async fn read_locked<T, F: Future<Output = Result<T, RestoreError>>>(
+    store: &ObjectStore,
+    location: &BackupLocation,
+    cancel: &CancellationToken,
+    work: impl FnOnce(Vec<BackupRecord>) -> F,
+) -> Result<T, RestoreError> {
+    let mut locks = Vec::new();
+    let members = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RestoreError::Cancelled),
-        outcome = restore(store, location, target, places, &progress) => outcome,
-        never = lock.renew() => match never {},
+        members = lock_chain(store, location, &mut locks) => members,
     };
-    lock.release().await;
+    let outcome = match members {
+        Err(error) => Err(error),
+        Ok(members) => tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(RestoreError::Cancelled),
+            outcome = work(members) => outcome,
+            _ = join_all(locks.iter().map(RestoreLock::renew)) => Err(RestoreError::Cancelled),
+        },
+    };
+    join_all(locks.into_iter().map(RestoreLock::release)).await;
     explain_absence(store, location, outcome).await
 }
 
@@ -316,6 +239,26 @@ fn decide_places(
 async fn restore(
     store: &ObjectStore,
     location: &BackupLocation,
+    members: Vec<BackupRecord>,
+    target: &Path,
+    settings: &RestoreSettings,
+    progress: &watch::Sender<RestoreProgress>,
+) -> Result<RestoreOutcome, RestoreError> {
+    progress.send_modify(|progress| progress.bytes_total = Some(sum_tar_bytes(&members)));
+    match members.len() {
+        0 | 1 => restore_one(store, location, target, &settings.places, progress).await,
+        _ => restore_chain(store, location, members, target, settings, progress).await,
+    }
+}
+
+fn sum_tar_bytes(members: &[BackupRecord]) -> u64 {
+    members.iter().map(|member| member.tar_bytes).sum()
+}
+
+/// Extracts one backup as it is.
+async fn restore_one(
+    store: &ObjectStore,
+    location: &BackupLocation,
     root: &Path,
     places: &TablespacePlaces,
     progress: &watch::Sender<RestoreProgress>,
@@ -324,7 +267,6 @@ async fn restore(
     let Scene { record, plan, manifest, prefix, keys } = observe_scene(store, location).await?;
     let places = decide_places(&record, places)?;
     let RestorePlan { directories, archives, bytes } = plan;
-    progress.send_modify(|progress| progress.bytes_total = Some(record.tar_bytes));
     let root = root.to_owned();
     let (has_tablespaces, in_place) = (!places.is_empty(), places.iter().any(|(_, place)| place.is_none()));
     let prepare = move || {
@@ -358,6 +300,21 @@ async fn restore(
     };
     tokio::task::spawn_blocking(finish).await??;
     Ok(RestoreOutcome { record, files, bytes, seconds: began.elapsed().as_secs_f64() })
+}
+
+/// The manifest of a backup, proven to be the one of its record.
+pub(crate) async fn read_manifest(
+    store: &ObjectStore,
+    location: &BackupLocation,
+    record: &BackupRecord,
+) -> Result<Vec<u8>, RestoreError> {
+    let prefix = location.cluster.backup_prefix(&record.id);
+    let keys = BackupKeys::read(&location.cluster.store, record)?;
+    let manifest = get_companion(store, &prefix, MANIFEST_NAME, keys.as_ref()).await?;
+    if render_hex(&Sha256::digest(&manifest)) == record.manifest_sha256 {
+        return Ok(manifest);
+    }
+    Err(RestoreError::Inconsistent(format!("{prefix}{MANIFEST_NAME} is not the one of the record")))
 }
 
 async fn get_companion(

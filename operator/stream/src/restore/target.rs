@@ -16,6 +16,17 @@ pub const INCOMPLETE_MARKER: &str = ".pgherd-incomplete";
 const CONTROL_FILE: &str = "global/pg_control";
 const CONTROL_FILE_UNTIL_DONE: &str = "global/pg_control.pgherd-incomplete";
 
+/// Fails when the file system of `folder` has less room than `needed` bytes.
+pub(super) fn validate_space(folder: &Path, needed: u64) -> Result<(), RestoreError> {
+    let stat = nix::sys::statvfs::statvfs(folder).map_err(|source| RestoreError::File {
+        what: "asking for the free space of",
+        path: folder.to_owned(),
+        source: source.into(),
+    })?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    if free < needed { Err(RestoreError::NoSpace { needed, free }) } else { Ok(()) }
+}
+
 /// A data directory that is being filled. Nothing in it is a symbolic link but those to tablespaces that the user placed, and
 /// every path was checked: no write can leave it.
 #[derive(Debug)]
@@ -61,10 +72,7 @@ impl Target {
 
     /// Fails when the file system has less room than `needed` bytes.
     pub(crate) fn validate_space(&self, needed: u64) -> Result<(), RestoreError> {
-        let stat = nix::sys::statvfs::statvfs(&self.root)
-            .map_err(|source| self.failed("asking for the free space of", &self.root, source.into()))?;
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        if free < needed { Err(RestoreError::NoSpace { needed, free }) } else { Ok(()) }
+        validate_space(&self.root, needed)
     }
 
     /// Gives a tablespace a place of its own, outside: an absolute path that is empty or absent.

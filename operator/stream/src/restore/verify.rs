@@ -1,4 +1,4 @@
-//! Reads a whole backup and checks every file against the manifest, without a disk. It says nothing about the WAL archive, nor
+//! Reads a whole backup, of an incremental one the whole chain, and checks every file against its manifest, without a disk. It says nothing about the WAL archive, nor
 //! whether PostgreSQL starts on it.
 
 use std::time::Instant;
@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ArchiveSource, RestoreError, RestoreProgress, Scene, explain_absence, lock::RestoreLock, observe_scene,
-    read_archives,
+    ArchiveSource, RestoreError, RestoreProgress, Scene, locate, observe_scene, read_archives, read_locked,
+    sum_tar_bytes,
 };
 use crate::store::ObjectStore;
 
@@ -18,7 +18,7 @@ use crate::store::ObjectStore;
 pub struct VerifyOutcome {
     /// What was read.
     pub record: BackupRecord,
-    /// Files that were checked.
+    /// Files that were checked, of all members of a chain.
     pub files: u64,
     /// Bytes of these files.
     pub bytes: u64,
@@ -36,26 +36,25 @@ pub async fn verify_backup(
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<VerifyOutcome, RestoreError> {
-    let lock = RestoreLock::take(store, location).await?;
-    let outcome = tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(RestoreError::Cancelled),
-        outcome = verify(store, location, &progress) => outcome,
-        never = lock.renew() => match never {},
-    };
-    lock.release().await;
-    explain_absence(store, location, outcome).await
+    let work = |members| verify(store, location, members, &progress);
+    read_locked(store, location, &cancel, work).await
 }
 
 async fn verify(
     store: &ObjectStore,
     location: &BackupLocation,
+    members: Vec<BackupRecord>,
     progress: &watch::Sender<RestoreProgress>,
 ) -> Result<VerifyOutcome, RestoreError> {
     let began = Instant::now();
-    let Scene { record, plan, prefix, keys, .. } = observe_scene(store, location).await?;
-    progress.send_modify(|progress| progress.bytes_total = Some(record.tar_bytes));
-    let source = ArchiveSource { store, prefix: &prefix, keys: keys.as_ref() };
-    let files = read_archives(&source, plan.archives, None, progress).await?;
-    Ok(VerifyOutcome { record, files, bytes: plan.bytes, seconds: began.elapsed().as_secs_f64() })
+    progress.send_modify(|progress| progress.bytes_total = Some(sum_tar_bytes(&members)));
+    let (mut files, mut bytes) = (0, 0);
+    for member in &members {
+        let Scene { plan, prefix, keys, .. } = observe_scene(store, &locate(location, &member.id)).await?;
+        let source = ArchiveSource { store, prefix: &prefix, keys: keys.as_ref() };
+        bytes += plan.bytes;
+        files += read_archives(&source, plan.archives, None, progress).await?;
+    }
+    let record = members.into_iter().last().ok_or_else(|| RestoreError::Inconsistent("an empty chain".to_owned()))?;
+    Ok(VerifyOutcome { record, files, bytes, seconds: began.elapsed().as_secs_f64() })
 }

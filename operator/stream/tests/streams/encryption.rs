@@ -12,7 +12,7 @@ use pgherd_stream::{
     backup::{BackupError, BackupOptions, BackupProgress, run_backup},
     catalogue::list_backups,
     encryption::KeyError,
-    restore::{RestoreError, RestoreProgress, TablespacePlaces, restore_backup_at, verify_backup},
+    restore::{RestoreError, RestoreProgress, RestoreSettings, TablespacePlaces, restore_backup_with, verify_backup},
     store::ObjectStore,
 };
 use tokio::sync::watch;
@@ -59,7 +59,8 @@ pub(crate) fn with_keys(location: &ClusterLocation, recipients: &[&Pair], identi
 async fn restore_to(location: &BackupLocation, target: &Path, places: &TablespacePlaces) -> Result<u64, RestoreError> {
     let store = ObjectStore::connect(&location.cluster.store).await.unwrap();
     let (sender, _receiver) = watch::channel(RestoreProgress::default());
-    let outcome = restore_backup_at(&store, location, target, places, sender, CancellationToken::new()).await?;
+    let settings = RestoreSettings { places: places.clone(), combine: None };
+    let outcome = restore_backup_with(&store, location, target, &settings, sender, CancellationToken::new()).await?;
     Ok(outcome.files)
 }
 

@@ -6,6 +6,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
 };
 
 use sha2::{Digest, Sha256};
@@ -23,15 +24,45 @@ pub(crate) enum Content {
     Rows,
 }
 
+/// What it says of incremental backups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Incrementals {
+    /// It is PostgreSQL 15.
+    Unknown,
+    /// It makes them: one file of the first is told as some blocks.
+    Made,
+    /// It takes the manifest and then refuses with this message.
+    Refused(&'static str),
+}
+
+/// What a server does, and what it was told.
+struct Scene {
+    content: Content,
+    megabytes: usize,
+    incrementals: Incrementals,
+    manifests: Arc<Mutex<Vec<Vec<u8>>>>,
+    begun: Mutex<u64>,
+}
+
 /// A listening server; its thread ends with the process.
 pub(crate) struct FakeServer {
     pub(crate) sockets: PathBuf,
     pub(crate) port: u16,
+    /// The manifests that were uploaded.
+    pub(crate) manifests: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl FakeServer {
     /// Serves a data directory of `megabytes`.
     pub(crate) fn start(parent: &Path, content: Content, megabytes: usize) -> Self {
+        Self::start_with(parent, content, megabytes, Incrementals::Unknown)
+    }
+
+    /// The same, with incremental backups.
+    pub(crate) fn start_with(parent: &Path, content: Content, megabytes: usize, incrementals: Incrementals) -> Self {
+        let manifests = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&manifests);
+        let scene = Arc::new(Scene { content, megabytes, incrementals, manifests: told, begun: Mutex::new(0) });
         let (sockets, port) = (parent.join("fake"), 5432);
         std::fs::create_dir_all(&sockets).unwrap();
         let listener = UnixListener::bind(sockets.join(format!(".s.PGSQL.{port}"))).unwrap();
@@ -39,10 +70,11 @@ impl FakeServer {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
                 // A client that goes away in the middle is what some tests are about.
-                std::thread::spawn(move || drop(serve(stream, content, megabytes)));
+                let scene = Arc::clone(&scene);
+                std::thread::spawn(move || drop(serve(stream, &scene)));
             }
         });
-        Self { sockets, port }
+        Self { sockets, port, manifests }
     }
 }
 
@@ -63,35 +95,64 @@ fn rows(columns: &[&str]) -> Vec<u8> {
     [message(b'T', &0u16.to_be_bytes()), row(columns), message(b'C', b"SELECT\0")].concat()
 }
 
-fn serve(mut stream: UnixStream, content: Content, megabytes: usize) -> io::Result<()> {
+fn serve(mut stream: UnixStream, scene: &Scene) -> io::Result<()> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     io::copy(&mut (&stream).take(u64::from(u32::from_be_bytes(length)) - 4), &mut io::sink())?;
     stream.write_all(&message(b'R', &0u32.to_be_bytes()))?;
     stream.write_all(&message(b'Z', b"I"))?;
     loop {
-        let mut head = [0; 5];
-        stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize - 4;
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body)?;
-        if head[0] != b'Q' {
+        let (tag, body) = read_message(&mut stream)?;
+        if tag != b'Q' {
             return Ok(());
         }
         let sql = String::from_utf8(body).unwrap();
         if sql.starts_with("IDENTIFY_SYSTEM") {
             stream.write_all(&rows(&[SYSTEM_ID, "1", "0/2000028"]))?;
         } else if sql.contains("server_version_num") {
-            stream.write_all(&rows(&["150013"]))?;
+            let known = scene.incrementals != Incrementals::Unknown;
+            stream.write_all(&rows(&[if known { "170006" } else { "150013" }]))?;
         } else if sql.contains("wal_segment_size") {
             stream.write_all(&rows(&["1MB"]))?;
         } else if sql.starts_with("CREATE_REPLICATION_SLOT") || sql.starts_with("READ_REPLICATION_SLOT") {
             stream.write_all(&rows(&["physical", "0/2000028", "1"]))?;
+        } else if sql.starts_with("UPLOAD_MANIFEST") {
+            take_manifest(&mut stream, scene)?;
         } else if sql.starts_with("BASE_BACKUP") {
-            send_backup(&mut stream, content, megabytes)?;
+            let incremental = sql.contains("INCREMENTAL");
+            match scene.incrementals {
+                Incrementals::Refused(why) if incremental => {
+                    let error = format!("SERROR\0VERROR\0C55000\0M{why}\0\0");
+                    stream.write_all(&message(b'E', error.as_bytes()))?;
+                }
+                _ => send_backup(&mut stream, scene, incremental)?,
+            }
         }
         stream.write_all(&message(b'Z', b"I"))?;
     }
+}
+
+fn read_message(stream: &mut UnixStream) -> io::Result<(u8, Vec<u8>)> {
+    let mut head = [0; 5];
+    stream.read_exact(&mut head)?;
+    let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize - 4;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok((head[0], body))
+}
+
+fn take_manifest(stream: &mut UnixStream, scene: &Scene) -> io::Result<()> {
+    stream.write_all(&message(b'G', &[0, 0, 0]))?;
+    let mut manifest = Vec::new();
+    loop {
+        match read_message(stream)? {
+            (b'd', piece) => manifest.extend_from_slice(&piece),
+            (b'c', _) => break,
+            (tag, _) => panic!("message {tag} within a manifest"),
+        }
+    }
+    scene.manifests.lock().unwrap().push(manifest);
+    stream.write_all(&message(b'C', b"UPLOAD_MANIFEST\0"))
 }
 
 fn copy_data(stream: &mut UnixStream, tag: u8, bytes: &[u8]) -> io::Result<()> {
@@ -105,8 +166,16 @@ fn copy_data(stream: &mut UnixStream, tag: u8, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn send_backup(stream: &mut UnixStream, content: Content, megabytes: usize) -> io::Result<()> {
-    stream.write_all(&rows(&["0/2000028", "1"]))?;
+fn send_backup(stream: &mut UnixStream, scene: &Scene, incremental: bool) -> io::Result<()> {
+    let (content, megabytes) = (scene.content, scene.megabytes);
+    let begun = {
+        let mut begun = scene.begun.lock().unwrap();
+        *begun += 1;
+        *begun - 1
+    };
+    // All within one segment.
+    let (start, stop) = (format!("0/{:X}", 0x200_0028 + begun * 0x100), format!("0/{:X}", 0x200_0100 + begun * 0x100));
+    stream.write_all(&rows(&[&start, "1"]))?;
     let size = (megabytes * 1024).to_string();
     // The OID and the place of the data directory are NULL.
     let mut tablespace = 3u16.to_be_bytes().to_vec();
@@ -124,7 +193,8 @@ fn send_backup(stream: &mut UnixStream, content: Content, megabytes: usize) -> i
     let mut number = 0;
     while left > 0 {
         let length = left.min(FILE);
-        let path = format!("base/5/{}", 16_384 + number);
+        let blocks = if incremental && number == 0 { "INCREMENTAL." } else { "" };
+        let path = format!("base/5/{blocks}{}", 16_384 + number);
         copy_data(stream, b'd', &header(&path, b'0', length))?;
         let mut crc = 0;
         for _ in 0..length >> 20 {
@@ -144,14 +214,16 @@ fn send_backup(stream: &mut UnixStream, content: Content, megabytes: usize) -> i
     copy_data(stream, b'd', &[0; 1024])?;
     stream.write_all(&message(b'd', b"m"))?;
     manifest.truncate(manifest.len() - 2);
-    manifest.push_str(
-        "\n],\n\"WAL-Ranges\": [\n{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }\n],\n",
-    );
+    write!(
+        manifest,
+        "\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": 1, \"Start-LSN\": \"{start}\", \"End-LSN\": \"{stop}\" }}\n],\n",
+    )
+    .unwrap();
     let sum: String = Sha256::digest(manifest.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     writeln!(manifest, "\"Manifest-Checksum\": \"{sum}\"}}").unwrap();
     copy_data(stream, b'd', manifest.as_bytes())?;
     stream.write_all(&message(b'c', b""))?;
-    stream.write_all(&rows(&["0/2000100", "1"]))?;
+    stream.write_all(&rows(&[&stop, "1"]))?;
     stream.write_all(&message(b'C', b"BASE_BACKUP\0"))
 }
 

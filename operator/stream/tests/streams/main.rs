@@ -32,6 +32,7 @@ mod fake_server;
 mod faults;
 mod hostile;
 mod imports;
+mod incremental;
 mod killed;
 mod meanwhile;
 mod measure;

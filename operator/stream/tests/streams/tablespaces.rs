@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use pgherd_core::backup::BackupLocation;
-use pgherd_stream::restore::{RestoreError, RestoreProgress, TablespacePlaces, restore_backup_at};
+use pgherd_stream::restore::{RestoreError, RestoreProgress, RestoreSettings, TablespacePlaces, restore_backup_with};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,9 @@ async fn a_tablespace_comes_back_in_place_or_where_it_is_told_to() {
     let location = BackupLocation { cluster: outcome.location, backup_id: outcome.record.id };
     let restore = async |name: &str, places: TablespacePlaces| {
         let (sender, _receiver) = watch::channel(RestoreProgress::default());
-        restore_backup_at(&store, &location, &dir.path().join(name), &places, sender, CancellationToken::new()).await
+        let settings = RestoreSettings { places, combine: None };
+        restore_backup_with(&store, &location, &dir.path().join(name), &settings, sender, CancellationToken::new())
+            .await
     };
     let refused = restore("refused", TablespacePlaces::Refuse).await;
     assert!(matches!(refused, Err(RestoreError::Tablespaces(names)) if names[0].starts_with(&oid)));

@@ -44,8 +44,12 @@ fn plan(seen: &Observed, memory: &mut Memory) -> Plan {
 
 /// The register of term 2, in which shop-0 restores.
 fn restoring() -> Register {
-    let order =
-        RestoreOrder { backup_id: "b".into(), target: RecoveryTarget::Latest, timeline: TimelineId(1), term: Some(Term(2)) };
+    let order = RestoreOrder {
+        backup_id: "b".into(),
+        target: RecoveryTarget::Latest,
+        timeline: TimelineId(1),
+        term: Some(Term(2)),
+    };
     let mut register = held_by_0(voters(&[], 1));
     (register.term, register.seal_term) = (Term(2), Term(2));
     if let Some(holder) = register.holder.as_mut() {
@@ -99,7 +103,9 @@ fn what_was_restored_is_written_down_and_backed_up() {
     (status.term, status.member) = (Term(2), Some(pgherd_core::register::MemberId("new".into())));
     let seen = |register: &Register| observed(at(1), register, "1", vec![pod(0, None, Some(status.clone()))]);
     let recorded = plan(&seen(&restoring()), &mut Memory::default());
-    let Action::Change { register, kind: ChangeKind::Record } = recorded.action else { panic!("{:?}", recorded.action) };
+    let Action::Change { register, kind: ChangeKind::Record } = recorded.action else {
+        panic!("{:?}", recorded.action)
+    };
     let after = plan(&seen(&register), &mut Memory::default());
     assert_eq!(phase(&after), Some("Completed"));
     let mut cluster = validated(SPEC);

@@ -65,8 +65,12 @@ impl Round<'_> {
 
 /// It has no owner: a backup outlives its cluster.
 fn build_backup(name: &str, cluster: &str, namespace: &str) -> Backup {
-    let spec =
-        BackupSpec { cluster_ref: LocalReference { name: cluster.to_owned() }, target: None, deletion_policy: None };
+    let spec = BackupSpec {
+        cluster_ref: LocalReference { name: cluster.to_owned() },
+        target: None,
+        incremental: None,
+        deletion_policy: None,
+    };
     let mut backup = Backup::new(name, spec);
     backup.metadata.namespace = Some(namespace.to_owned());
     backup.metadata.labels = Some(

@@ -1,10 +1,6 @@
 //! What `spec.restore` asks for. Whether it can be done is found out later, by an instance.
 
-use pgherd_core::{
-    failover::RestoreRequest,
-    instance::RestoreQuestion,
-    timeline::TimelineId,
-};
+use pgherd_core::{failover::RestoreRequest, instance::RestoreQuestion, timeline::TimelineId};
 use pgherd_crds::PostgresClusterSpec;
 
 use super::{Problems, bootstrap::validate_target};
@@ -17,8 +13,7 @@ pub(super) fn validate_restore(spec: &PostgresClusterSpec, problems: &mut Proble
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let id = &restore.id;
     if id.len() > 63 || !id.chars().all(inner) || !edge(id.chars().next()) || !edge(id.chars().last()) {
-        let message =
-            "must have 1 to 63 letters, digits, '.', '_' and '-', and begin and end with a letter or digit";
+        let message = "must have 1 to 63 letters, digits, '.', '_' and '-', and begin and end with a letter or digit";
         problems.add(format!("{FIELD}.id"), message);
     }
     if spec.backup.is_none() {

@@ -140,6 +140,7 @@ fn backup(restorable: bool) -> Backup {
         spec: BackupSpec {
             cluster_ref: LocalReference { name: "shop-old".into() },
             target: None,
+            incremental: None,
             deletion_policy: None,
         },
         status: Some(BackupStatus {

@@ -1,0 +1,107 @@
+//! The parent of an incremental backup: chosen from the catalogue, kept from deletion while the backup runs, and its manifest
+//! proven before the server is told it. Whatever stands in the way makes a full backup and says why.
+//!
+//! The manifest (about 140 bytes per file) is in memory until the server has it, before any data flows; while the backup's own
+//! manifest is collected it is gone.
+
+use pgherd_core::{
+    backup::{BackupLocation, BackupRecord, ParentRecord},
+    chain::{KindDecision, KindQuestion, ParentChoice, decide_backup_kind},
+};
+
+use super::finish::BackupIdentity;
+use crate::{
+    catalogue::list_backups,
+    encryption::Keys,
+    restore::{RestoreError, RestoreLock, read_manifest},
+    store::ObjectStore,
+};
+
+/// That an incremental backup is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncrementalOptions {
+    /// What it is to hold the changes since.
+    pub parent: ParentChoice,
+    /// Backups of a chain at most, with the full one.
+    pub max_chain: u32,
+    /// Ids of backups that were found unusable: nothing is built on them.
+    pub damaged: Vec<String>,
+}
+
+/// What kind of backup it became.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackupKind {
+    /// A full one; where an incremental one was wanted, why not.
+    Full(Option<String>),
+    /// An incremental one.
+    Incremental {
+        /// Id of the parent.
+        parent: String,
+        /// Backups of the chain, with the full one and this one.
+        chain_length: u32,
+    },
+}
+
+/// A parent that nobody deletes while this is held.
+pub(super) struct Parent<'a> {
+    pub(super) record: ParentRecord,
+    pub(super) chain_length: u32,
+    pub(super) lock: RestoreLock<'a>,
+}
+
+impl Parent<'_> {
+    pub(super) fn kind(&self) -> BackupKind {
+        BackupKind::Incremental { parent: self.record.id.clone(), chain_length: self.chain_length }
+    }
+}
+
+/// The parent with its manifest, or the sentence that says why the backup is a full one.
+pub(super) async fn find_parent<'a>(
+    store: &'a ObjectStore,
+    keys: &Keys,
+    location: &pgherd_core::backup::ClusterLocation,
+    identity: &BackupIdentity,
+    options: &IncrementalOptions,
+) -> Result<(Parent<'a>, Vec<u8>), String> {
+    let backups = list_backups(store, location).await.map_err(|error| describe(&error))?;
+    let question = KindQuestion {
+        backups: &backups,
+        parent: &options.parent,
+        damaged: &options.damaged,
+        system_id: &identity.system_id,
+        server_version: identity.server_version,
+        timeline: identity.timeline,
+        max_chain: options.max_chain,
+        has_identity: keys.has_identity(),
+    };
+    let (record, chain_length) = match decide_backup_kind(&question) {
+        KindDecision::Full(reason) => return Err(reason),
+        KindDecision::Incremental { parent, length } => (parent, length),
+    };
+    let at = BackupLocation { cluster: location.clone(), backup_id: record.id.clone() };
+    // As for a reader: whoever deletes backups looks for it after having said so. What the parent needs stays with it.
+    let lock = RestoreLock::take(store, &at).await.map_err(|error| describe(&error))?;
+    match read_manifest(store, &at, record).await {
+        Ok(manifest) => Ok((Parent { record: name(record), chain_length, lock }, manifest)),
+        Err(error) => {
+            lock.release().await;
+            Err(explain(record, &error))
+        }
+    }
+}
+
+fn name(record: &BackupRecord) -> ParentRecord {
+    ParentRecord { id: record.id.clone(), manifest_sha256: record.manifest_sha256.clone() }
+}
+
+fn explain(record: &BackupRecord, error: &RestoreError) -> String {
+    format!("the manifest of the backup {} cannot be used: {}", record.id, describe(error))
+}
+
+/// An error with its causes, as one line.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
+    texts.dedup();
+    texts.join(": ")
+}
