@@ -67,8 +67,13 @@ async fn a_chain_of_incremental_backups_comes_back_whole_and_stays_whole() -> Re
 /// Three backups with changes in between; returns their ids.
 async fn make_chain(client: &Client, namespace: &str) -> Result<Vec<String>> {
     psql(namespace, "c-0", "app", &fill(400_000)).await?;
-    psql(namespace, "c-0", "app", "CREATE TABLE shrink AS SELECT g AS id, md5(g::text) AS name FROM generate_series(1, 50000) g")
-        .await?;
+    psql(
+        namespace,
+        "c-0",
+        "app",
+        "CREATE TABLE shrink AS SELECT g AS id, md5(g::text) AS name FROM generate_series(1, 50000) g",
+    )
+    .await?;
     psql(namespace, "c-0", "postgres", "CREATE DATABASE doomed").await?;
     psql(namespace, "c-0", "doomed", "CREATE TABLE gone AS SELECT generate_series(1, 5000) AS id").await?;
     let first = take_incremental(client, namespace, "b1").await?;
@@ -82,8 +87,13 @@ async fn make_chain(client: &Client, namespace: &str) -> Result<Vec<String>> {
     let second = take_incremental(client, namespace, "b2").await?;
     claim(second.parent == first.id && second.chain_length == Some(2), || format!("{second:?}"))?;
 
-    psql(namespace, "c-0", "app", "TRUNCATE shrink; INSERT INTO shrink SELECT g, md5(g::text) FROM generate_series(1, 30000) g")
-        .await?;
+    psql(
+        namespace,
+        "c-0",
+        "app",
+        "TRUNCATE shrink; INSERT INTO shrink SELECT g, md5(g::text) FROM generate_series(1, 30000) g",
+    )
+    .await?;
     shrink_and_grow(namespace).await?;
     let third = take_incremental(client, namespace, "b3").await?;
     claim(third.parent == second.id && third.chain_length == Some(3), || format!("{third:?}"))?;

@@ -146,10 +146,16 @@ fn find_parent<'a>(question: &KindQuestion<'a>) -> Result<(&'a BackupRecord, u32
         return Err(format!("the backup {id} is of another database system"));
     }
     if parent.server_version / 10_000 != major {
-        return Err(format!("the backup {id} is of PostgreSQL {}, the source of {major}", parent.server_version / 10_000));
+        return Err(format!(
+            "the backup {id} is of PostgreSQL {}, the source of {major}",
+            parent.server_version / 10_000
+        ));
     }
     if parent.timeline != question.timeline {
-        return Err(format!("the backup {id} is of timeline {}, the source of {}", parent.timeline.0, question.timeline.0));
+        return Err(format!(
+            "the backup {id} is of timeline {}, the source of {}",
+            parent.timeline.0, question.timeline.0
+        ));
     }
     // pg_combinebackup would have to be told where each member's tablespaces lie.
     if parent.archives.iter().any(|archive| archive.name != "base") {

@@ -74,7 +74,8 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
     let goes = |backup: &BackupFact| {
         backup.doomed && !backup.in_use && newest.is_some_and(|newest| !std::ptr::eq(newest, backup))
     };
-    let good: Vec<&BackupFact> = newest_first.iter().copied().filter(|backup| is_good(backup) && !goes(backup)).collect();
+    let good: Vec<&BackupFact> =
+        newest_first.iter().copied().filter(|backup| is_good(backup) && !goes(backup)).collect();
     // A window too long for the calendar keeps everything.
     let window = policy.keep_for.map(|keep_for| now.checked_sub(keep_for).unwrap_or(Timestamp::MIN));
     let base = window.and_then(|from| good.iter().find(|backup| backup.stopped_at <= from)).copied();

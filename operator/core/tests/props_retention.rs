@@ -22,26 +22,28 @@ fn now() -> Timestamp {
 fn backups() -> impl Strategy<Value = Vec<BackupFact>> {
     let holds = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
     let parent = prop::option::weighted(0.5, any::<prop::sample::Index>());
-    prop::collection::vec((0_i64..1_000, 1_u32..3, prop::bool::weighted(0.8), holds, parent), 0..12).prop_map(|mut facts| {
-        type Drawn = (i64, u32, bool, (bool, bool, bool), Option<prop::sample::Index>);
-        // A parent is older than its child, and now and then it is not there any more.
-        facts.sort_by_key(|fact| fact.0);
-        let fact = |(index, (hour, timeline, good, (pinned, in_use, doomed), parent)): (usize, Drawn)| BackupFact {
-            id: format!("b{index:02}"),
-            stopped_at: Timestamp::from_second(hour * HOUR).expect("a time"),
-            timeline: TimelineId(timeline),
-            start_lsn: Lsn(hour.unsigned_abs() * 16),
-            parent: parent.map(|parent| match parent.index(index + 1) {
-                gone if gone == index => "gone".to_owned(),
-                older => format!("b{older:02}"),
-            }),
-            good,
-            pinned,
-            in_use,
-            doomed,
-        };
-        facts.into_iter().enumerate().map(fact).collect()
-    })
+    prop::collection::vec((0_i64..1_000, 1_u32..3, prop::bool::weighted(0.8), holds, parent), 0..12).prop_map(
+        |mut facts| {
+            type Drawn = (i64, u32, bool, (bool, bool, bool), Option<prop::sample::Index>);
+            // A parent is older than its child, and now and then it is not there any more.
+            facts.sort_by_key(|fact| fact.0);
+            let fact = |(index, (hour, timeline, good, (pinned, in_use, doomed), parent)): (usize, Drawn)| BackupFact {
+                id: format!("b{index:02}"),
+                stopped_at: Timestamp::from_second(hour * HOUR).expect("a time"),
+                timeline: TimelineId(timeline),
+                start_lsn: Lsn(hour.unsigned_abs() * 16),
+                parent: parent.map(|parent| match parent.index(index + 1) {
+                    gone if gone == index => "gone".to_owned(),
+                    older => format!("b{older:02}"),
+                }),
+                good,
+                pinned,
+                in_use,
+                doomed,
+            };
+            facts.into_iter().enumerate().map(fact).collect()
+        },
+    )
 }
 
 /// The backup and what it is restored from, as far as it is there.

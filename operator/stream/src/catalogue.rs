@@ -1,9 +1,7 @@
 //! What lies in a store: clusters and their backups. Only `backup.json` makes a backup visible.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use pgherd_core::backup::{
-    AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation, FULL_FORMAT, INCREMENTAL_FORMAT,
-};
+use pgherd_core::backup::{AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation, FULL_FORMAT, INCREMENTAL_FORMAT};
 
 use sha2::{Digest, Sha256};
 

@@ -99,8 +99,13 @@ async fn copy(
     // Refused before the source is asked for a checkpoint.
     let root = target.to_owned();
     let target = tokio::task::spawn_blocking(move || Target::prepare(&root)).await??;
-    let options =
-        BaseBackupOptions { label: "pgherd copy".to_owned(), fast_checkpoint: true, max_rate: None, manifest: true, incremental: false };
+    let options = BaseBackupOptions {
+        label: "pgherd copy".to_owned(),
+        fast_checkpoint: true,
+        max_rate: None,
+        manifest: true,
+        incremental: false,
+    };
     let mut backup = BaseBackup::start(client, &options).await?;
     let BaseBackupEvent::Start { lsn, timeline, tablespaces } = backup.next().await? else {
         return Err(CloneError::Order);

@@ -350,8 +350,7 @@ fn only_the_job_of_an_incremental_backup_has_the_identity() {
     let (config, mounted) = mounts(&JobInput { incremental: Some(wanted.clone()), ..input() });
     assert_eq!((&config.location, config.incremental, mounted), (&input().location, Some(wanted.clone()), true));
     assert!(!mounts(&input()).1, "a full backup reads nothing");
-    let (config, mounted) =
-        mounts(&JobInput { incremental: Some(wanted), identity_secret: None, ..input() });
+    let (config, mounted) = mounts(&JobInput { incremental: Some(wanted), identity_secret: None, ..input() });
     assert_eq!((config.location.store.encryption.unwrap().identity_file, mounted), (None, false));
 }
 

@@ -14,8 +14,8 @@ use pgherd_core::{
     chain::{DEFAULT_MAX_CHAIN, ParentChoice},
 };
 use pgherd_stream::{
-    backup::IncrementalOptions,
-    encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces, tls::PostgresTls,
+    backup::IncrementalOptions, encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces,
+    tls::PostgresTls,
 };
 
 use super::recovery::Target;

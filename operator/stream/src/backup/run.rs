@@ -20,13 +20,7 @@ use super::{
     sweep::{SILENT_AGE, SweepScope, remove_failed, sweep_abandoned},
     upload::{StoredArchive, Uploader},
 };
-use crate::{
-    base_backup::BaseBackup,
-    catalogue::render_checksum,
-    encryption::Keys,
-    frames,
-    store::ObjectStore,
-};
+use crate::{base_backup::BaseBackup, catalogue::render_checksum, encryption::Keys, frames, store::ObjectStore};
 
 /// Removing what a failure left must not take longer than a pod has to stop.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(45);

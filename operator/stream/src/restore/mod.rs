@@ -36,7 +36,7 @@ use crate::{
     manifest::{Manifest, render_hex},
     store::ObjectStore,
 };
-use chain::{lock_chain, locate, restore_chain};
+use chain::{locate, lock_chain, restore_chain};
 pub use error::RestoreError;
 use extract::Extraction;
 pub(crate) use lock::{LOCK_AGE, RestoreLock, observe_locks};

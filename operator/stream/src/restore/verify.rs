@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ArchiveSource, RestoreError, RestoreProgress, Scene, locate, observe_scene, read_archives, read_locked, sum_tar_bytes,
+    ArchiveSource, RestoreError, RestoreProgress, Scene, locate, observe_scene, read_archives, read_locked,
+    sum_tar_bytes,
 };
 use crate::store::ObjectStore;
 

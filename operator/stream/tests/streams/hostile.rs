@@ -84,7 +84,13 @@ fn replay(folder: &Path, port: u16, greeting: Vec<u8>, answer: Vec<u8>) {
 async fn read_replayed(folder: &Path, port: u16) -> Result<(), String> {
     let options = connect(folder.to_str().unwrap().to_owned(), port);
     let client = ReplicationClient::connect(&options).await.map_err(|error| error.to_string())?;
-    let options = BaseBackupOptions { label: "x".to_owned(), fast_checkpoint: true, max_rate: None, manifest: true, incremental: false };
+    let options = BaseBackupOptions {
+        label: "x".to_owned(),
+        fast_checkpoint: true,
+        max_rate: None,
+        manifest: true,
+        incremental: false,
+    };
     let mut backup = BaseBackup::start(client, &options).await.map_err(|error| error.to_string())?;
     let (mut scanner, mut manifest) = (TarScanner::new(), Vec::new());
     loop {

@@ -190,7 +190,12 @@ async fn a_chain_that_cannot_come_back_says_why_and_leaves_nothing() {
     let fails = COMBINES.replace("cp -R", "echo 'no room' >&2; exit 1;");
     let failed = scene.restore(&ids[2], &target, Some(scene.program(&fails))).await;
     assert!(matches!(failed, Err(RestoreError::Combine { printed, .. }) if printed == "no room"));
-    for harm in ["rm \"$2/base/5/INCREMENTAL.16384\"", "printf x >>\"$2/global/pg_control\"", "rm $2/pg_wal/*", "touch \"$2/more\""] {
+    for harm in [
+        "rm \"$2/base/5/INCREMENTAL.16384\"",
+        "printf x >>\"$2/global/pg_control\"",
+        "rm $2/pg_wal/*",
+        "touch \"$2/more\"",
+    ] {
         let harms = format!("{COMBINES}{harm}\n");
         let damaged = scene.restore(&ids[2], &target, Some(scene.program(&harms))).await;
         assert!(matches!(damaged, Err(RestoreError::Manifest(_) | RestoreError::Inconsistent(_))), "{harm}");

@@ -31,7 +31,8 @@ async fn a_tablespace_comes_back_in_place_or_where_it_is_told_to() {
     let restore = async |name: &str, places: TablespacePlaces| {
         let (sender, _receiver) = watch::channel(RestoreProgress::default());
         let settings = RestoreSettings { places, combine: None };
-        restore_backup_with(&store, &location, &dir.path().join(name), &settings, sender, CancellationToken::new()).await
+        restore_backup_with(&store, &location, &dir.path().join(name), &settings, sender, CancellationToken::new())
+            .await
     };
     let refused = restore("refused", TablespacePlaces::Refuse).await;
     assert!(matches!(refused, Err(RestoreError::Tablespaces(names)) if names[0].starts_with(&oid)));
