@@ -80,10 +80,7 @@ impl Archive {
     async fn push(self: &Arc<Self>, ahead: &mut Begun, name: &str) -> Answer {
         let asked = ahead.remove(name).unwrap_or_else(|| self.begin(name));
         for next in self.ready(name).unwrap_or_default() {
-            if !ahead.contains_key(&next) {
-                let task = self.begin(&next);
-                ahead.insert(next, task);
-            }
+            ahead.entry(next).or_insert_with_key(|next| self.begin(next));
         }
         match asked.await {
             Ok(Ok(_)) => Answer::Done,
