@@ -87,7 +87,7 @@ fn other_systems_versions_formats_and_backups_from_ahead_are_refused() {
     for (bad, words) in [
         (BackupRecord { system_id: "8".into(), ..good.clone() }, "another database system"),
         (BackupRecord { server_version: 160_004, ..good.clone() }, "PostgreSQL 16"),
-        (BackupRecord { format: 2, ..good.clone() }, "format 2"),
+        (BackupRecord { format: 9, ..good.clone() }, "format 9"),
         (BackupRecord { stop_lsn: Lsn(200 * MIB), ..good }, "ahead of the primary"),
     ] {
         let reason = refused(choose(&[bad], 150 * MIB, ReplicaSourcePolicy::Auto));

@@ -115,7 +115,7 @@ fn primary_available(scene: &Scene<'_>) -> Draft {
             (None, None) => format!("{} does not answer", pod.name),
         },
     };
-    let restoring = register.awaits_restore() || register.restore_of_term().is_some();
+    let restoring = register.awaits_restore() || register.restore_of_term().is_some_and(|_| holder.member.is_none());
     let reason = match register.system_id {
         None => "Bootstrapping",
         Some(_) if restoring => "Restoring",
