@@ -25,11 +25,14 @@ const SHRINK_AND_GROW: &str = "DELETE FROM shrink WHERE id > 50; VACUUM (TRUNCAT
      UPDATE goods SET price = price + 1 WHERE id <= 4000";
 const SHRUNK_DIGEST: &str = "SELECT count(*) || ' ' || sum(hashtext(id::text || name)::bigint) FROM shrink";
 
+/// The part of a spec that has PostgreSQL note what changes.
+const SUMMARIES: &str = "  postgresql: {parameters: {summarize_wal: \"on\"}}\n";
+
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_chain_of_incremental_backups_comes_back_whole_and_stays_whole() -> Result<()> {
     in_namespace("e2e-incremental", async |client, namespace| {
-        apply(namespace, &manifests::cluster("c", 1, &manifests::backup_to_store())).await?;
+        apply(namespace, &manifests::cluster("c", 1, &format!("{SUMMARIES}{}", manifests::backup_to_store()))).await?;
         let cluster = Cluster::new(client, namespace, "c");
         cluster.wait_ready(1).await?;
         let ids = make_chain(client, namespace).await?;

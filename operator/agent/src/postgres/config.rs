@@ -7,7 +7,6 @@ use std::{
 };
 
 use pgherd_core::{
-    chain::FIRST_MAJOR,
     instance::{InstanceConfig, RecoveryTarget},
     pg::{
         conf::{ConfInput, StandbyConf, render_conf},
@@ -82,7 +81,8 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
     let (standby, names) = match role {
         Role::Primary { synchronous_standby_names, .. } => (None, synchronous_standby_names.clone()),
         Role::Standby { upstream: None, promotion, .. } => {
-            (Some(StandbyConf::default()), render_names(promotion.as_ref()))
+            let conf = StandbyConf { is_about_to_end: promotion.is_some(), ..StandbyConf::default() };
+            (Some(conf), render_names(promotion.as_ref()))
         }
         Role::Standby { upstream: Some(upstream), member, promotion } => {
             let conf = StandbyConf {
@@ -99,6 +99,7 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
                 restore_command: if *archived { restore(true) } else { "/bin/false".to_owned() },
                 recovery_target: Some(target.clone()),
                 recovery_timeline: *timeline,
+                is_about_to_end: true,
                 ..StandbyConf::default()
             };
             (Some(conf), String::new())
@@ -119,16 +120,10 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
             _ if archiving => archive_command(layout),
             _ => String::new(),
         },
-        summarize_wal: archiving && observe_major(&layout.pgdata).is_some_and(|major| major >= FIRST_MAJOR),
         synchronous_standby_names: names,
         parameters: config.parameters.clone(),
         standby,
     }
-}
-
-/// The major version of the data directory.
-fn observe_major(pgdata: &Path) -> Option<u32> {
-    fs::read_to_string(pgdata.join("PG_VERSION")).ok()?.trim().parse().ok()
 }
 
 fn render_names(promotion: Option<&String>) -> String {
