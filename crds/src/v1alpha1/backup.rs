@@ -44,7 +44,7 @@ pub struct BackupSpec {
     /// Which instance is read. Without it: `PreferReplica`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<BackupTarget>,
-    /// Only what changed since the newest backup of the cluster, where that is possible (PostgreSQL 17 and later); else a full
+    /// Only what changed since the newest backup of the cluster, where that is possible (PostgreSQL 17 and later, with its parameter summarize_wal on); else a full
     /// backup, and `status.fullReason` says why. Without it: a full backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,

@@ -50,7 +50,7 @@ pub struct BackupScheduleSpec {
     /// Which instance is read. Without it: `PreferReplica`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<BackupTarget>,
-    /// Only what changed since the newest backup of the cluster, where that is possible (PostgreSQL 17 and later). Without it:
+    /// Only what changed since the newest backup of the cluster, where that is possible (PostgreSQL 17 and later, with its parameter summarize_wal on). Without it:
     /// full backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
