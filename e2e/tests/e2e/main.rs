@@ -37,6 +37,7 @@ async fn prepare(name: &str, test: impl AsyncFnOnce(&Client, &str) -> Result<()>
     let client = cluster::connect().await?;
     OPERATOR.get_or_try_init(install_operator).await?;
     namespace::with_namespace(name, async |namespace| {
+        store::await_answer().await?;
         store::forget(&format!("{namespace}/")).await?;
         store::provide_credentials(&client, namespace).await?;
         test(&client, namespace).await
