@@ -1,16 +1,13 @@
 //! A replica whose slot lost its WAL: with an archive it catches up by itself, without one it is built anew, with a reason.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use pgherd_agent::register_store::MemoryRegister;
-use pgherd_core::backup::StoreConfig;
-use support::{
+use crate::support::{
     Cluster, Instance, ran_as_postgres,
     takeover::{bring_up, first_register, session, streams, wait_for},
 };
+use pgherd_agent::register_store::MemoryRegister;
+use pgherd_core::backup::StoreConfig;
 
 /// A cluster whose slots keep next to nothing.
 fn small_slots() -> Cluster {
@@ -39,7 +36,7 @@ async fn lose_the_slot(cluster: &Cluster, first: &Instance, second: Instance) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_wal_is_gone_is_built_anew_and_says_why() {
-    if ran_as_postgres("a_replica_whose_wal_is_gone_is_built_anew_and_says_why") {
+    if ran_as_postgres("lost_wal::a_replica_whose_wal_is_gone_is_built_anew_and_says_why") {
         return;
     }
     let cluster = small_slots();
@@ -57,7 +54,7 @@ async fn a_replica_whose_wal_is_gone_is_built_anew_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is() {
-    if ran_as_postgres("a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is") {
+    if ran_as_postgres("lost_wal::a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is") {
         return;
     }
     let mut cluster = small_slots();
