@@ -105,8 +105,8 @@ lint: ## Runs clippy and shellcheck; a warning fails.
 	@$(STEP) "clippy" cargo clippy $(ALL) --all-targets -- -D warnings
 
 .PHONY: unit
-unit: ## Runs unit, property and snapshot tests.
-	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no cargo test $(ALL) $(UNIT_TESTS)
+unit: ## Runs unit, property and snapshot tests. More at a time than there are processors: many wait for a server.
+	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no RUST_TEST_THREADS=4 cargo test $(ALL) $(UNIT_TESTS)
 
 .PHONY: model
 model: ## Checks the failover protocol in every order of steps within bounds; T=deep goes further (docs/adr/0002).
