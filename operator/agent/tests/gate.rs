@@ -107,6 +107,7 @@ async fn a_promoted_primary_without_voters_stays_closed_and_says_so() {
             pod: "c-1".into(),
             pod_uid: "uid-1".into(),
             boot_nonce: String::new(),
+            address: None,
             member: Some(report.member),
         });
     });

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn holder(pod: &str, uid: &str) -> Holder {
-    Holder { pod: pod.into(), pod_uid: uid.into(), boot_nonce: String::new(), member: None }
+    Holder { pod: pod.into(), pod_uid: uid.into(), boot_nonce: String::new(), address: None, member: None }
 }
 
 async fn wait_for(instance: &Instance, what: &str, check: impl Fn(&InstanceStatus) -> bool) -> InstanceStatus {

@@ -175,7 +175,8 @@ impl Cluster {
         let layout = self.layout(pod);
         apply_certificates(&layout.tls_source, &layout.tls()).unwrap();
         let boot_nonce = format!("nonce-{}", free_port());
-        let identity = Identity { pod: pod.into(), pod_uid: uid.into(), namespace: "db".into(), boot_nonce };
+        let address = Some(std::net::Ipv4Addr::LOCALHOST.into());
+        let identity = Identity { pod: pod.into(), pod_uid: uid.into(), namespace: "db".into(), boot_nonce, address };
         let (config_sender, config) = watch::channel(Arc::new(self.config.clone()));
         let (certificates_sender, certificates) = watch::channel(0);
         let board = Board::new(&identity);
