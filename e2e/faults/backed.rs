@@ -174,7 +174,9 @@ pub(crate) async fn check(scene: &Scene) -> Result<()> {
         let folder =
             |key: &String| key.strip_prefix(&prefix).and_then(|rest| rest.split('/').next()).map(str::to_owned);
         let whole: BTreeSet<_> = all.iter().filter(|key| key.ends_with("/backup.json")).filter_map(folder).collect();
-        let left: BTreeSet<_> = all.iter().filter_map(folder).filter(|id| !whole.contains(id)).collect();
+        // Of a Job that died before it began an upload nobody knows whether it lives: its announcement stays for 15 minutes.
+        let begun = all.iter().filter(|key| !key.ends_with("/inprogress.json")).filter_map(folder);
+        let left: BTreeSet<_> = begun.filter(|id| !whole.contains(id)).collect();
         let open = store::open_uploads().await?.difference(&backed.uploads).count();
         Ok(if left.is_empty() && open == 0 {
             Look::Done(())

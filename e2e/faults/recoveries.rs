@@ -51,7 +51,7 @@ pub(crate) async fn objects_damaged(scene: &Scene) -> Result<()> {
             ("/backup_manifest", "backup_manifest"),
             ("/index.json", "index.json.zst"),
             ("/base.tar.zst.0000", "base.tar.zst.0000"),
-            ("/wal/0", ".zst"),
+            ("/wal/0", "could not restore file"),
         ] {
             backed.proxy.befall(&damage(part)).await?;
             if !applied {
