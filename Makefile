@@ -19,8 +19,9 @@ tests_in = $(foreach d,$(1),$(patsubst $(d)/tests/%.rs,--test %,$(wildcard $(d)/
   $(patsubst $(d)/tests/%/main.rs,--test %,$(wildcard $(d)/tests/*/main.rs)))
 UNIT_TESTS := --lib --bins $(call tests_in,crds operator operator/core operator/stream operator/agent)
 E2E_TESTS := $(call tests_in,e2e)
-# The PostgreSQL of the tests on Kubernetes: 15, 17 or 18. Those that all the others run as well.
+# The PostgreSQL of the tests on Kubernetes: 15, 17 or 18.
 VERSION := 17
+# What e2e-versions runs.
 OF_EACH_VERSION := create:: failover_required:: backup_restore:: replica_from_backup:: restore_in_place:: incremental:: verification::
 CHARTS := charts/pgherd charts/postgres-cluster
 SCRIPTS := .ci/run crds/tests/*.sh e2e/*.sh e2e/bench/backup/*.sh e2e/bench/backup/peers/*.sh e2e/cluster/*.sh e2e/images/*/*.sh
