@@ -19,6 +19,10 @@ tests_in = $(foreach d,$(1),$(patsubst $(d)/tests/%.rs,--test %,$(wildcard $(d)/
   $(patsubst $(d)/tests/%/main.rs,--test %,$(wildcard $(d)/tests/*/main.rs)))
 UNIT_TESTS := --lib --bins $(call tests_in,crds operator operator/core operator/stream operator/agent)
 E2E_TESTS := $(call tests_in,e2e)
+# The PostgreSQL of the tests on Kubernetes: 15, 17 or 18.
+VERSION := 17
+# What e2e-versions runs.
+OF_EACH_VERSION := create:: failover_required:: backup_restore:: replica_from_backup:: restore_in_place:: incremental:: verification::
 CHARTS := charts/pgherd charts/postgres-cluster
 SCRIPTS := .ci/run crds/tests/*.sh e2e/*.sh e2e/bench/backup/*.sh e2e/bench/backup/peers/*.sh e2e/cluster/*.sh e2e/images/*/*.sh
 
@@ -60,7 +64,14 @@ images: image ## Builds all images: besides, PostgreSQL 17 and MinIO.
 .PHONY: load
 load: ## Brings the images to the nodes of the cluster that is up.
 	@$(STEP) "images to the nodes" e2e/cluster/load-image.sh $(IMAGES)/postgres-17.tar $(IMAGES)/minio.tar \
-	  $(IMAGES)/e2e.tar $(TARGET)/images/*.tar
+	  $(IMAGES)/toolbox-17.tar $(TARGET)/images/*.tar
+
+.PHONY: version
+version: # Builds and loads the images of a VERSION that is not the usual one.
+ifneq ($(VERSION),17)
+	@$(STEP) "PostgreSQL $(VERSION) images" e2e/images/minio/build.sh $(VERSION)
+	@$(STEP) "images to the nodes" e2e/cluster/load-image.sh $(IMAGES)/postgres-$(VERSION).tar $(IMAGES)/toolbox-$(VERSION).tar
+endif
 
 .PHONY: store
 store: ## Starts MinIO with TLS in the cluster that is up.
@@ -150,14 +161,18 @@ cluster-status: ## Says what is up.
 # Tests at a time, of those that may run beside each other.
 TOGETHER := 3
 .PHONY: e2e
-e2e: chart-check crds-e2e ## Runs the tests on the cluster that is up; T=name runs one.
+e2e: chart-check crds-e2e version ## Runs the tests on the cluster that is up; T=name runs one, VERSION=18 (15) another PostgreSQL.
 	@[ -n "$(strip $(E2E_TESTS))" ] || { echo "error: no tests in e2e/tests" >&2; exit 1; }
-	@$(STEP) "tests on Kubernetes" e2e/with-cluster.sh env PGHERD_E2E=1 \
+	@$(STEP) "tests on Kubernetes" e2e/with-cluster.sh env PGHERD_E2E=1 PGHERD_E2E_POSTGRES=$(VERSION) \
 	  cargo test $(ALL) $(E2E_TESTS) -- --ignored --test-threads=$(TOGETHER) --nocapture $(T)
 
+.PHONY: e2e-versions
+e2e-versions: ## Runs a part of the tests with PostgreSQL 15 and 18 on the cluster that is up; T=name some.
+	@for version in 15 18; do $(MAKE) e2e VERSION=$$version T="$(or $(T),$(OF_EACH_VERSION))"; done
+
 .PHONY: faults
-faults: ## Injects faults on the cluster that is up; T=name (or number) some, SHORT=1 a short selection, RUNS=n times each.
-	@$(STEP) "faults" e2e/with-cluster.sh $(BUILT)/faults $(if $(SHORT),--short) $(if $(RUNS),--runs $(RUNS)) $(T)
+faults: version ## Injects faults on the cluster that is up; T=name (or number) some, SHORT=1 a short selection, RUNS=n times each.
+	@$(STEP) "faults" e2e/with-cluster.sh env PGHERD_E2E_POSTGRES=$(VERSION) $(BUILT)/faults $(if $(SHORT),--short) $(if $(RUNS),--runs $(RUNS)) $(T)
 
 .PHONY: faults-short
 faults-short: ## Injects the faults of continuous integration: seconds without writes are noted, anything lost fails.

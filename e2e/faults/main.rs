@@ -1,11 +1,14 @@
 //! `make faults`: does to a cluster under load what happens to clusters, one fault at a time, and checks afterwards that
 //! nothing that was promised is gone and that no two instances took writes at once.
 //!
-//! The list has the numbers 1 to 46 and 56; those between are about backups and belong to other tests. Each is here by
-//! name, and what can't be injected is listed with the reason. Results: `target/faults.json`. It needs the embedded Kubernetes, whose nodes
+//! The list has the numbers 1 to 53 and 56. Each is here by name, and what can't be injected is listed with the reason, as is what
+//! another test does. Results: `target/faults.json`. It needs the embedded Kubernetes, whose nodes
 //! and containers are processes of this machine.
 #![forbid(unsafe_code)]
 
+mod archive;
+mod backed;
+mod backups;
 mod clients;
 mod control_plane;
 mod membership;
@@ -14,6 +17,7 @@ mod node_faults;
 mod operator;
 mod pods;
 mod processes;
+mod recoveries;
 mod register;
 mod registry;
 mod report;

@@ -24,13 +24,13 @@ async fn operator_addresses() -> Result<Vec<String>> {
 
 /// Who is cut from the primary.
 #[derive(Clone, Copy)]
-struct From {
-    api: bool,
-    peers: bool,
-    operator: bool,
+pub(crate) struct From {
+    pub(crate) api: bool,
+    pub(crate) peers: bool,
+    pub(crate) operator: bool,
 }
 
-async fn addresses(scene: &Scene, from: From) -> Result<Vec<String>> {
+pub(crate) async fn addresses(scene: &Scene, from: From) -> Result<Vec<String>> {
     let mut all = Vec::new();
     if from.api {
         all.push(API_ADDRESS.to_string());

@@ -2,11 +2,11 @@
 //! different times can be compared.
 
 use futures::future::BoxFuture;
-use pgherd_e2e::Result;
+use pgherd_e2e::{Result, postgres::major, store_faults::StoreProxy};
 
 use crate::{
-    clients, control_plane, membership, network, node_faults, operator, pods, processes, register, scene::Scene,
-    succession, volumes,
+    archive, backups, clients, control_plane, membership, network, node_faults, operator, pods, processes, recoveries,
+    register, run::NAMESPACE, scene::Scene, succession, volumes,
 };
 
 /// Does something to a cluster, undoes it, and claims what the fault alone can claim.
@@ -21,10 +21,12 @@ pub(crate) enum Mode {
     Off,
     /// As `Required`, each instance on a disk of its own.
     OwnDisk,
+    /// As `Required`, with an archive and backups in an object store to which the way is a proxy.
+    Backed,
 }
 
 impl Mode {
-    pub(crate) const ALL: [Self; 3] = [Self::Required, Self::Off, Self::OwnDisk];
+    pub(crate) const ALL: [Self; 4] = [Self::Required, Self::Off, Self::OwnDisk, Self::Backed];
 
     /// The cluster's name.
     pub(crate) fn cluster(self) -> &'static str {
@@ -32,19 +34,20 @@ impl Mode {
             Self::Required => "f",
             Self::Off => "async",
             Self::OwnDisk => "disk",
+            Self::Backed => "backed",
         }
     }
 
     pub(crate) fn manifest(self) -> String {
-        let (mode, class) = match self {
-            Self::Required => ("{mode: Required, replicas: 1}", ""),
-            Self::Off => ("{mode: \"Off\"}", ""),
-            Self::OwnDisk => ("{mode: Required, replicas: 1}", ", storageClassName: faults-disk"),
-        };
+        let mode = if self == Self::Off { "{mode: \"Off\"}" } else { "{mode: Required, replicas: 1}" };
+        let class = if self == Self::OwnDisk { ", storageClassName: faults-disk" } else { "" };
+        let store = format!("  backup:\n{}", StoreProxy::object_store_yaml(NAMESPACE, 4));
+        let backup = if self == Self::Backed { store.as_str() } else { "" };
         format!(
-            "apiVersion: pgherd.dev/v1alpha1\nkind: PostgresCluster\nmetadata: {{name: {}}}\nspec:\n  version: 17\n  instances: 3\n  \
-             storage: {{size: 1Gi{class}}}\n  synchronous: {mode}\n",
-            self.cluster()
+            "apiVersion: pgherd.dev/v1alpha1\nkind: PostgresCluster\nmetadata: {{name: {}}}\nspec:\n  version: {}\n  instances: 3\n  \
+             storage: {{size: 1Gi{class}}}\n  synchronous: {mode}\n{backup}",
+            self.cluster(),
+            major()
         )
     }
 }
@@ -83,6 +86,8 @@ impl Fault {
             ("44", _) => Some(3_000),
             ("2" | "3" | "4" | "6" | "7" | "8" | "10" | "34" | "35" | "41", _) => Some(20_000),
             ("9" | "13" | "14", _) => Some(2_000),
+            ("47", _) if self.name.ends_with("-in-failover") => Some(20_000),
+            ("47", _) => Some(2_000),
             _ => None,
         }
     }
@@ -106,6 +111,7 @@ macro_rules! faults {
     (@ required $inject:path) => { faults!(@@ Mode::Required, false, $inject) };
     (@ off $inject:path) => { faults!(@@ Mode::Off, false, $inject) };
     (@ disk $inject:path) => { faults!(@@ Mode::OwnDisk, false, $inject) };
+    (@ backed $inject:path) => { faults!(@@ Mode::Backed, false, $inject) };
     (@ not $reason:literal) => { Plan::NotInjected($reason) };
     (@@ $mode:expr, $short:literal, $inject:path) => {
         Plan::Inject { mode: $mode, short: $short, inject: |scene| Box::pin($inject(scene)) }
@@ -114,7 +120,10 @@ macro_rules! faults {
 
 /// All of them.
 pub(crate) fn all() -> Vec<Fault> {
-    [faults_of_primaries(), faults_of_decisions(), faults_of_surroundings()].into_iter().flatten().collect()
+    [faults_of_primaries(), faults_of_decisions(), faults_of_surroundings(), faults_of_stores()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Numbers 1 to 13: what happens to the primary, and between it and others.
@@ -217,6 +226,38 @@ fn faults_of_surroundings() -> Vec<Fault> {
     }
 }
 
+/// Numbers 47 to 53: the object store, while WAL is archived, a backup is made, and one is read.
+#[rustfmt::skip]
+fn faults_of_stores() -> Vec<Fault> {
+    faults! {
+        "47" "store-down" "the store closes every connection while WAL is archived" backed (archive::down);
+        "47" "store-slow" "the store takes 3 s for every request, for 40 s" backed (archive::slow);
+        "47" "store-busy" "the store answers everything with 503 SlowDown" backed (archive::busy);
+        "47" "store-denies" "the store answers everything with 403 AccessDenied" backed (archive::denies);
+        "47" "store-credentials-expired" "the store answers everything with 403 ExpiredToken" backed (archive::expired);
+        "47" "store-down-in-failover" "the store is down, and the primary hangs" backed (archive::down_in_failover);
+        "47" "store-expired-in-failover" "the credentials have expired, and the primary hangs" backed (archive::expired_in_failover);
+        "47" "store-silent-in-failover" "the store goes with the primary, without a word" not ("covered by the end-to-end test store_outage, which cuts the node of both off");
+        "48" "answers-cut" "answers of the store break off while a cluster is made from it" backed (recoveries::answers_cut);
+        "48" "objects-damaged" "a bit is another one in each kind of object that a cluster is made from" backed (recoveries::objects_damaged);
+        "48" "uploads-damaged" "a bit of what is uploaded is another one when the store gets it" backed (backups::uploads_damaged);
+        "48" "completion-fails" "the end of each upload is answered with 200 and an error inside, or its answer lost" backed (backups::completion_fails);
+        "48" "list-late" "a listing lacks what was written a moment ago" not ("MinIO, as S3, lists what it has written; nothing here trusts a listing to prove an absence of WAL or of backup.json");
+        "49" "idle-backup" "an idle database is backed up and restored at once" backed (backups::idle);
+        "50" "failover-in-backup" "the primary hangs in the middle of a base backup" backed (backups::failover_meanwhile);
+        "50" "backup-source-dies" "the instance that a base backup is read from dies in its middle" backed (backups::source_dies);
+        "50" "backup-job-killed" "the Job's pod is killed at the begin, in the data, and at the end" backed (backups::job_killed);
+        "50" "backups-at-once" "two backups are asked for at once" backed (backups::two_at_once);
+        "51" "old-primary-archives" "an isolated primary archives a segment that its successor knows by the same name" backed (archive::old_primary_archives);
+        "52" "deleted-while-read" "a backup is deleted while a cluster is made from it" backed (backups::deleted_while_read);
+        "52" "last-backup-expires" "the last good backup is beyond the retention, or to be deleted" not ("covered by the end-to-end test retention, and by property tests of the plan");
+        "52" "clock-wrong" "the clock of whoever deletes is wrong by a year" not ("all nodes share one kernel's clock; a property test of the plan moves its clock, and the newest good backup stays at any time");
+        "53" "recovery-into-own-path" "a living cluster is made anew elsewhere, with its own path in the store" backed (recoveries::into_own_path);
+        "53" "recovery-segment-missing" "a WAL segment before the target is gone from the archive" backed (recoveries::segment_missing);
+        "53" "recovery-before-base" "the target is older than the oldest backup" backed (recoveries::before_base);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -227,7 +268,7 @@ mod tests {
     fn every_number_of_the_list_is_there_and_every_name_is_used_once() {
         let all = all();
         let numbers: BTreeSet<u32> = all.iter().filter_map(|fault| fault.number.parse().ok()).collect();
-        assert_eq!(numbers, (1..=46).chain([56]).collect());
+        assert_eq!(numbers, (1..=53).chain([56]).collect());
         let names: BTreeSet<&str> = all.iter().map(|fault| fault.name).collect();
         assert_eq!(names.len(), all.len());
     }

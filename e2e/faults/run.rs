@@ -18,6 +18,7 @@ use pgherd_e2e::{
 };
 
 use crate::{
+    backed,
     registry::{Fault, Inject, Mode, Plan},
     report::{self, FaultResult, Verdict},
     scene::{Scene, claim},
@@ -88,6 +89,9 @@ async fn run_once(client: &Client, fault: &Fault, mode: Mode, inject: Inject, re
         Ok(scene) => {
             let injected = inject(&scene).await;
             heal_everything().await;
+            if let Some(backed) = &scene.backed {
+                drop(backed.proxy.heal().await);
+            }
             if let Err(error) = &injected
                 && let Some(reason) = error.to_string().strip_prefix("skipped: ")
             {
@@ -116,7 +120,7 @@ async fn run_once(client: &Client, fault: &Fault, mode: Mode, inject: Inject, re
     }
 }
 
-async fn remove_cluster(cluster: &Cluster) -> Result<()> {
+pub(crate) async fn remove_cluster(cluster: &Cluster) -> Result<()> {
     heal_everything().await;
     kubectl(NAMESPACE, &["delete", "postgrescluster", &cluster.name, "--ignore-not-found", "--timeout=120s"]).await?;
     let selector = format!("pgherd.dev/cluster={}", cluster.name);
@@ -138,6 +142,7 @@ async fn begin(client: &Client, mode: Mode) -> Result<Scene> {
     if mode == Mode::OwnDisk {
         volumes::provide().await?;
     }
+    let proxy = if mode == Mode::Backed { Some(backed::provide(client).await?) } else { None };
     writer::remove(NAMESPACE).await?;
     apply(NAMESPACE, &mode.manifest()).await?;
     operators::wait_available().await?;
@@ -147,6 +152,10 @@ async fn begin(client: &Client, mode: Mode) -> Result<Scene> {
                  CREATE TABLE probe (pod text, row bigint, at timestamptz DEFAULT clock_timestamp()); \
                  GRANT ALL ON probe TO PUBLIC";
     psql(NAMESPACE, &primary, "app", table).await?;
+    let backed = match proxy {
+        Some(proxy) => Some(backed::begin(&cluster, proxy).await?),
+        None => None,
+    };
     let files = ProbeFiles { program: program()?, secrets: provide_secrets(&cluster).await? };
     let probes = Probes::start(NAMESPACE, &cluster.name, &files);
     let away = cluster.node_of(&primary).await?;
@@ -158,7 +167,7 @@ async fn begin(client: &Client, mode: Mode) -> Result<Scene> {
     })
     .await?;
     writer.reset_gap().await?;
-    Scene::new(cluster, writer, probes, files.program, before).await
+    Scene::new(cluster, writer, probes, files.program, before, backed).await
 }
 
 fn program() -> Result<String> {
@@ -254,5 +263,6 @@ async fn check_promises(
         return Ok(());
     }
     claim(gone == 0, || format!("lost although mode is Required: {verified:?}"))?;
-    claim(missing == 0, || format!("{missing} rows that were acknowledged to clients of single pods are missing"))
+    claim(missing == 0, || format!("{missing} rows that were acknowledged to clients of single pods are missing"))?;
+    if scene.backed.is_some() { backed::check(scene).await } else { Ok(()) }
 }

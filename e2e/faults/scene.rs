@@ -16,6 +16,8 @@ use pgherd_e2e::{
     writer::WriterPod,
 };
 
+use crate::backed::Backed;
+
 /// Everything that a fault works on.
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
@@ -25,6 +27,8 @@ pub(crate) struct Scene {
     pub(crate) program: String,
     /// The status before the fault.
     pub(crate) before: PostgresClusterStatus,
+    /// The object store, where the mode has one.
+    pub(crate) backed: Option<Backed>,
     restarts_before: Vec<(String, i32)>,
     /// How many instances the cluster is to have in the end.
     pub(crate) instances: Mutex<u32>,
@@ -48,11 +52,12 @@ impl Scene {
         probes: Probes,
         program: String,
         before: PostgresClusterStatus,
+        backed: Option<Backed>,
     ) -> Result<Self> {
         let instances = Mutex::new(before.instances);
         let notes = Mutex::default();
         let mut scene =
-            Self { cluster, writer, probes, program, before, restarts_before: Vec::new(), instances, notes };
+            Self { cluster, writer, probes, program, before, backed, restarts_before: Vec::new(), instances, notes };
         scene.restarts_before = scene.restarts().await?;
         Ok(scene)
     }

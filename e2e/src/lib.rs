@@ -17,6 +17,7 @@ pub mod partition;
 pub mod postgres;
 pub mod probes;
 pub mod store;
+pub mod store_faults;
 pub mod toolbox;
 pub mod wait;
 pub mod writer;

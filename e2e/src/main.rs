@@ -1,7 +1,8 @@
 //! The program of the test image: inserts rows without pause and remembers which were acknowledged.
 //!
 //! `pgherd-e2e writer --host shop-rw.demo.svc` runs in a pod; the API server's pod proxy leads to its HTTP port 8080. The other
-//! commands run on the machine of the nodes: a client inside a pod's network, and a slow way to the API server.
+//! commands run on the machine of the nodes: a client inside a pod's network, and a slow way to the API server. One more runs in a pod: the way to the
+//! object store on which things go wrong.
 #![forbid(unsafe_code)]
 
 mod insert;
@@ -9,6 +10,7 @@ mod lists;
 mod probe;
 mod session;
 mod slow_proxy;
+mod store_proxy;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -92,6 +94,18 @@ enum Command {
         #[arg(long)]
         delay_ms: u64,
     },
+    /// Hand requests on to an object store, and let faults befall them.
+    StoreProxy {
+        /// Folder with `tls.crt` and `tls.key`.
+        #[arg(long)]
+        certificate: PathBuf,
+        /// The store's HOST:PORT.
+        #[arg(long)]
+        to: String,
+        /// The CA of the store's certificate.
+        #[arg(long)]
+        ca: PathBuf,
+    },
 }
 
 #[tokio::main]
@@ -103,6 +117,7 @@ async fn main() -> Result<()> {
         Command::SlowProxy { listen, to, delay_ms } => {
             slow_proxy::run(listen, to, Duration::from_millis(delay_ms)).await
         }
+        Command::StoreProxy { certificate, to, ca } => store_proxy::run(&certificate, &to, &ca).await,
     }
 }
 

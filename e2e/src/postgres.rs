@@ -1,6 +1,13 @@
-//! SQL through the psql in an instance's pod.
+//! SQL through the psql in an instance's pod, and which PostgreSQL the tests are about.
 
 use crate::{Result, kubectl::kubectl};
+
+/// The major version that the clusters of tests run, as `make` passes it on: 17 unless `PGHERD_E2E_POSTGRES` says otherwise. What
+/// is no version the API server refuses.
+#[must_use]
+pub fn major() -> String {
+    std::env::var("PGHERD_E2E_POSTGRES").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "17".to_owned())
+}
 
 /// Runs SQL as the superuser in a pod and returns unaligned rows without headers.
 ///

@@ -4,6 +4,7 @@
 use crate::{
     Result,
     kubectl::{apply, kubectl},
+    postgres::major,
 };
 
 /// Before every script: `mc` knows the store as `store`.
@@ -28,7 +29,10 @@ impl Toolbox {
     /// # Errors
     /// kubectl failed or the pod was not ready in time.
     pub async fn start(namespace: &str, cluster: &str) -> Result<Self> {
-        let manifest = include_str!("toolbox.yaml").replace("CLUSTER", cluster).replace("NAMESPACE", namespace);
+        let manifest = include_str!("toolbox.yaml")
+            .replace("CLUSTER", cluster)
+            .replace("NAMESPACE", namespace)
+            .replace("MAJOR", &major());
         apply(namespace, &manifest).await?;
         kubectl(namespace, &["wait", "pod/toolbox", "--for=condition=Ready", "--timeout=120s"]).await?;
         Ok(Self { namespace: namespace.into(), cluster: cluster.into() })

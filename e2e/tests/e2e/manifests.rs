@@ -1,13 +1,19 @@
 //! The manifests that tests apply, as a user writes them.
 
-use pgherd_e2e::store;
+use pgherd_e2e::{postgres::major, store};
 
 /// A PostgresCluster with volumes of 1 GiB. `more` is the rest of its spec: lines of YAML, indented by two spaces.
 pub(crate) fn cluster(name: &str, instances: u32, more: &str) -> String {
     format!(
-        "apiVersion: pgherd.dev/v1alpha1\nkind: PostgresCluster\nmetadata: {{name: {name}}}\nspec:\n  version: 17\n  \
-         instances: {instances}\n  storage: {{size: 1Gi}}\n{more}"
+        "apiVersion: pgherd.dev/v1alpha1\nkind: PostgresCluster\nmetadata: {{name: {name}}}\nspec:\n  {}\n  \
+         instances: {instances}\n  storage: {{size: 1Gi}}\n{more}",
+        version()
     )
+}
+
+/// The line of a spec that says which PostgreSQL it is.
+pub(crate) fn version() -> String {
+    format!("version: {}", major())
 }
 
 /// The part of a spec that makes a commit wait for one replica.

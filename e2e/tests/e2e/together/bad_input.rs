@@ -152,7 +152,7 @@ async fn wait_stalled(what: &str, expected: &str, look: impl AsyncFn() -> Result
 async fn an_image_without_postgres_is_said_in_a_condition_without_a_crash_loop() -> Result<()> {
     in_namespace("e2e-bad-image", async |client, namespace| {
         let restarted = restarts(OPERATOR_NAMESPACE, OPERATOR).await?;
-        let manifest = manifests::cluster("c", 1, "").replace("version: 17", "image: localhost/pgherd-minio:1");
+        let manifest = manifests::cluster("c", 1, "").replace(&manifests::version(), "image: localhost/pgherd-minio:1");
         apply(namespace, &manifest).await?;
         let cluster = Cluster::new(client, namespace, "c");
         let (reason, message) = cluster.wait_condition("Stalled", "True").await?;

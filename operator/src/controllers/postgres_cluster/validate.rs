@@ -228,6 +228,9 @@ pub fn validate_cluster(
     let store = spec.backup.as_ref().map(|backup| validate_own_store(backup, &namespace, &mut problems));
     let status = cluster.status.clone().unwrap_or_default();
     let (bootstrap, recovery_store) = bootstrap::validate_bootstrap(cluster, &namespace, references, &mut problems);
+    if recovery_store.is_some() {
+        bootstrap::refuse_own_path(&name, store.as_ref(), &bootstrap, &mut problems);
+    }
     let restore = restore::validate_restore(spec, &mut problems);
     let owner = cluster.controller_owner_ref(&());
     if owner.is_none() {

@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use pgherd_core::{
-    backup::{BackupLocation, ClusterLocation},
+    backup::{BackupLocation, ClusterLocation, StoreConfig},
     instance::{Bootstrap, RecoveryTarget, paths},
     lsn::Lsn,
 };
@@ -48,6 +48,27 @@ pub(super) fn validate_bootstrap(
         Some((bootstrap, store)) => (bootstrap, Some(store).filter(|_| !bootstrapped)),
         None => (Bootstrap::Initdb, None),
     }
+}
+
+/// Two clusters that archive to one path would meet at the first failover of either: each begins the same next timeline, and
+/// what the one has archived of it keeps the other's away. Whether the cluster that wrote the backup still lives can't be known.
+pub(super) fn refuse_own_path(
+    name: &str,
+    own: Option<&ValidatedStore>,
+    bootstrap: &Bootstrap,
+    problems: &mut Problems,
+) {
+    let (Some(own), Bootstrap::Recovery { from, .. }) = (own, bootstrap) else { return };
+    let place =
+        |store: &StoreConfig| (store.endpoint.clone(), store.bucket.clone(), store.prefix.trim_matches('/').to_owned());
+    if from.cluster.cluster != name || place(&from.cluster.store) != place(&own.config) {
+        return;
+    }
+    let message = format!(
+        "this cluster would archive to where it is recovered from, {name} in s3://{}/{}, and the cluster that wrote there may be alive: give another prefix",
+        own.config.bucket, own.config.prefix
+    );
+    problems.add("spec.backup.objectStore.prefix", message);
 }
 
 fn resolve_archive(

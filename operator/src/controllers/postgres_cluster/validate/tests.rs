@@ -174,6 +174,24 @@ fn a_backup_is_resolved_to_its_place_and_its_version_chooses_the_image() {
 }
 
 #[test]
+fn a_cluster_does_not_archive_to_where_it_is_recovered_from() {
+    let spec = |prefix: &str, name: &str| {
+        let store = r#"endpoint: "https://m", bucket: abc, credentialsSecretRef: {name: m}"#;
+        format!(
+            "{{instances: 1, storage: {{size: 1Gi}}, backup: {{objectStore: {{{store}, prefix: {prefix}}}}},
+            bootstrap: {{recovery: {{from: {{cluster: {name}, objectStore: {{{store}, prefix: live}}}}}}}}}}"
+        )
+    };
+    let validate =
+        |prefix: &str, name: &str| validate_cluster(&cluster(&spec(prefix, name)), &References::default(), &images());
+    let invalid = validate("live", "shop").unwrap_err();
+    assert_eq!(invalid.0[0].field, "spec.backup.objectStore.prefix");
+    assert!(invalid.to_string().contains("s3://abc/live"), "{invalid}");
+    validate("copy", "shop").unwrap();
+    validate("live", "shop-old").unwrap();
+}
+
+#[test]
 fn an_archive_by_hand_is_imported_from_its_store() {
     let valid = validated(
         r#"{instances: 1, storage: {size: 1Gi}, bootstrap: {recovery: {from: {archive: by-hand/base.tar.gz,
