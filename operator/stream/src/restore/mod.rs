@@ -201,20 +201,31 @@ async fn observe_scene(store: &ObjectStore, location: &BackupLocation) -> Result
     let keys = BackupKeys::read(&location.cluster.store, &record)?;
     let index = get_companion(store, &prefix, INDEX_NAME, keys.as_ref()).await?;
     let manifest = get_companion(store, &prefix, MANIFEST_NAME, keys.as_ref()).await?;
-    let (checked, names) = (record.clone(), prefix.clone());
-    let plan = move || {
-        let other = |name: &str| RestoreError::Inconsistent(format!("{names}{name} is not the one of the record"));
-        if render_hex(&Sha256::digest(&manifest)) != checked.manifest_sha256 {
-            return Err(other(MANIFEST_NAME));
-        }
-        if checked.index_sha256.as_ref().is_some_and(|stated| *stated != render_hex(&Sha256::digest(&index))) {
-            return Err(other(INDEX_NAME));
-        }
-        let plan = build_plan(&checked, BackupIndex::decode(&index)?, &Manifest::parse(&manifest)?)?;
-        Ok((plan, manifest))
-    };
+    let checked = record.clone();
+    let plan = move || plan_restore(&checked, &index, &manifest).map(|plan| (plan, manifest));
     let (plan, manifest) = tokio::task::spawn_blocking(plan).await??;
     Ok(Scene { record, plan, manifest, prefix, keys })
+}
+
+/// What is to be done, from a record and what came with it.
+fn plan_restore(record: &BackupRecord, index: &[u8], manifest: &[u8]) -> Result<RestorePlan, RestoreError> {
+    let other = |name: &str| RestoreError::Inconsistent(format!("{}/{name} is not the one of the record", record.id));
+    if render_hex(&Sha256::digest(manifest)) != record.manifest_sha256 {
+        return Err(other(MANIFEST_NAME));
+    }
+    if record.index_sha256.as_ref().is_some_and(|stated| *stated != render_hex(&Sha256::digest(index))) {
+        return Err(other(INDEX_NAME));
+    }
+    build_plan(record, BackupIndex::decode(index)?, &Manifest::parse(manifest)?)
+}
+
+/// The files that a restore would write, as paths below the data directory.
+///
+/// # Errors
+/// [`RestoreError`], as a restore has it before it writes anything.
+pub fn list_files(record: &BackupRecord, index: &[u8], manifest: &[u8]) -> Result<Vec<String>, RestoreError> {
+    let plan = plan_restore(record, index, manifest)?;
+    Ok(plan.archives.into_iter().flat_map(|archive| archive.files).map(|file| file.path).collect())
 }
 
 /// Each tablespace's place; `None` below the data directory.
@@ -252,7 +263,7 @@ async fn restore(
 }
 
 fn sum_tar_bytes(members: &[BackupRecord]) -> u64 {
-    members.iter().map(|member| member.tar_bytes).sum()
+    members.iter().fold(0, |sum, member| sum.saturating_add(member.tar_bytes))
 }
 
 /// Extracts one backup as it is.

@@ -37,6 +37,19 @@ impl PartBuffers {
         Self { free, home, part_bytes }
     }
 
+    /// Bytes of a full buffer.
+    #[must_use]
+    pub fn part_bytes(&self) -> usize {
+        self.part_bytes
+    }
+
+    /// Says, also from elsewhere, whether every buffer is in use.
+    pub fn gauge(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let home = self.home.clone();
+        // What is in the channel is free.
+        move || home.capacity() == home.max_capacity()
+    }
+
     /// Waits for a free buffer.
     pub async fn take(&mut self) -> PartBuffer {
         // The channel cannot close: `self` holds a sender.

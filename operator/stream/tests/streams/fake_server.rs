@@ -22,6 +22,8 @@ pub(crate) enum Content {
     Noise,
     /// Rows of text, as pgbench makes them: about 20:1.
     Rows,
+    /// Half random, half blank: about 2:1.
+    Halves,
 }
 
 /// What it says of incremental backups.
@@ -245,6 +247,12 @@ fn fill(buffer: &mut [u8], content: Content, state: &mut u64) {
                 *state ^= *state >> 7;
                 *state ^= *state << 17;
                 chunk.copy_from_slice(&state.to_le_bytes());
+            }
+        }
+        Content::Halves => {
+            for chunk in buffer.chunks_exact_mut(128) {
+                chunk.fill(b' ');
+                fill(&mut chunk[..64], Content::Noise, state);
             }
         }
         Content::Rows => {
