@@ -33,7 +33,7 @@ demo: deps cluster-up images load store ## Shows the whole job on a local Kubern
 	@$(STEP) "demo" e2e/with-cluster.sh $(BUILT)/demo
 
 .PHONY: test
-test: deps fmt-check cluster-up check sim images load store e2e faults-short ## Runs all checks, all tests, and the tests on a local Kubernetes.
+test: deps fmt-check cluster-build check sim images cluster-up load store e2e faults-short ## Runs all checks, all tests, and the tests on a local Kubernetes.
 
 .PHONY: ci
 ci: test ## The same as test: what .ci/run runs.
@@ -141,6 +141,10 @@ chart-check: ## Lints and renders the charts (needs helm, which cluster-up build
 
 # The cluster
 
+.PHONY: cluster-build
+cluster-build: ## Builds the programs of the local Kubernetes (also MinIO, which unit tests use), and starts nothing.
+	@$(STEP) "programs of Kubernetes" $(CLUSTER) build
+
 .PHONY: cluster-up
 cluster-up: ## Starts a local Kubernetes, or takes that of KUBECONFIG (the first time: builds it).
 	@$(STEP) "Kubernetes" $(CLUSTER) up
@@ -153,11 +157,13 @@ cluster-down: ## Stops the local Kubernetes and leaves nothing behind.
 cluster-status: ## Says what is up.
 	@$(CLUSTER) status
 
+# Tests at a time, of those that may run beside each other.
+TOGETHER := 3
 .PHONY: e2e
 e2e: chart-check crds-e2e ## Runs the tests on the cluster that is up; T=name runs one.
 	@[ -n "$(strip $(E2E_TESTS))" ] || { echo "error: no tests in e2e/tests" >&2; exit 1; }
 	@$(STEP) "tests on Kubernetes" e2e/with-cluster.sh env PGHERD_E2E=1 \
-	  cargo test $(ALL) $(E2E_TESTS) -- --ignored --test-threads=1 --nocapture $(T)
+	  cargo test $(ALL) $(E2E_TESTS) -- --ignored --test-threads=$(TOGETHER) --nocapture $(T)
 
 .PHONY: faults
 faults: ## Injects faults on the cluster that is up; T=name (or number) some, SHORT=1 a short selection, RUNS=n times each.

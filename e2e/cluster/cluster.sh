@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# cluster.sh up|down|status|kubeconfig : a Kubernetes for demo and tests, the
+# cluster.sh build|up|down|status|kubeconfig : a Kubernetes for demo and tests, the
 # first of these which can be had:
 #   external  KUBECONFIG is set and its cluster answers: used as it is, and left alone
 #   kind      docker works and kind is there: a kind cluster called pgherd, three workers
 #   embedded  else: Kubernetes built from source, three nodes on this machine (root)
-# PGHERD_ENGINE=external|kind|embedded asks for one of them.
+# PGHERD_ENGINE=external|kind|embedded asks for one of them. build makes the programs that up starts, and starts nothing.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -50,6 +50,13 @@ external_up() {
   log "using the cluster of KUBECONFIG=$KUBECONFIG"
 }
 
+build() {
+  case $(choose) in
+    embedded) "$HERE/build.sh" ;;
+    *) "$HERE/build.sh" --tools-only ;;
+  esac
+}
+
 up() {
   local e
   e=$(choose)
@@ -82,6 +89,7 @@ down() {
 }
 
 case ${1:-} in
+  build) build ;;
   up) up ;;
   down) down ;;
   status) exec "$HERE/status.sh" ;;
@@ -89,5 +97,5 @@ case ${1:-} in
     use_cluster
     echo "$KUBECONFIG"
     ;;
-  *) die "usage: cluster.sh up|down|status|kubeconfig" ;;
+  *) die "usage: cluster.sh build|up|down|status|kubeconfig" ;;
 esac

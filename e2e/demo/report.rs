@@ -97,6 +97,7 @@ impl Report {
         );
         println!("the added replica was built from: {}", self.replica.source);
         let file = root().join("target/demo.json");
+        std::fs::create_dir_all(root().join("target"))?;
         std::fs::write(&file, serde_json::to_string_pretty(self)?)?;
         println!("the same figures: target/demo.json");
         Ok(())

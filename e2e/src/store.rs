@@ -4,7 +4,12 @@ use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, Client, api::PostParams};
 use std::collections::BTreeMap;
 
-use crate::{Result, kubectl::kubectl};
+use crate::{
+    Result,
+    cluster::PATIENCE,
+    kubectl::kubectl,
+    wait::{Look, until},
+};
 
 /// Address of the store inside the cluster.
 pub const ENDPOINT: &str = "https://minio.minio.svc:9000";
@@ -49,8 +54,9 @@ pub fn object_store_yaml(indent: usize) -> String {
     lines.map(|line| format!("{:indent$}{line}\n", "")).concat()
 }
 
-/// Runs MinIO's client beside the server, which knows the credentials; the store is `local`.
-const MC: &str = r#"mkdir -p /tmp/mc/certs/CAs && cp /certs/CAs/ca.crt /tmp/mc/certs/CAs/
+/// Runs MinIO's client beside the server, which knows the credentials; the store is `local`. Several run at a time, and none may
+/// find half of the CA.
+const MC: &str = r#"mkdir -p /tmp/mc/certs/CAs && cp /certs/CAs/ca.crt /tmp/mc/ca.$$ && mv /tmp/mc/ca.$$ /tmp/mc/certs/CAs/ca.crt
 export MC_HOST_local="https://$(cat /credentials/user):$(cat /credentials/password)@localhost:9000"
 exec /mc --config-dir /tmp/mc --quiet "$@""#;
 
@@ -62,6 +68,15 @@ pub async fn mc(arguments: &[&str]) -> Result<String> {
     let mut all = vec!["exec", "deploy/minio", "--", "sh", "-c", MC, "mc"];
     all.extend_from_slice(arguments);
     kubectl("minio", &all).await
+}
+
+/// Waits until the store answers: its node may have been cut off a moment ago.
+///
+/// # Errors
+/// It did not in time.
+pub async fn await_answer() -> Result<()> {
+    let bucket = format!("local/{BUCKET}");
+    until("the store to answer", PATIENCE, async || mc(&["stat", &bucket]).await.map(|_| Look::Done(()))).await
 }
 
 /// The node that the store's pod runs on.

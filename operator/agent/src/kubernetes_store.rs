@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn a_register_survives_the_way_through_a_lease() {
-        let holder = Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: "n".into(), member: None };
+        let holder =
+            Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: "n".into(), address: None, member: None };
         let register = Register { term: Term(3), holder: Some(holder), ..Register::default() };
         let mut lease =
             build_lease(Lease::default(), &register, Some(Position { flushed: Lsn(16), limit: Lsn(20) })).unwrap();

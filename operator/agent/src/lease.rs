@@ -111,7 +111,7 @@ pub fn still_holds(agent: &Agent, register: &Register, term: Term) -> bool {
     mine && register.term == term && !register.is_sealing() && !register.released
 }
 
-/// One renewal: a compare-and-swap that also writes this agent's boot nonce, then the new deadline to the fencer, counted
+/// One renewal: a compare-and-swap that also writes this agent's boot nonce and address, then the new deadline to the fencer, counted
 /// from before the request was sent.
 ///
 /// # Errors
@@ -129,6 +129,7 @@ pub async fn renew(agent: &Agent, term: Term) -> Result<(), LeaseError> {
         let mut register = seen.lease.register.clone();
         if let Some(holder) = register.holder.as_mut() {
             holder.boot_nonce.clone_from(&agent.identity.boot_nonce);
+            holder.address = agent.identity.address.or(holder.address);
         }
         let asked_at = Boottime::now();
         match agent.store.replace(seen.lease.version.clone(), register, agent.position()).await {

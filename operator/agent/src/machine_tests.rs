@@ -15,8 +15,13 @@ fn following(pod: &str) -> PostgresView {
 }
 
 fn register(term: u64, holder: &str) -> Register {
-    let holder =
-        Holder { pod: holder.to_owned(), pod_uid: format!("uid-{holder}"), boot_nonce: String::new(), member: None };
+    let holder = Holder {
+        pod: holder.to_owned(),
+        pod_uid: format!("uid-{holder}"),
+        boot_nonce: String::new(),
+        address: None,
+        member: None,
+    };
     Register {
         term: Term(term),
         seal_term: Term(term),

@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,6 +26,8 @@ pub struct Identity {
     pub namespace: String,
     /// Chosen at this start.
     pub boot_nonce: String,
+    /// The pod's IP; None where the pod was made before it was told.
+    pub address: Option<IpAddr>,
 }
 
 /// Why the agent does not know what it needs.
@@ -52,10 +55,10 @@ pub enum SettingsError {
     },
 }
 
-/// Reads `POD_NAME`, `POD_UID` and `POD_NAMESPACE`, and chooses a boot nonce.
+/// Reads `POD_NAME`, `POD_UID`, `POD_NAMESPACE` and `POD_IP`, and chooses a boot nonce.
 ///
 /// # Errors
-/// [`SettingsError::Environment`] names the variable that is missing.
+/// [`SettingsError::Environment`] names the variable that is missing; only `POD_IP` may be.
 pub fn observe_identity() -> Result<Identity, SettingsError> {
     let variable =
         |name| std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or(SettingsError::Environment(name));
@@ -65,6 +68,7 @@ pub fn observe_identity() -> Result<Identity, SettingsError> {
         pod_uid: variable("POD_UID")?,
         namespace: variable("POD_NAMESPACE")?,
         boot_nonce,
+        address: std::env::var("POD_IP").ok().and_then(|text| text.parse().ok()),
     })
 }
 

@@ -325,7 +325,8 @@ mod tests {
     #[test]
     fn whoever_knows_of_another_holder_or_of_a_failover_refuses() {
         let request = VouchRequest { term: Term(4), pod: "c-0".into(), pod_uid: "u".into(), for_ms: 1 };
-        let holder = Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: String::new(), member: None };
+        let holder =
+            Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: String::new(), address: None, member: None };
         let register =
             Register { term: Term(4), seal_term: Term(4), holder: Some(holder.clone()), ..Register::default() };
         assert_eq!(why_outdated(&register, &request), None);

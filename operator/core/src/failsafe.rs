@@ -156,7 +156,13 @@ mod tests {
         Register {
             term: Term(4),
             seal_term: Term(4),
-            holder: Some(Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: "n".into(), member }),
+            holder: Some(Holder {
+                pod: "c-0".into(),
+                pod_uid: "u".into(),
+                boot_nonce: "n".into(),
+                address: None,
+                member,
+            }),
             quorum: VoterSet { voters: quorum.iter().map(voter).collect(), acks },
             ..Register::default()
         }

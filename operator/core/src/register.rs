@@ -3,7 +3,7 @@
 //! The operator is the only one to change who is primary; the holder only renews and releases. Both read it with a
 //! quorum GET before they decide.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,10 @@ pub struct Holder {
     /// Chosen at each start of the agent; empty until the named agent has taken the role up.
     #[serde(default)]
     pub boot_nonce: String,
+    /// The pod's IP, so that whoever follows it needs no DNS: of what fails together with a primary's node, DNS is often a
+    /// part. Its name is verified all the same. None where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
     /// The member that was chosen; empty while a new cluster is being bootstrapped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<MemberId>,

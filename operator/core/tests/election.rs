@@ -24,8 +24,13 @@ fn set(ordinals: &[u32], acks: u32) -> VoterSet {
 
 /// shop-0 holds term 4, sealing for term 5 has begun.
 fn register(quorum: VoterSet) -> Register {
-    let holder =
-        Holder { pod: "shop-0".into(), pod_uid: "uid-0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+    let holder = Holder {
+        pod: "shop-0".into(),
+        pod_uid: "uid-0".into(),
+        boot_nonce: "n".into(),
+        address: None,
+        member: Some(member(0)),
+    };
     Register {
         term: Term(4),
         seal_term: Term(5),

@@ -50,8 +50,13 @@ impl Scene {
     fn new(acks: u32) -> Self {
         let voter = |ordinal| Voter { member: member(ordinal), pod: format!("c-{ordinal}") };
         let quorum = VoterSet { voters: vec![voter(1), voter(2)], acks };
-        let holder =
-            Holder { pod: "c-0".into(), pod_uid: "u0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+        let holder = Holder {
+            pod: "c-0".into(),
+            pod_uid: "u0".into(),
+            boot_nonce: "n".into(),
+            address: None,
+            member: Some(member(0)),
+        };
         let register =
             Register { term: Term(2), seal_term: Term(2), holder: Some(holder), quorum, ..Register::default() };
         let pods = (0..3).map(|ordinal| (format!("c-{ordinal}"), reachable(status(ordinal)))).collect();

@@ -61,8 +61,13 @@ struct Scene {
 
 impl Scene {
     fn new(instances: u32, acks: u32) -> Self {
-        let holder =
-            Holder { pod: "c-0".into(), pod_uid: "u0".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+        let holder = Holder {
+            pod: "c-0".into(),
+            pod_uid: "u0".into(),
+            boot_nonce: "n".into(),
+            address: None,
+            member: Some(member(0)),
+        };
         let quorum = voters(&(1..instances).collect::<Vec<_>>(), acks);
         let register =
             Register { term: Term(2), seal_term: Term(2), holder: Some(holder), quorum, ..Register::default() };

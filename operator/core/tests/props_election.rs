@@ -50,7 +50,13 @@ impl Scene {
     fn register(&self) -> Register {
         let voter = |index| Voter { member: member(index), pod: format!("c-{index}") };
         let voters = (0..self.flushed.len()).map(voter).collect();
-        let holder = Holder { pod: "c-9".into(), pod_uid: "u".into(), boot_nonce: "b".into(), member: Some(member(9)) };
+        let holder = Holder {
+            pod: "c-9".into(),
+            pod_uid: "u".into(),
+            boot_nonce: "b".into(),
+            address: None,
+            member: Some(member(9)),
+        };
         Register {
             term: Term(3),
             seal_term: Term(4),

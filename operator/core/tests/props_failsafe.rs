@@ -35,6 +35,7 @@ fn register() -> impl Strategy<Value = Register> {
             pod: "c-0".into(),
             pod_uid: "u".into(),
             boot_nonce: "n".into(),
+            address: None,
             member: Some(member(0)),
         }),
         quorum,
@@ -125,7 +126,7 @@ proptest! {
     ) {
         let voter = |ordinal: u32| Voter { member: member(ordinal), pod: format!("c-{ordinal}") };
         let quorum = VoterSet { voters: (1..=voters).map(voter).collect(), acks };
-        let holder = Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: "n".into(), member: Some(member(0)) };
+        let holder = Holder { pod: "c-0".into(), pod_uid: "u".into(), boot_nonce: "n".into(), address: None, member: Some(member(0)) };
         let register =
             Register { term: Term(3), seal_term: Term(3), holder: Some(holder), quorum, ..Register::default() };
         let enough: BTreeSet<u32> = (1..=acks).collect();

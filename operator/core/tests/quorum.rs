@@ -23,8 +23,13 @@ fn set(voters: &[Voter], acks: u32) -> VoterSet {
 }
 
 fn register(quorum: VoterSet, pending: Option<VoterSet>) -> Register {
-    let holder =
-        Holder { pod: "shop-0".into(), pod_uid: "uid".into(), boot_nonce: "n".into(), member: Some(member("a")) };
+    let holder = Holder {
+        pod: "shop-0".into(),
+        pod_uid: "uid".into(),
+        boot_nonce: "n".into(),
+        address: None,
+        member: Some(member("a")),
+    };
     Register { term: Term(1), seal_term: Term(1), holder: Some(holder), quorum, pending, ..Register::default() }
 }
 

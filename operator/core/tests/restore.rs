@@ -38,6 +38,7 @@ impl Scene {
             pod: "c-0".into(),
             pod_uid: "u0".into(),
             boot_nonce: "n".into(),
+            address: None,
             member: Some(MemberId("m0".into())),
         };
         let voter = Voter { member: MemberId("m1".into()), pod: "c-1".into() };

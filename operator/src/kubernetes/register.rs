@@ -256,7 +256,8 @@ mod tests {
     use super::*;
 
     fn held(term: u64, pod: &str) -> Register {
-        let holder = Holder { pod: pod.into(), pod_uid: "uid".into(), boot_nonce: String::new(), member: None };
+        let holder =
+            Holder { pod: pod.into(), pod_uid: "uid".into(), boot_nonce: String::new(), address: None, member: None };
         Register { term: Term(term), seal_term: Term(term), holder: Some(holder), ..Register::default() }
     }
 

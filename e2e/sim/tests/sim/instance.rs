@@ -106,6 +106,7 @@ impl Instance {
             pod_uid: uid.to_owned(),
             namespace: "web".to_owned(),
             boot_nonce: format!("boot-{number}"),
+            address: None,
         };
         let scope = Scope::new(node_of(ordinal));
         let caller = Arc::new(Caller { name: format!("agent {pod}"), node: scope.node, ..Caller::default() });

@@ -42,7 +42,10 @@ const REBUILD_AFTER: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn locate(agent: &Agent, pod: &str) -> Upstream {
     let (host, port) = agent.layout.peer(&agent.config().cluster, &agent.identity.namespace, pod);
-    Upstream { pod: pod.to_owned(), host, port }
+    let seen = agent.register.borrow();
+    let holder = seen.as_ref().and_then(|seen| seen.lease.register.holder.as_ref());
+    let address = holder.filter(|holder| holder.pod == pod).and_then(|holder| holder.address);
+    Upstream { pod: pod.to_owned(), host, address, port }
 }
 
 /// Connects to the holder and makes sure that it is this cluster's primary.

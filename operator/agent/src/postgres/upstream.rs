@@ -1,7 +1,7 @@
 //! Questions to another instance's PostgreSQL over TLS with the replication certificate: who it is, on which timeline it
 //! writes, and the slot that it keeps for us. Copies no data: that is pgherd-stream's.
 
-use std::{path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use pgherd_core::{
     instance::REPLICATION_ROLE,
@@ -29,6 +29,8 @@ pub struct Upstream {
     pub pod: String,
     /// Its host name, as in its certificate.
     pub host: String,
+    /// Its address, where it is known without DNS.
+    pub address: Option<IpAddr>,
     /// Its port.
     pub port: u16,
 }
@@ -94,23 +96,12 @@ impl UpstreamSession {
     /// [`UpstreamError`].
     pub async fn connect(upstream: &Upstream, tls: &Path) -> Result<Self, UpstreamError> {
         let config: ClientConfig = build_client_config(tls)?;
-        let failed = |source| UpstreamError::Sql { pod: upstream.pod.clone(), source };
-        let mut options = tokio_postgres::Config::new();
-        options
-            .host(&upstream.host)
-            .port(upstream.port)
-            .user(REPLICATION_ROLE)
-            .dbname("postgres")
-            .application_name("pgherd");
-        options
-            .ssl_mode(tokio_postgres::config::SslMode::Require)
-            .options("-csearch_path=pg_catalog")
-            .connect_timeout(PATIENCE);
-        let connect = timeout(PATIENCE, options.connect(MakeRustlsConnect::new(config)))
-            .await
-            .map_err(|_| failed(SqlError::Timeout))?;
-        let (client, connection) = connect.map_err(|error| failed(SqlError::Connect(error)))?;
-        let session = Session::from_parts(client, async move { drop(connection.await) }, PATIENCE);
+        let connected = match connect(upstream, upstream.address, config.clone()).await {
+            // Somebody else may have the address by now.
+            Err(SqlError::Connect(_)) if upstream.address.is_some() => connect(upstream, None, config).await,
+            connected => connected,
+        };
+        let session = connected.map_err(|source| UpstreamError::Sql { pod: upstream.pod.clone(), source })?;
         Ok(Self { pod: upstream.pod.clone(), session })
     }
 
@@ -232,6 +223,26 @@ impl UpstreamSession {
     }
 }
 
+/// A session by address or, without one, by name. The name is verified in any case.
+async fn connect(upstream: &Upstream, address: Option<IpAddr>, tls: ClientConfig) -> Result<Session, SqlError> {
+    let mut options = tokio_postgres::Config::new();
+    options
+        .host(&upstream.host)
+        .port(upstream.port)
+        .user(REPLICATION_ROLE)
+        .dbname("postgres")
+        .application_name("pgherd")
+        .ssl_mode(tokio_postgres::config::SslMode::Require)
+        .options("-csearch_path=pg_catalog")
+        .connect_timeout(PATIENCE);
+    if let Some(address) = address {
+        options.hostaddr(address);
+    }
+    let connect = timeout(PATIENCE, options.connect(MakeRustlsConnect::new(tls))).await;
+    let (client, connection) = connect.map_err(|_| SqlError::Timeout)?.map_err(SqlError::Connect)?;
+    Ok(Session::from_parts(client, async move { drop(connection.await) }, PATIENCE))
+}
+
 /// The connection string of a WAL receiver or of pg_rewind: verified TLS, and a dead peer is noticed within seconds.
 #[must_use]
 pub fn render_upstream_conninfo(
@@ -246,8 +257,13 @@ pub fn render_upstream_conninfo(
         tls.join("replication.crt").display().to_string(),
         tls.join("replication.key").display().to_string(),
     );
+    // First by address, then by name: an empty hostaddr stands for a look-up (libpq, 34.1.1.3).
+    let (hosts, addresses) = match upstream.address {
+        Some(address) => (format!("{0},{0}", upstream.host), Some(format!("{address},"))),
+        None => (upstream.host.clone(), None),
+    };
     let mut pairs = vec![
-        ("host", upstream.host.as_str()),
+        ("host", hosts.as_str()),
         ("port", &port),
         ("user", REPLICATION_ROLE),
         ("application_name", application_name),
@@ -260,6 +276,7 @@ pub fn render_upstream_conninfo(
         ("keepalives_interval", "2"),
         ("keepalives_count", "3"),
     ];
+    pairs.extend(addresses.as_deref().map(|addresses| ("hostaddr", addresses)));
     pairs.extend(database.map(|name| ("dbname", name)));
     render_conninfo(&pairs)
 }
@@ -270,11 +287,20 @@ mod tests {
 
     #[test]
     fn a_receiver_verifies_whom_it_follows() {
-        let upstream = Upstream { pod: "c-0".into(), host: "c-0.c-pods.db.svc".into(), port: 5432 };
+        let upstream = Upstream { pod: "c-0".into(), host: "c-0.c-pods.db.svc".into(), address: None, port: 5432 };
         let conninfo = render_upstream_conninfo(&upstream, Path::new("/run/pgherd/tls"), "m-1", None);
         assert!(conninfo.contains("host='c-0.c-pods.db.svc'"));
         assert!(conninfo.contains("sslmode='verify-full'"));
         assert!(conninfo.contains("application_name='m-1'"));
-        assert!(!conninfo.contains("dbname"));
+        assert!(!conninfo.contains("dbname") && !conninfo.contains("hostaddr"));
+    }
+
+    #[test]
+    fn a_receiver_tries_the_address_first_and_then_asks_for_the_name() {
+        let address = Some("10.244.1.7".parse().expect("an address"));
+        let upstream = Upstream { pod: "c-0".into(), host: "c-0.c-pods.db.svc".into(), address, port: 5432 };
+        let conninfo = render_upstream_conninfo(&upstream, Path::new("/run/pgherd/tls"), "m-1", None);
+        assert!(conninfo.contains("host='c-0.c-pods.db.svc,c-0.c-pods.db.svc'"));
+        assert!(conninfo.contains("hostaddr='10.244.1.7,'"));
     }
 }

@@ -139,7 +139,7 @@ pub fn register_handover_withdrawn(register: &Register) -> Option<Register> {
 }
 
 fn holder(pod: &str, pod_uid: &str, member: Option<MemberId>) -> Holder {
-    Holder { pod: pod.to_owned(), pod_uid: pod_uid.to_owned(), boot_nonce: String::new(), member }
+    Holder { pod: pod.to_owned(), pod_uid: pod_uid.to_owned(), boot_nonce: String::new(), address: None, member }
 }
 
 fn held(register: &Register, term: Term, holder: Holder, quorum: VoterSet, pending: Option<VoterSet>) -> Register {

@@ -173,8 +173,13 @@ fn voters(mask: u16) -> impl Iterator<Item = Voter> {
 fn from(reg: Reg) -> Register {
     let set = |set: Set| VoterSet { voters: voters(set.voters).collect(), acks: u32::from(set.acks) };
     let pod = pod_of(reg.holder);
-    let holder =
-        Holder { pod: pod_name(pod), pod_uid: uid(pod), boot_nonce: String::new(), member: Some(member(reg.holder)) };
+    let holder = Holder {
+        pod: pod_name(pod),
+        pod_uid: uid(pod),
+        boot_nonce: String::new(),
+        address: None,
+        member: Some(member(reg.holder)),
+    };
     Register {
         term: Term(u64::from(reg.term)),
         seal_term: Term(u64::from(reg.seal)),

@@ -20,7 +20,7 @@ use super::{credentials::FileCredentials, error::StoreError, trust::build_trust_
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// One attempt of one request: a part of 8 MiB at 100 kB/s still fits.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// All attempts of one request.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(600);
 const ATTEMPTS: u32 = 6;
@@ -34,7 +34,7 @@ pub(super) fn build_client(config: &StoreConfig) -> Result<Client, StoreError> {
     if config.bucket.is_empty() || config.bucket.contains('/') {
         return Err(StoreError::Config(format!("\"{}\" is not a bucket name", config.bucket)));
     }
-    let credentials = FileCredentials { folder: PathBuf::from(&config.credentials_dir) };
+    let credentials = FileCredentials::new(PathBuf::from(&config.credentials_dir));
     // Unreadable files are told at once and by name, not at the first request.
     credentials.read()?;
     let context = TlsContext::builder()
@@ -58,6 +58,7 @@ pub(super) fn build_client(config: &StoreConfig) -> Result<Client, StoreError> {
         .endpoint_url(config.endpoint.trim_end_matches('/'))
         .force_path_style(config.path_style)
         .region(Region::new(config.region.clone().unwrap_or_else(|| "us-east-1".to_owned())))
+        .retry_classifier(credentials.clone())
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .identity_cache(IdentityCache::no_cache())
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)

@@ -126,6 +126,7 @@ fn plan_rebuild(
             pod: furthest.unwrap_or_default(),
             pod_uid: String::new(),
             boot_nonce: String::new(),
+            address: None,
             member: None,
         }),
         released: true,

@@ -136,6 +136,7 @@ fn a_claimed_winner_is_routed_to_once_it_serves_in_its_term() {
             pod: "shop-2".into(),
             pod_uid: "u2".into(),
             boot_nonce: String::new(),
+            address: None,
             member: Some(MemberId("m2".into())),
         }),
         ..held_by_0(voters(&[1], 1))
@@ -175,6 +176,7 @@ fn a_former_primary_loses_its_label_before_the_new_one_gets_it() {
         pod: "shop-1".into(),
         pod_uid: "u1".into(),
         boot_nonce: String::new(),
+        address: None,
         member: Some(MemberId("m1".into())),
     });
     seen.pods[1] = pod(1, None, Some(primary(1, &[], &voters(&[], 0))));
@@ -430,7 +432,8 @@ fn a_failover_that_another_operator_began_keeps_its_reason_and_its_times() {
     let progress = memory.failover.clone().unwrap();
     assert_eq!((progress.reason.as_str(), progress.detect_ms), ("switchover requested", 300));
     assert_eq!(progress.sealed_at_ms, 5_000);
-    let holder = Holder { pod: "shop-1".into(), pod_uid: "u1".into(), boot_nonce: String::new(), member: None };
+    let holder =
+        Holder { pod: "shop-1".into(), pod_uid: "u1".into(), boot_nonce: String::new(), address: None, member: None };
     let claimed = Register {
         term: Term(2),
         seal_term: Term(2),

@@ -1,13 +1,13 @@
 //! The winner gets the role, is routed to as soon as it lets nobody in that it could not serve, and is waited for.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use pgherd_core::{
     election::CandidateVerdict,
     failover::{register_claimed, register_forced},
     instance::Phase,
     lineage::{Fork, register_forked},
-    register::{FailoverKind, FailoverNote, LeaseView, MemberId, Register, Term},
+    register::{FailoverKind, FailoverNote, Holder, LeaseView, MemberId, Register, Term},
 };
 use pgherd_crds::names::ROLE_PRIMARY;
 use tokio::time::{Instant, sleep};
@@ -52,7 +52,8 @@ impl Round<'_> {
         let now = self.context.clock.now();
         let noted = seen.register.failover.clone();
         let note = noted.or_else(|| memory.failover.as_ref().map(|failover| failover.note(now)));
-        let next = claimed_register(&seen.register, note, &winner, now);
+        let address = self.observed.pod(&winner.pod).and_then(|pod| pod.ip);
+        let next = claimed_register(&seen.register, note, &winner, address, now);
         if self.replace_if_same(&seen.register, &next).await?.is_none() {
             self.done.requeue_after_ms = AT_ONCE_MS;
             return Ok(());
@@ -138,8 +139,15 @@ impl Round<'_> {
     }
 }
 
-/// The register in which the winner holds the sealed term, with what the record of the failover needs.
-fn claimed_register(register: &Register, note: Option<FailoverNote>, winner: &Winner, now: Now) -> Register {
+/// The register in which the winner holds the sealed term, with what the record of the failover needs. The winner writes its
+/// address itself when it renews; those that are to follow it need not wait for that.
+fn claimed_register(
+    register: &Register,
+    note: Option<FailoverNote>,
+    winner: &Winner,
+    address: Option<IpAddr>,
+    now: Now,
+) -> Register {
     let claimed = match winner.forced {
         None => register_claimed(register, &winner.pod, &winner.pod_uid, &winner.member),
         Some(_) => register_forced(register, &winner.pod, &winner.pod_uid, &winner.member),
@@ -158,5 +166,6 @@ fn claimed_register(register: &Register, note: Option<FailoverNote>, winner: &Wi
             ..note
         }
     });
-    register_forked(Register { failover, ..claimed }, winner.fork)
+    let holder = claimed.holder.clone().map(|holder| Holder { address, ..holder });
+    register_forked(Register { holder, failover, ..claimed }, winner.fork)
 }

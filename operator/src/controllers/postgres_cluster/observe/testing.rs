@@ -37,6 +37,7 @@ pub(crate) fn held_by_0(quorum: VoterSet) -> Register {
         pod: pod_name(0),
         pod_uid: "u0".into(),
         boot_nonce: String::new(),
+        address: None,
         member: Some(MemberId("m0".into())),
     };
     Register {

@@ -41,6 +41,7 @@ pub fn build_postgres_container(cluster: &ValidatedCluster) -> Container {
             field("POD_NAME", "metadata.name"),
             field("POD_UID", "metadata.uid"),
             field("POD_NAMESPACE", "metadata.namespace"),
+            field("POD_IP", "status.podIP"),
         ]),
         ports: Some(vec![
             port(POSTGRES_PORT_NAME, POSTGRES_PORT),

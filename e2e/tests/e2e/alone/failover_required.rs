@@ -10,15 +10,16 @@ use pgherd_e2e::{
 };
 
 use crate::{
+    alone_in_namespace,
     checks::claim,
     failover::{LONGEST_GAP_MS, check_nothing_lost, check_record, kill_postmaster_of, report_gap, wait_failover},
-    in_namespace, manifests,
+    manifests,
 };
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn in_mode_required_nothing_is_lost_when_the_primary_is_cut_off_deleted_or_killed() -> Result<()> {
-    in_namespace("e2e-required", async |client, namespace| {
+    alone_in_namespace("e2e-required", async |client, namespace| {
         apply(namespace, &manifests::cluster("c", 3, manifests::REQUIRED)).await?;
         let cluster = Cluster::new(client, namespace, "c");
         let status = cluster.wait_ready(3).await?;

@@ -1,20 +1,17 @@
 //! Segments are brought to the archive before PostgreSQL asks for them, and come back from it as they were.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::{fs, time::Duration};
 
-use pgherd_agent::{
-    archive::{Answer, own_location},
-    register_store::MemoryRegister,
-};
-use support::{
+use crate::support::{
     Cluster, Instance,
     archive::{archive, ask, restore},
     minio::{self, Minio},
     ran_as_postgres_with,
     takeover::{bring_up, first_register, session},
+};
+use pgherd_agent::{
+    archive::{Answer, own_location},
+    register_store::MemoryRegister,
 };
 use tokio::time::{Instant, sleep};
 
@@ -38,7 +35,8 @@ async fn write_segments(instance: &Instance, count: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_segments_are_archived_before_they_are_asked_for_and_come_back_as_they_were() {
-    const NAME: &str = "the_next_segments_are_archived_before_they_are_asked_for_and_come_back_as_they_were";
+    const NAME: &str =
+        "archive_ahead::the_next_segments_are_archived_before_they_are_asked_for_and_come_back_as_they_were";
     let shared = tempfile::tempdir_in("/tmp").unwrap();
     let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
     if ran_as_postgres_with(NAME, &env) {

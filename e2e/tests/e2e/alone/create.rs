@@ -15,8 +15,9 @@ use pgherd_e2e::{
 };
 
 use crate::{
+    alone_in_namespace,
     checks::{claim, endpoints},
-    in_namespace, manifests, secrecy,
+    manifests, secrecy,
 };
 
 /// How long a settled cluster is watched.
@@ -25,7 +26,7 @@ const SILENCE: Duration = Duration::from_secs(20);
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_cluster_of_three_becomes_ready_serves_over_tls_alone_and_settles() -> Result<()> {
-    in_namespace("e2e-create", async |client, namespace| {
+    alone_in_namespace("e2e-create", async |client, namespace| {
         let more = format!("{}{}", manifests::REQUIRED, manifests::backup_to_store());
         apply(namespace, &manifests::cluster("c", 3, &more)).await?;
         let cluster = Cluster::new(client, namespace, "c");

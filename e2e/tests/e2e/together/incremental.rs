@@ -12,11 +12,13 @@ use pgherd_e2e::{
     wait::{Look, until},
 };
 
-use crate::{
+use super::{
     backup_restore::check_recovered,
+    retention::{SOME_RUNS, wait_schedule},
+};
+use crate::{
     checks::{DIGEST, archive_segment, claim, fill, source_of, wait_follows},
     in_namespace, manifests,
-    retention::{SOME_RUNS, wait_schedule},
 };
 
 /// Shrinks the file of `shrink` and lets it grow again with other rows.

@@ -1,8 +1,5 @@
 //! A former primary that wrote what nobody else has: its tail is kept and reported, and a rewind that is cut off leads to a
 //! new copy.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test")]
-
-mod support;
 
 use std::{
     fs,
@@ -11,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};
-use pgherd_core::register::Term;
-use support::{
+use crate::support::{
     Cluster, Instance,
     minio::{self, Minio},
     ran_as_postgres_with,
     takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
 };
+use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};
+use pgherd_core::register::Term;
 use tokio::time::{Instant, sleep};
 
 /// The replica leads term 2, and the former primary has a row of its own.
@@ -43,7 +40,8 @@ async fn count(instance: &Instance) -> i64 {
 async fn the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart() {
     let shared = tempfile::tempdir_in("/tmp").unwrap();
     let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
-    if ran_as_postgres_with("the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart", &env) {
+    if ran_as_postgres_with("divergence::the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart", &env)
+    {
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
@@ -90,7 +88,8 @@ fn write_programs(folder: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_until_that_streams() {
-    const NAME: &str = "a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_until_that_streams";
+    const NAME: &str =
+        "divergence::a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_until_that_streams";
     let programs = tempfile::tempdir_in("/tmp").unwrap();
     if std::env::var_os("PGHERD_FAKE_REWIND").is_none() {
         write_programs(programs.path());

@@ -1,20 +1,17 @@
 //! Commits that were acknowledged although nobody else has them are counted.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::time::Duration;
 
-use pgherd_agent::{postgres::sql::Session, register_store::MemoryRegister};
-use support::{
+use crate::support::{
     Cluster, ran_as_postgres,
     takeover::{bring_up, first_register, session, wait_for},
 };
+use pgherd_agent::{postgres::sql::Session, register_store::MemoryRegister};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_wait_for_replicas_was_cancelled_is_counted() {
-    if ran_as_postgres("a_commit_whose_wait_for_replicas_was_cancelled_is_counted") {
+    if ran_as_postgres("cancelled_waits::a_commit_whose_wait_for_replicas_was_cancelled_is_counted") {
         return;
     }
     let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);

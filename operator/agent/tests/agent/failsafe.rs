@@ -1,10 +1,12 @@
 //! The API server is away: a primary goes on by the word of its peers and no longer, and whoever vouched does not seal.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{
+    Cluster, ran_as_postgres,
+    takeover::{PATIENCE, session},
+    watched::{bring_up, new_register},
+};
 use pgherd_agent::{
     actions::seal::{SealError, seal},
     clock::Boottime,
@@ -13,11 +15,6 @@ use pgherd_agent::{
 use pgherd_core::{
     instance::{Phase, Timings},
     register::Term,
-};
-use support::{
-    Cluster, ran_as_postgres,
-    takeover::{PATIENCE, session},
-    watched::{bring_up, new_register},
 };
 use tokio::time::{Instant, sleep};
 
@@ -32,7 +29,9 @@ fn cluster(instances: u32) -> Cluster {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_goes_on_by_the_word_of_its_voter_which_does_not_seal_before_the_primary_is_gone() {
-    if ran_as_postgres("a_primary_goes_on_by_the_word_of_its_voter_which_does_not_seal_before_the_primary_is_gone") {
+    if ran_as_postgres(
+        "failsafe::a_primary_goes_on_by_the_word_of_its_voter_which_does_not_seal_before_the_primary_is_gone",
+    ) {
         return;
     }
     let cluster = cluster(2);
@@ -87,7 +86,9 @@ const VOUCH: &str = r#"{"term":1,"pod":"c-0","podUid":"uid-0","forMs":5000}"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_voter_a_primary_does_not_go_on_and_renews_at_once_when_the_api_server_is_back() {
-    if ran_as_postgres("without_its_voter_a_primary_does_not_go_on_and_renews_at_once_when_the_api_server_is_back") {
+    if ran_as_postgres(
+        "failsafe::without_its_voter_a_primary_does_not_go_on_and_renews_at_once_when_the_api_server_is_back",
+    ) {
         return;
     }
     let cluster = cluster(2);
@@ -116,7 +117,7 @@ async fn without_its_voter_a_primary_does_not_go_on_and_renews_at_once_when_the_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vouching_is_for_the_holder_alone_and_for_the_clusters_own_instances() {
-    if ran_as_postgres("vouching_is_for_the_holder_alone_and_for_the_clusters_own_instances") {
+    if ran_as_postgres("failsafe::vouching_is_for_the_holder_alone_and_for_the_clusters_own_instances") {
         return;
     }
     let cluster = cluster(2);

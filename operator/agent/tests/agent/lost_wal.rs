@@ -1,48 +1,50 @@
 //! A replica whose slot lost its WAL: with an archive it catches up by itself, without one it is built anew, with a reason.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use pgherd_agent::register_store::MemoryRegister;
-use pgherd_core::backup::StoreConfig;
-use support::{
+use crate::support::{
     Cluster, Instance, ran_as_postgres,
     takeover::{bring_up, first_register, session, streams, wait_for},
 };
+use pgherd_agent::register_store::MemoryRegister;
+use pgherd_core::backup::StoreConfig;
 
-/// A cluster whose slots keep next to nothing.
-fn small_slots() -> Cluster {
+/// A cluster whose primary keeps no more WAL than it must.
+fn small_wal() -> Cluster {
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
-    for (name, value) in [("max_slot_wal_keep_size", "1MB"), ("min_wal_size", "32MB"), ("max_wal_size", "32MB")] {
+    for (name, value) in [("min_wal_size", "32MB"), ("max_wal_size", "32MB")] {
         cluster.config.parameters.insert(name.into(), value.into());
     }
     cluster
 }
 
-/// The replica is away until its slot is invalid.
+/// The replica is away until its slot is invalid. Only meanwhile do slots keep next to nothing: a copy needs its WAL.
 async fn lose_the_slot(cluster: &Cluster, first: &Instance, second: Instance) -> Instance {
     second.terminate().await;
     let open = session(first, "app").await;
     open.execute("SET synchronous_commit = local; CREATE TABLE public.t (id int)").await.unwrap();
-    for _ in 0..6 {
+    open.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'").await.unwrap();
+    open.execute("SELECT pg_reload_conf()").await.unwrap();
+    let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = 'pgherd_c_1'";
+    let mut segments = 0;
+    while !open.query(lost, &[]).await.unwrap()[0].get::<_, Option<bool>>(0).unwrap() {
+        assert!(segments < 60, "the slot still has its WAL");
+        segments += 1;
         open.execute("INSERT INTO public.t SELECT generate_series(1, 1000)").await.unwrap();
         open.execute("SELECT pg_switch_wal()").await.unwrap();
         open.execute("CHECKPOINT").await.unwrap();
     }
-    let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'pgherd_c_1'";
-    let rows = open.query(status, &[]).await.unwrap();
-    assert_eq!(rows[0].get::<_, Option<String>>(0).as_deref(), Some("lost"));
+    open.execute("ALTER SYSTEM RESET max_slot_wal_keep_size").await.unwrap();
+    open.execute("SELECT pg_reload_conf()").await.unwrap();
     cluster.start("c-1", "uid-1")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_wal_is_gone_is_built_anew_and_says_why() {
-    if ran_as_postgres("a_replica_whose_wal_is_gone_is_built_anew_and_says_why") {
+    if ran_as_postgres("lost_wal::a_replica_whose_wal_is_gone_is_built_anew_and_says_why") {
         return;
     }
-    let cluster = small_slots();
+    let cluster = small_wal();
     let mut all = bring_up(&cluster, 2).await;
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
     let member = second.agent.board.status().member;
@@ -57,10 +59,10 @@ async fn a_replica_whose_wal_is_gone_is_built_anew_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is() {
-    if ran_as_postgres("a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is") {
+    if ran_as_postgres("lost_wal::a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is") {
         return;
     }
-    let mut cluster = small_slots();
+    let mut cluster = small_wal();
     let (script, archive) = (cluster.root.path().join("archive.sh"), cluster.root.path().join("archive"));
     fs::create_dir(&archive).unwrap();
     let folder = archive.display();

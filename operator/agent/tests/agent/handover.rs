@@ -1,21 +1,18 @@
 //! A primary that goes on purpose: it stops cleanly, gives its role back, and follows its successor without a rewind.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
+use crate::support::{
+    Cluster, Instance, ran_as_postgres,
+    takeover::{
+        bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write, wake,
+    },
+};
 use pgherd_agent::register_store::MemoryRegister;
 use pgherd_core::{
     backup::StoreConfig,
     instance::InstanceStatus,
     register::{Handover, Term},
-};
-use support::{
-    Cluster, Instance, ran_as_postgres,
-    takeover::{
-        bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write, wake,
-    },
 };
 use tokio::time::Instant;
 
@@ -28,7 +25,7 @@ async fn count(instance: &Instance) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_hands_over_follows_its_successor_as_it_is() {
-    if ran_as_postgres("a_primary_that_hands_over_follows_its_successor_as_it_is") {
+    if ran_as_postgres("handover::a_primary_that_hands_over_follows_its_successor_as_it_is") {
         return;
     }
     let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
@@ -77,7 +74,7 @@ async fn a_primary_that_hands_over_follows_its_successor_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_primary_comes_back_and_follows_as_it_is() {
-    if ran_as_postgres("a_deleted_primary_comes_back_and_follows_as_it_is") {
+    if ran_as_postgres("handover::a_deleted_primary_comes_back_and_follows_as_it_is") {
         return;
     }
     let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
@@ -103,7 +100,7 @@ async fn a_deleted_primary_comes_back_and_follows_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_that_hangs_does_not_hold_a_stop_up() {
-    if ran_as_postgres("an_archive_that_hangs_does_not_hold_a_stop_up") {
+    if ran_as_postgres("handover::an_archive_that_hangs_does_not_hold_a_stop_up") {
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);

@@ -1,22 +1,19 @@
 //! A pair of real instances: bootstrap, a replica, synchronous voters, seal, promotion, and the former primary's return.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{Cluster, Instance, ran_as_postgres};
 use pgherd_agent::{actions::seal::seal, postgres::sql::Session, register_store::MemoryRegister, run::wait_for_phase};
 use pgherd_core::{
     instance::{InstanceStatus, Phase},
     register::{Holder, Register, Term, Voter, VoterSet},
 };
-use support::{Cluster, Instance, ran_as_postgres};
 use tokio::time::{Instant, sleep};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn holder(pod: &str, uid: &str) -> Holder {
-    Holder { pod: pod.into(), pod_uid: uid.into(), boot_nonce: String::new(), member: None }
+    Holder { pod: pod.into(), pod_uid: uid.into(), boot_nonce: String::new(), address: None, member: None }
 }
 
 async fn wait_for(instance: &Instance, what: &str, check: impl Fn(&InstanceStatus) -> bool) -> InstanceStatus {
@@ -69,7 +66,7 @@ async fn bring_up(cluster: &Cluster) -> (Instance, Instance) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_takes_over_and_the_former_primary_comes_back() {
-    if ran_as_postgres("a_replica_takes_over_and_the_former_primary_comes_back") {
+    if ran_as_postgres("pair::a_replica_takes_over_and_the_former_primary_comes_back") {
         return;
     }
     let register = Register {
@@ -138,7 +135,7 @@ async fn a_replica_takes_over_and_the_former_primary_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_whose_postgres_dies_gives_its_role_back_and_can_be_asked() {
-    if ran_as_postgres("a_primary_whose_postgres_dies_gives_its_role_back_and_can_be_asked") {
+    if ran_as_postgres("pair::a_primary_whose_postgres_dies_gives_its_role_back_and_can_be_asked") {
         return;
     }
     let register =

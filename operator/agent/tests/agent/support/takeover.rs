@@ -26,7 +26,7 @@ pub fn first_register() -> Register {
 }
 
 pub fn holder(pod: &str, uid: &str) -> Holder {
-    Holder { pod: pod.into(), pod_uid: uid.into(), boot_nonce: String::new(), member: None }
+    Holder { pod: pod.into(), pod_uid: uid.into(), boot_nonce: String::new(), address: None, member: None }
 }
 
 /// Waits until the instance's status is as wanted.

@@ -10,8 +10,8 @@ use pgherd_e2e::{
     wait::{Look, until},
 };
 
+use super::backup_restore::check_recovered;
 use crate::{
-    backup_restore::check_recovered,
     checks::{DIGEST, archive_segment, claim, fill, source_of, take_backup, wait_follows},
     in_namespace, manifests, secrecy,
 };

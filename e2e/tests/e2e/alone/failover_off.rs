@@ -15,9 +15,10 @@ use pgherd_e2e::{
 };
 
 use crate::{
+    alone_in_namespace,
     checks::{claim, source_of},
     failover::{check_record, report_gap, wait_failover},
-    in_namespace, manifests,
+    manifests,
 };
 
 /// A row of the ledger takes at least this much WAL: its tuple, its index entry and the commit.
@@ -30,7 +31,7 @@ const ROWS_AHEAD: u64 = 600;
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn in_mode_off_a_cut_primary_fences_itself_and_the_loss_stays_within_what_is_reported() -> Result<()> {
-    in_namespace("e2e-off", async |client, namespace| {
+    alone_in_namespace("e2e-off", async |client, namespace| {
         apply(namespace, &manifests::cluster("c", 3, "  synchronous: {mode: \"Off\"}\n")).await?;
         let cluster = Cluster::new(client, namespace, "c");
         let status = cluster.wait_ready(3).await?;

@@ -1,5 +1,5 @@
 //! A cluster's certificates, configuration and agents under a temporary folder, with the real PostgreSQL of this machine.
-#![allow(unreachable_pub, dead_code, reason = "each test uses a part of it")]
+#![allow(unreachable_pub, reason = "a test")]
 
 pub mod archive;
 pub mod minio;
@@ -34,7 +34,8 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// PostgreSQL refuses to run as root: runs this test again as the user `postgres`; true when that was done.
+/// PostgreSQL refuses to run as root: runs this test again as the user `postgres`; true when that was done. `test` is its whole
+/// name, `file::function`.
 pub fn ran_as_postgres(test: &str) -> bool {
     ran_as_postgres_with(test, &[])
 }
@@ -44,6 +45,9 @@ pub fn ran_as_postgres_with(test: &str, env: &[(&str, String)]) -> bool {
     if std::env::var_os("PGHERD_TEST_LOG").is_some() {
         let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).try_init();
     }
+    // With another name nothing would run, and nothing fail.
+    let thread = std::thread::current();
+    assert!(thread.name().is_none_or(|name| name == "main" || name == test), "{test} is called {:?}", thread.name());
     if !nix::unistd::getuid().is_root() {
         return false;
     }
@@ -175,7 +179,8 @@ impl Cluster {
         let layout = self.layout(pod);
         apply_certificates(&layout.tls_source, &layout.tls()).unwrap();
         let boot_nonce = format!("nonce-{}", free_port());
-        let identity = Identity { pod: pod.into(), pod_uid: uid.into(), namespace: "db".into(), boot_nonce };
+        let address = Some(std::net::Ipv4Addr::LOCALHOST.into());
+        let identity = Identity { pod: pod.into(), pod_uid: uid.into(), namespace: "db".into(), boot_nonce, address };
         let (config_sender, config) = watch::channel(Arc::new(self.config.clone()));
         let (certificates_sender, certificates) = watch::channel(0);
         let board = Board::new(&identity);

@@ -13,8 +13,9 @@ use pgherd_e2e::{
 };
 
 use crate::{
+    alone_in_namespace,
     checks::{claim, fill},
-    in_namespace, manifests,
+    manifests,
 };
 
 /// How often the stream is looked at: it takes a few seconds only.
@@ -23,7 +24,7 @@ const GLANCE: Duration = Duration::from_millis(50);
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_killed_backup_leaves_nothing_behind_and_completes_when_tried_again() -> Result<()> {
-    in_namespace("e2e-killed", async |client, namespace| {
+    alone_in_namespace("e2e-killed", async |client, namespace| {
         apply(namespace, &manifests::cluster("c", 1, &manifests::backup_to_store())).await?;
         let cluster = Cluster::new(client, namespace, "c");
         cluster.wait_ready(1).await?;

@@ -14,15 +14,16 @@ use pgherd_e2e::{
 };
 
 use crate::{
+    alone_in_namespace,
     checks::claim,
     failover::{LONGEST_GAP_MS, check_nothing_lost, check_record, kill_postmaster_of, report_gap, wait_failover},
-    in_namespace, manifests,
+    manifests,
 };
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_store_that_goes_together_with_the_primary_holds_nothing_up() -> Result<()> {
-    in_namespace("e2e-store-outage", async |client, namespace| {
+    alone_in_namespace("e2e-store-outage", async |client, namespace| {
         let spec = format!("{}{}", manifests::REQUIRED, manifests::backup_to_store());
         apply(namespace, &manifests::cluster("c", 3, &spec)).await?;
         let cluster = Cluster::new(client, namespace, "c");

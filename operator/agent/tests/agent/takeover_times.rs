@@ -1,20 +1,17 @@
 //! Where the time of a take-over goes on the agents' side, printed; the test itself only demands that it ends.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
-mod support;
-
-use pgherd_agent::{postgres::stray, register_store::MemoryRegister};
-use support::{
+use crate::support::{
     Cluster, Instance, ran_as_postgres,
     takeover::{bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write},
 };
+use pgherd_agent::{postgres::stray, register_store::MemoryRegister};
 use tokio::time::Instant;
 
 const ROW: &str = "INSERT INTO public.t VALUES (1)";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_postmaster_is_followed_by_a_release_a_seal_and_a_promotion() {
-    if ran_as_postgres("a_killed_postmaster_is_followed_by_a_release_a_seal_and_a_promotion") {
+    if ran_as_postgres("takeover_times::a_killed_postmaster_is_followed_by_a_release_a_seal_and_a_promotion") {
         return;
     }
     let cluster = Cluster::new(MemoryRegister::new(first_register()), 3);

@@ -1,16 +1,13 @@
 //! A standby asks for WAL while the store takes connections and never answers.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
-mod support;
-
-use pgherd_agent::{archive::Answer, register_store::MemoryRegister};
-use pgherd_core::backup::StoreConfig;
-use support::{
+use crate::support::{
     Cluster,
     archive::{ask, restore},
     ran_as_postgres,
     takeover::{bring_up, first_register, seal_all},
 };
+use pgherd_agent::{archive::Answer, register_store::MemoryRegister};
+use pgherd_core::backup::StoreConfig;
 use tokio::{io::AsyncReadExt, net::TcpListener, sync::mpsc, task::JoinHandle};
 
 const SEGMENT: &str = "000000010000000000000063";
@@ -47,7 +44,9 @@ async fn hang() -> (String, mpsc::UnboundedReceiver<()>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_about_again_and_again() {
-    if ran_as_postgres("a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_about_again_and_again") {
+    if ran_as_postgres(
+        "store_outage::a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_about_again_and_again",
+    ) {
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);

@@ -1,25 +1,22 @@
 //! A primary that was started again or promoted lets nobody in before its voters have what it had.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{
+    Cluster, ran_as_postgres,
+    takeover::{PATIENCE, session, wait_for},
+    watched::{bring_up, connect_as_app, new_register},
+};
 use pgherd_agent::{postgres::stray, register_store::MemoryRegister, run::wait_for_phase};
 use pgherd_core::{
     instance::{InstanceConfig, Phase},
     register::{Holder, Term, VoterSet},
 };
-use support::{
-    Cluster, ran_as_postgres,
-    takeover::{PATIENCE, session, wait_for},
-    watched::{bring_up, connect_as_app, new_register},
-};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_primary_lets_nobody_in_until_its_voter_has_what_waited_for_it() {
-    if ran_as_postgres("a_restarted_primary_lets_nobody_in_until_its_voter_has_what_waited_for_it") {
+    if ran_as_postgres("gate::a_restarted_primary_lets_nobody_in_until_its_voter_has_what_waited_for_it") {
         return;
     }
     let cluster = Cluster::new(MemoryRegister::new(new_register(1)), 2);
@@ -77,7 +74,7 @@ async fn a_restarted_primary_lets_nobody_in_until_its_voter_has_what_waited_for_
 }
 
 /// The postmaster reads its files a moment after it was told to.
-async fn connect_when_reloaded(instance: &support::Instance) -> tokio_postgres::Client {
+async fn connect_when_reloaded(instance: &crate::support::Instance) -> tokio_postgres::Client {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
         match connect_as_app(instance).await {
@@ -90,7 +87,7 @@ async fn connect_when_reloaded(instance: &support::Instance) -> tokio_postgres::
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_primary_without_voters_stays_closed_and_says_so() {
-    if ran_as_postgres("a_promoted_primary_without_voters_stays_closed_and_says_so") {
+    if ran_as_postgres("gate::a_promoted_primary_without_voters_stays_closed_and_says_so") {
         return;
     }
     let cluster = Cluster::new(MemoryRegister::new(new_register(1)), 2);
@@ -107,6 +104,7 @@ async fn a_promoted_primary_without_voters_stays_closed_and_says_so() {
             pod: "c-1".into(),
             pod_uid: "uid-1".into(),
             boot_nonce: String::new(),
+            address: None,
             member: Some(report.member),
         });
     });

@@ -28,7 +28,8 @@ use super::{
 
 /// Term 1 of a new cluster that c-0 leads; a commit waits for `acks` voters.
 pub fn new_register(acks: u32) -> Register {
-    let holder = Holder { pod: "c-0".into(), pod_uid: "uid-0".into(), boot_nonce: String::new(), member: None };
+    let holder =
+        Holder { pod: "c-0".into(), pod_uid: "uid-0".into(), boot_nonce: String::new(), address: None, member: None };
     let quorum = VoterSet { voters: Vec::new(), acks };
     Register { term: Term(1), seal_term: Term(1), holder: Some(holder), quorum, ..Register::default() }
 }

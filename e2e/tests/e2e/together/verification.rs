@@ -12,10 +12,10 @@ use pgherd_e2e::{
     wait::{Look, until},
 };
 
+use super::retention::wait_schedule;
 use crate::{
     checks::{claim, fill, take_backup},
     in_namespace, manifests,
-    retention::wait_schedule,
 };
 
 /// Never due by itself: only the verification is of interest.

@@ -1,7 +1,4 @@
 //! The supervisor kills PostgreSQL at the deadline, whatever became of the agent.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
-
-mod support;
 
 use std::{
     path::Path,
@@ -9,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{free_port, ran_as_postgres};
 use pgherd_agent::{
     clock::Boottime,
     fencer::{Fencer, Heartbeat},
@@ -16,7 +14,6 @@ use pgherd_agent::{
     postgres::{binaries::Binaries, process::Server, stray},
     supervisor::{EXIT_AGENT_DIED, EXIT_FENCED, supervise_in},
 };
-use support::{free_port, ran_as_postgres};
 
 const ROOT: &str = "PGHERD_TEST_ROOT";
 const BEHAVIOUR: &str = "PGHERD_TEST_BEHAVIOUR";
@@ -36,7 +33,7 @@ fn layout(root: &Path) -> Layout {
 #[test]
 fn stage_supervisor() {
     if let Some(root) = std::env::var_os(ROOT) {
-        let code = supervise_in(&layout(Path::new(&root)), &["--exact", "stage_agent", "--nocapture"], 2);
+        let code = supervise_in(&layout(Path::new(&root)), &["--exact", "fencing::stage_agent", "--nocapture"], 2);
         std::process::exit(i32::from(code));
     }
 }
@@ -75,7 +72,7 @@ fn run(behaviour: &str) -> (i32, Duration) {
     assert!(made.success());
     let started = Instant::now();
     let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "stage_supervisor", "--nocapture"])
+        .args(["--exact", "fencing::stage_supervisor", "--nocapture"])
         .env(ROOT, root.path())
         .env(BEHAVIOUR, behaviour)
         .env("PGHERD_TEST_PORT", free_port().to_string())
@@ -88,7 +85,7 @@ fn run(behaviour: &str) -> (i32, Duration) {
 
 #[test]
 fn a_stopped_agent_does_not_disarm_the_fencer_and_another_one_follows() {
-    if ran_as_postgres("a_stopped_agent_does_not_disarm_the_fencer_and_another_one_follows") {
+    if ran_as_postgres("fencing::a_stopped_agent_does_not_disarm_the_fencer_and_another_one_follows") {
         return;
     }
     let (code, took) = run("hang");
@@ -99,7 +96,7 @@ fn a_stopped_agent_does_not_disarm_the_fencer_and_another_one_follows() {
 
 #[test]
 fn postgres_does_not_outlive_its_agent() {
-    if ran_as_postgres("postgres_does_not_outlive_its_agent") {
+    if ran_as_postgres("fencing::postgres_does_not_outlive_its_agent") {
         return;
     }
     let (code, _) = run("die");

@@ -1,0 +1,16 @@
+//! Agents with the real PostgreSQL of this machine: one file per behaviour, in one program, so that it is linked once and tests that
+//! wait run beside each other.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "a test")]
+
+mod archive_ahead;
+mod cancelled_waits;
+mod divergence;
+mod failsafe;
+mod fencing;
+mod gate;
+mod handover;
+mod lost_wal;
+mod pair;
+mod store_outage;
+mod support;
+mod takeover_times;
