@@ -121,7 +121,6 @@ enum Vote {
     Faster,
     Smaller,
     Rest,
-    Stay,
 }
 
 /// What a window wants.
@@ -148,6 +147,8 @@ struct Tally {
     faster: u32,
     smaller: u32,
     rest: u32,
+    /// For so many the source had to wait, whatever for.
+    waited: u32,
 }
 
 /// Where the level stands.
@@ -184,9 +185,9 @@ impl LevelState {
             Vote::Faster => self.tally.faster += 1,
             Vote::Smaller => self.tally.smaller += 1,
             Vote::Rest => self.tally.rest += 1,
-            Vote::Stay => {}
         }
         self.tally.frames += 1;
+        self.tally.waited += u32::from(queues.source_waited);
         if self.tally.frames < WINDOW {
             return self;
         }
@@ -199,11 +200,12 @@ impl LevelState {
     }
 
     fn decide_wish(&self) -> Option<Wish> {
-        let Tally { faster, smaller, rest, .. } = self.tally;
+        let Tally { faster, smaller, rest, waited, .. } = self.tally;
         if faster >= AGREEMENT {
             return Some(Wish::Pressed(Direction::Faster));
         }
-        if smaller >= AGREEMENT {
+        // One wait is enough: a part that leaves makes room for several frames, which then pass without one.
+        if smaller >= AGREEMENT && waited > 0 {
             return Some(Wish::Pressed(Direction::Smaller));
         }
         match self.level.cmp(&self.bounds.resting()) {
@@ -251,10 +253,9 @@ impl LevelState {
 fn decide_vote(queues: Queues) -> Vote {
     match queues {
         Queues { source_waited: true, parts_full: false, .. } => Vote::Faster,
-        Queues { source_waited: true, parts_full: true, shrinks: true } => Vote::Smaller,
+        Queues { parts_full: true, shrinks: true, .. } => Vote::Smaller,
         // Neither side is short, or a higher level would only cost time.
-        Queues { parts_full: false, .. } | Queues { shrinks: false, .. } => Vote::Rest,
-        Queues { .. } => Vote::Stay,
+        Queues { .. } => Vote::Rest,
     }
 }
 

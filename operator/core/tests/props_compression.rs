@@ -1,6 +1,8 @@
 //! The level of compression: within its bounds, where the shorter of processor and network has it, and at rest once it is there.
 
-use pgherd_core::compression::{HIGHEST_LEVEL, LOWEST_LEVEL, LevelBounds, LevelCount, LevelState, LevelsUsed, Queues, RESTING_LEVEL};
+use pgherd_core::compression::{
+    HIGHEST_LEVEL, LOWEST_LEVEL, LevelBounds, LevelCount, LevelState, LevelsUsed, Queues, RESTING_LEVEL,
+};
 use proptest::prelude::*;
 
 const SOURCE_IS_SLOW: Queues = Queues { source_waited: false, parts_full: false, shrinks: true };
@@ -114,7 +116,10 @@ proptest! {
     fn what_was_used_is_counted(levels in prop::collection::vec(-50_i32..=19, 0..300)) {
         let mut count = LevelCount::default();
         levels.iter().for_each(|level| count.note(*level));
-        let Some(used) = count.used() else { return prop_assert_eq!(levels.len(), 0).map(|()| ()) };
+        let Some(used) = count.used() else {
+            prop_assert!(levels.is_empty());
+            return Ok(());
+        };
         prop_assert_eq!((Some(used.lowest), Some(used.highest)), (levels.iter().min().copied(), levels.iter().max().copied()));
         prop_assert!(used.lowest * 100 <= used.mean_hundredths && used.mean_hundredths <= used.highest * 100);
     }
@@ -126,6 +131,17 @@ fn a_slow_network_raises_the_level_to_its_bound_and_a_slow_processor_lowers_it()
     assert_eq!(run(bounds, 80, |_| NETWORK_IS_SHORT).last(), Some(&6));
     assert_eq!(run(bounds, 80, |_| PROCESSOR_IS_SHORT).last(), Some(&-5));
     assert_eq!(changes(&run(bounds, 800, |_| SOURCE_IS_SLOW)), 0);
+}
+
+#[test]
+fn a_part_that_leaves_lets_several_frames_pass_without_a_wait() {
+    let mut state = LevelState::new(bounds(1, 6));
+    for frame in 0..80 {
+        state = state.next(Queues { source_waited: frame % 5 == 0, ..NETWORK_IS_SHORT });
+    }
+    assert_eq!(state.level(), 6);
+    let enough = run(bounds(1, 6), 80, |_| Queues { source_waited: false, ..NETWORK_IS_SHORT });
+    assert_eq!(enough.last(), Some(&1), "all parts on their way, and nobody waits");
 }
 
 #[test]

@@ -19,12 +19,12 @@ use std::{
     },
 };
 
+use context::context_bytes;
 use pgherd_core::compression::{LevelBounds, LevelState, Queues};
 use tokio::{
     sync::mpsc::{self, error::TryRecvError},
     task::JoinHandle,
 };
-use context::context_bytes;
 use zstd::bulk::{Compressor, Decompressor};
 
 /// Input bytes of one frame.
@@ -352,6 +352,39 @@ mod tests {
             decode_frame(bytes, usize::try_from(*length).unwrap(), &mut output).unwrap();
             assert!(output == expected);
         }
+    }
+
+    /// The levels of 200 frames that shrink by half, where nothing but compression takes time.
+    async fn levels_of(parts_full: bool) -> Vec<i32> {
+        let bounds = LevelBounds::new(-5, 6).unwrap();
+        let (mut writer, mut reader) = pipeline(bounds, 1, Box::new(move || parts_full)).unwrap();
+        let read = tokio::spawn(async move {
+            let mut levels = Vec::new();
+            while let Some(item) = reader.next().await.unwrap() {
+                match item {
+                    FrameItem::Frame(frame) => levels.push(frame.level()),
+                    FrameItem::BeginArchive(_) => {}
+                    FrameItem::EndArchive => break,
+                }
+            }
+            levels
+        });
+        let random = |n: usize| n.wrapping_mul(n | 1).wrapping_mul(2_654_435_761) >> 17;
+        let data: Vec<u8> = (0..FRAME_BYTES).map(|n| if n & 64 == 0 { b' ' } else { random(n) as u8 }).collect();
+        writer.begin_archive("base").await.unwrap();
+        for _ in 0..200 {
+            writer.write(&data).await.unwrap();
+        }
+        writer.end_archive().await.unwrap();
+        read.await.unwrap()
+    }
+
+    #[test]
+    fn short_of_processor_time_the_level_falls_and_short_of_a_network_it_rises() {
+        let fell = block_on(levels_of(false));
+        let rose = block_on(levels_of(true));
+        assert_eq!((fell.first(), fell.last()), (Some(&1), Some(&-5)));
+        assert_eq!((rose.first(), rose.last()), (Some(&1), Some(&6)));
     }
 
     #[test]

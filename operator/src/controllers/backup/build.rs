@@ -28,7 +28,9 @@ use pgherd_crds::names::{self, keys};
 use sha2::{Digest, Sha256};
 
 use super::error::BackupError;
-use crate::jobs::backup::config::{BackupJobConfig, CONFIG_DIR, CONFIG_FILE, CompressionConfig, IncrementalConfig, SourceConfig};
+use crate::jobs::backup::config::{
+    BackupJobConfig, CONFIG_DIR, CONFIG_FILE, CompressionConfig, IncrementalConfig, SourceConfig,
+};
 
 /// Annotation of a Job's pod with [`BackupJobConfig`] as JSON.
 pub const CONFIG_ANNOTATION: &str = "pgherd.dev/backup-config";

@@ -44,7 +44,8 @@ impl BackupJobConfig {
     /// # Errors
     /// [`LevelError`].
     pub fn levels(&self) -> Result<LevelBounds, LevelError> {
-        self.compression.map_or(Ok(LevelBounds::default()), |levels| LevelBounds::of(levels.min_level, levels.max_level))
+        self.compression
+            .map_or(Ok(LevelBounds::default()), |levels| LevelBounds::of(levels.min_level, levels.max_level))
     }
 }
 

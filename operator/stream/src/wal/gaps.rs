@@ -127,7 +127,10 @@ mod tests {
 
     #[test]
     fn a_range_within_one_timeline_needs_no_history_file() {
-        assert_eq!(decide_needed(&history(), Lsn(SEGMENT), Lsn(2 * SEGMENT), SEGMENT).unwrap(), ["000000010000000000000001"]);
+        assert_eq!(
+            decide_needed(&history(), Lsn(SEGMENT), Lsn(2 * SEGMENT), SEGMENT).unwrap(),
+            ["000000010000000000000001"]
+        );
         assert_eq!(
             decide_needed(&history(), Lsn(7 * SEGMENT), Lsn(7 * SEGMENT + 1), SEGMENT).unwrap(),
             ["000000040000000000000007"]

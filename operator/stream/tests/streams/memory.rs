@@ -24,7 +24,8 @@ async fn measure(content: Content, megabytes: usize, restore: bool, encrypted: b
         location = with_keys(&location, &[&pair], Some(&pair.file));
     }
     let sockets = server.sockets.to_str().unwrap().to_owned();
-    let errand = Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false, level };
+    let errand =
+        Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false, level };
     let backup = Process::start(&errand).finish().await;
     report("backup", content, &backup);
     assert!(backup.tar_bytes > (megabytes as u64) << 20);

@@ -55,8 +55,29 @@ type Change = (Index, Index);
 
 /// What is put in the place of values.
 fn hostile() -> Vec<Value> {
-    let numbers = [json!(0), json!(1), json!(-1), json!(1.5), json!(u32::MAX), json!(i64::MAX), json!(u64::MAX), json!(1u64 << 63)];
-    let texts = ["", ".", "..", "../x", "/etc/passwd", "a/../../x", "a\u{0}b", "base/1/1259", "pg_wal/x", "0/0", "FFFFFFFF/FFFFFFFF"];
+    let numbers = [
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(1.5),
+        json!(u32::MAX),
+        json!(i64::MAX),
+        json!(u64::MAX),
+        json!(1u64 << 63),
+    ];
+    let texts = [
+        "",
+        ".",
+        "..",
+        "../x",
+        "/etc/passwd",
+        "a/../../x",
+        "a\u{0}b",
+        "base/1/1259",
+        "pg_wal/x",
+        "0/0",
+        "FFFFFFFF/FFFFFFFF",
+    ];
     let long = ["x".repeat(100_000), "../".repeat(1000), "9".repeat(400)];
     let others = [json!(null), json!(true), json!([]), json!({}), json!([[[[]]]]), json!([[u32::MAX, u32::MAX]])];
     let texts = texts.into_iter().map(Value::from).chain(long.into_iter().map(Value::from));

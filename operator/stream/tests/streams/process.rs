@@ -31,10 +31,25 @@ const MARK: &str = "FINDINGS ";
 /// What the other process is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Errand {
-    Backup { sockets: String, port: u16, location: ClusterLocation, owner: Option<BackupOwner>, slow: bool, level: Option<i32> },
-    Restore { location: BackupLocation, target: PathBuf },
-    Verify { location: BackupLocation },
-    Mutate { captures: PathBuf, cases: u32 },
+    Backup {
+        sockets: String,
+        port: u16,
+        location: ClusterLocation,
+        owner: Option<BackupOwner>,
+        slow: bool,
+        level: Option<i32>,
+    },
+    Restore {
+        location: BackupLocation,
+        target: PathBuf,
+    },
+    Verify {
+        location: BackupLocation,
+    },
+    Mutate {
+        captures: PathBuf,
+        cases: u32,
+    },
 }
 
 impl Errand {
