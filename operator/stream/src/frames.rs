@@ -296,17 +296,37 @@ impl FrameReader {
     }
 }
 
-/// Decodes one frame that must hold exactly `expected` bytes into `output`, which is overwritten.
-///
-/// # Errors
-/// [`FrameError`]; also for a damaged frame: its checksum is verified.
-pub fn decode_frame(frame: &[u8], expected: usize, output: &mut Vec<u8>) -> Result<(), FrameError> {
-    output.clear();
-    output.reserve(expected);
-    let found = Decompressor::new()
-        .and_then(|mut decompressor| decompressor.decompress_to_buffer(frame, output))
-        .map_err(FrameError::Zstd)?;
-    if found == expected { Ok(()) } else { Err(FrameError::Size { expected, found }) }
+/// Decodes frames one after the other, with the same memory.
+pub struct FrameDecoder {
+    decompressor: Decompressor<'static>,
+    output: Vec<u8>,
+}
+
+impl std::fmt::Debug for FrameDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameDecoder").finish_non_exhaustive()
+    }
+}
+
+impl FrameDecoder {
+    /// One that has no memory yet.
+    ///
+    /// # Errors
+    /// [`FrameError::Zstd`].
+    pub fn new() -> Result<Self, FrameError> {
+        Ok(Self { decompressor: Decompressor::new().map_err(FrameError::Zstd)?, output: Vec::new() })
+    }
+
+    /// The content of a frame that must hold exactly `expected` bytes.
+    ///
+    /// # Errors
+    /// [`FrameError`]; also for a damaged frame: its checksum is verified.
+    pub fn decode(&mut self, frame: &[u8], expected: usize) -> Result<&[u8], FrameError> {
+        self.output.clear();
+        self.output.reserve_exact(expected);
+        let found = self.decompressor.decompress_to_buffer(frame, &mut self.output).map_err(FrameError::Zstd)?;
+        if found == expected { Ok(&self.output) } else { Err(FrameError::Size { expected, found }) }
+    }
 }
 
 #[cfg(test)]
@@ -347,10 +367,9 @@ mod tests {
         assert_eq!(frames.len(), input.len().div_ceil(FRAME_BYTES));
         let joined: Vec<u8> = frames.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
         assert!(zstd::decode_all(&joined[..]).unwrap() == input);
-        let mut output = Vec::new();
+        let mut decoder = FrameDecoder::new().unwrap();
         for ((bytes, length), expected) in frames.iter().zip(input.chunks(FRAME_BYTES)) {
-            decode_frame(bytes, usize::try_from(*length).unwrap(), &mut output).unwrap();
-            assert!(output == expected);
+            assert!(decoder.decode(bytes, usize::try_from(*length).unwrap()).unwrap() == expected);
         }
     }
 
@@ -390,9 +409,9 @@ mod tests {
     #[test]
     fn a_frame_that_holds_more_than_it_may_takes_no_memory_for_it() {
         let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
-        let mut output = Vec::new();
-        assert!(bomb.len() < 16 << 10 && decode_frame(&bomb, 1000, &mut output).is_err());
-        assert!(output.capacity() < 4096, "{}", output.capacity());
+        let mut decoder = FrameDecoder::new().unwrap();
+        assert!(bomb.len() < 16 << 10 && decoder.decode(&bomb, 1000).is_err());
+        assert!(decoder.output.capacity() < 4096, "{}", decoder.output.capacity());
     }
 
     #[test]
@@ -421,9 +440,10 @@ mod tests {
             let frames = block_on(compress(std::slice::from_ref(&content), 1));
             let mut damaged = frames[0].0.clone();
             damaged[at.index(frames[0].0.len())] ^= 1 << bit;
-            let mut output = Vec::new();
-            let result = decode_frame(&damaged, content.len(), &mut output);
-            prop_assert!(result.is_err() || output == content);
+            let mut decoder = FrameDecoder::new().unwrap();
+            prop_assert!(decoder.decode(&damaged, content.len()).map_or(true, |output| output == content));
+            // It is of use afterwards.
+            prop_assert_eq!(decoder.decode(&frames[0].0, content.len()).unwrap(), &content[..]);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use pgherd_core::backup::{BackupRecord, ClusterLocation};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use super::{
@@ -41,6 +41,16 @@ const MIN_PART_BYTES: usize = 5 << 20;
 /// [`BackupError`]. After any error all uploads of this backup are aborted and its objects deleted, as far as the store
 /// answers; what is left is invisible and removed by [`sweep_abandoned`].
 pub async fn run_backup(
+    options: BackupOptions,
+    progress: watch::Sender<BackupProgress>,
+    cancel: CancellationToken,
+) -> Result<BackupOutcome, BackupError> {
+    // As a task: on the thread that hears from the network first, so that no other has to be woken for each message.
+    let task = AbortOnDropHandle::new(tokio::spawn(run(options, progress, cancel)));
+    task.await.map_err(BackupError::Task)?
+}
+
+async fn run(
     options: BackupOptions,
     progress: watch::Sender<BackupProgress>,
     cancel: CancellationToken,

@@ -344,6 +344,15 @@ async fn get_companion(
     }
 }
 
+/// Another order of what is worked on [`CONCURRENT_RUNS`] at a time: neighbours come from distant places, so that they seldom write
+/// into the same file, where each would wait for the other.
+fn spread<T>(items: Vec<T>) -> Vec<T> {
+    let share = items.len().div_ceil(CONCURRENT_RUNS).max(1);
+    let mut numbered: Vec<(usize, T)> = items.into_iter().enumerate().collect();
+    numbered.sort_by_key(|(number, _)| (number % share, number / share));
+    numbered.into_iter().map(|(_, item)| item).collect()
+}
+
 /// Reads all archives and checks every file; writes them where there is a target. Returns the number of files.
 async fn read_archives(
     source: &ArchiveSource<'_>,
@@ -357,7 +366,7 @@ async fn read_archives(
         let empty = Arc::clone(&extraction);
         tokio::task::spawn_blocking(move || empty.make_empty_files()).await??;
         let objects = source.open_objects(&name, &objects).await?;
-        let fetches = stream::iter(runs).map(|run| {
+        let fetches = stream::iter(spread(runs)).map(|run| {
             let (objects, extraction) = (&objects, Arc::clone(&extraction));
             async move {
                 let fetched = source.fetch(objects, &run).await?;
@@ -379,4 +388,19 @@ async fn read_archives(
         count += tokio::task::spawn_blocking(verify).await??;
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_at_the_same_time_lies_far_apart_and_nothing_is_left_out() {
+        assert_eq!(spread((0..10).collect()), [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]);
+        for length in 0..40 {
+            let mut all = spread((0..length).collect());
+            all.sort_unstable();
+            assert_eq!(all, (0..length).collect::<Vec<_>>());
+        }
+    }
 }
