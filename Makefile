@@ -124,6 +124,16 @@ model: ## Checks the failover protocol in every order of steps within bounds; T=
 	@$(STEP) "model of the failover" cargo test --locked -p pgherd-core --test model -- --nocapture \
 	  $(if $(filter deep%,$(T)),--ignored) $(T)
 
+# How often each property is tried.
+N := 20000
+.PHONY: fuzz
+fuzz: ## Feeds what comes from servers and stores, changed at random, to everything that reads it: N=cases of each property.
+	@$(STEP) "texts and histories" env PROPTEST_CASES=$(N) cargo test --locked -p pgherd-core --test props_text
+	@$(STEP) "protocol, archives, keys and names" env PROPTEST_CASES=$(N) cargo test --locked -p pgherd-stream --lib --test protocol
+	@$(STEP) "pg_controldata" env PROPTEST_CASES=$(N) cargo test --locked -p pgherd-agent --lib control
+	@$(STEP) "captures of a real server and a real backup" env PROPTEST_CASES=$(N) cargo test --locked -p pgherd-stream \
+	  --test streams -- hostile mutations --nocapture
+
 # The first seed, and how many there are.
 FIRST := 1
 SEEDS := 60

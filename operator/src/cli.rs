@@ -128,7 +128,9 @@ mod tests {
         assert!(parse(&flags).is_err(), "without credentials");
         let flags: Vec<&str> = flags.into_iter().chain(["--credentials-dir=/c", "--level=-3"]).collect();
         let by_hand = parse(&flags).unwrap();
-        assert!(matches!(by_hand, Command::Backup(args) if args.config.is_none() && args.level == -3));
+        assert!(
+            matches!(by_hand, Command::Backup(args) if args.config.is_none() && args.levels().is_ok_and(|levels| (levels.lowest(), levels.highest()) == (-3, -3)))
+        );
         let location =
             ["pgherd", "restore", "--location=/l.json", "--target=/d", "--target-latest", "--tablespaces-in-place"];
         assert!(matches!(parse(&location).unwrap(), Command::Restore(args) if args.target_latest));

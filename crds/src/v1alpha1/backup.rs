@@ -97,6 +97,18 @@ pub enum BackupPhase {
     Failed,
 }
 
+/// Levels of zstd that a backup was compressed with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CompressionStatus {
+    /// The lowest.
+    pub lowest_level: i32,
+    /// The highest.
+    pub highest_level: i32,
+    /// The mean over all data, such as 1.25.
+    pub mean_level: String,
+}
+
 /// What a backup did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -132,6 +144,9 @@ pub struct BackupStatus {
     /// Compressed bytes in the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored_bytes: Option<i64>,
+    /// Levels of zstd that it was compressed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionStatus>,
     /// Peak resident memory of the Job's process in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<i64>,

@@ -236,6 +236,28 @@ pub struct BackupConfig {
     /// there stays as it is. Without it: nothing is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<BackupEncryption>,
+    /// How hard backups are compressed. Without it: with level 1, and up to level 6 while the store takes less than the instance
+    /// sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<BackupCompression>,
+}
+
+/// Levels of zstd. Each piece of a backup gets its own: a faster one while there is too little processor time to compress what the
+/// instance sends, a higher one while the store is what is slow, level 1 (or the bound next to it) while neither is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.minLevel) || !has(self.maxLevel) || self.minLevel <= self.maxLevel").message("minLevel must not be above maxLevel"))]
+#[x_kube(validation = Rule::new("(!has(self.minLevel) || self.minLevel != 0) && (!has(self.maxLevel) || self.maxLevel != 0)").message("there is no level 0: say 3, which zstd means by it"))]
+pub struct BackupCompression {
+    /// The lowest level, down to -50; below 1 backups get larger and take less processor time. Without it: 1, or `maxLevel` where that
+    /// is lower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -50, max = 19))]
+    pub min_level: Option<i32>,
+    /// The highest level, up to 19. Above 6 a backup takes more memory than 64 MiB. Without it: 6, or `minLevel` where that is higher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -50, max = 19))]
+    pub max_level: Option<i32>,
 }
 
 /// Encryption before anything reaches the store.

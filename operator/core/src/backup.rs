@@ -146,6 +146,12 @@ pub struct ParentRecord {
     pub manifest_sha256: String,
 }
 
+/// Whether a text has the form of a backup's id: it becomes part of keys, and is shown.
+#[must_use]
+pub fn is_backup_id(id: &str) -> bool {
+    (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
 /// [`BackupRecord::format`] of a full backup.
 pub const FULL_FORMAT: u32 = 1;
 /// [`BackupRecord::format`] of an incremental one: a version that does not know parents must not take it for a full backup,

@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod backup;
 pub mod chain;
+pub mod compression;
 pub mod conditions;
 pub mod election;
 pub mod failover;

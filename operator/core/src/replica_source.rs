@@ -99,7 +99,7 @@ pub fn choose_backup(question: &SourceQuestion<'_>) -> Source {
     };
     let wal_bytes = question.primary_lsn.bytes_since(backup.start_lsn);
     let chain = resolve_chain(question.backups, &backup.id).unwrap_or_default();
-    let copy_bytes = chain.iter().map(|member| member.tar_bytes).sum();
+    let copy_bytes = chain.iter().fold(0u64, |sum, member| sum.saturating_add(member.tar_bytes));
     let bound = question.limits.bound(copy_bytes);
     let members = if chain.len() > 1 { format!(" with the {} it is made of", chain.len()) } else { String::new() };
     let numbers = format!(

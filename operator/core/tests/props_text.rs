@@ -78,6 +78,15 @@ proptest! {
     }
 
     #[test]
+    fn no_text_makes_the_history_parser_fail_otherwise_than_by_an_error(
+        text in "([0-9]{0,12}[\t ]{0,2}[0-9A-Fx]{0,10}/?[0-9A-F]{0,10}[\t ]?[a-z# ]{0,9}\n?){0,6}|\\PC{0,60}", timeline: u32,
+    ) {
+        if let Ok(history) = TimelineHistory::parse(TimelineId(timeline), &text) {
+            prop_assert_eq!(TimelineHistory::parse(TimelineId(timeline), &history.render()), Ok(history));
+        }
+    }
+
+    #[test]
     fn two_points_lie_to_each_other_as_in_a_mirror(a in history(), b in history(), x in 0_u64..1000, y in 0_u64..1000) {
         let there = a.compare(Lsn(x), &b, Lsn(y));
         prop_assert_eq!(mirrored(there), b.compare(Lsn(y), &a, Lsn(x)));

@@ -56,8 +56,7 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     let config: BackupJobConfig = match read_config(config_file) {
         Ok(config) => config,
         Err(error) => {
-            let failure = BackupFailure { reason: "BadConfig".to_owned(), error: error_chain(&error), retry: false };
-            write_message(&render_outcome(&BackupOutcome::Failed(failure)));
+            write_message(&render_outcome(&BackupOutcome::Failed(bad_config(&error))));
             return Err(error.into());
         }
     };
@@ -83,8 +82,16 @@ pub fn run(config_file: &Path) -> Result<ExitCode, Box<dyn Error>> {
     }
 }
 
+fn bad_config(error: &(dyn Error + 'static)) -> BackupFailure {
+    BackupFailure { reason: "BadConfig".to_owned(), error: error_chain(error), retry: false }
+}
+
 async fn perform(config: &BackupJobConfig) -> BackupOutcome {
     let (started, started_at) = (Instant::now(), render_time(Timestamp::now()));
+    let levels = match config.levels() {
+        Ok(levels) => levels,
+        Err(error) => return BackupOutcome::Failed(bad_config(&error)),
+    };
     let cancel = CancellationToken::new();
     cancel_on_signal(&cancel);
     // First of all the store: wrong credentials or a missing bucket must not cost the server a checkpoint.
@@ -111,6 +118,7 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
         tokio::spawn(async move { reporter.report_progress(receiver, cancel).await })
     });
     let mut options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
+    options.levels = levels;
     options.owner = Some(BackupOwner { id: config.backup_uid.clone(), attempt: config.attempt });
     options.incremental = config.incremental.as_ref().map(|wanted| IncrementalOptions {
         parent: ParentChoice::Newest,
@@ -204,6 +212,7 @@ fn build_summary(outcome: &pgherd_stream::backup::BackupOutcome, started_at: Str
         parent: record.parent.as_ref().map(|parent| parent.id.clone()),
         chain_length,
         full_reason,
+        levels: outcome.levels,
         peak_rss_bytes: outcome.peak_rss_bytes,
     }
 }

@@ -1,7 +1,11 @@
 //! What lies in a store: clusters and their backups. Only `backup.json` makes a backup visible.
 
+use std::ops::RangeInclusive;
+
 use futures::{StreamExt, TryStreamExt, stream};
-use pgherd_core::backup::{AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation, FULL_FORMAT, INCREMENTAL_FORMAT};
+use pgherd_core::backup::{
+    AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation, FULL_FORMAT, INCREMENTAL_FORMAT, is_backup_id,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -14,6 +18,10 @@ use crate::{
 pub const RECORD_NAME: &str = "backup.json";
 /// A longer record is refused: it names 100,000 objects in a tenth of this.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
+/// What a WAL segment can have.
+const WAL_SEGMENT_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 30;
+/// No backup is larger: of thousands of them the sum is still a number.
+const MAX_TAR_BYTES: u64 = 1 << 50;
 /// Records read at the same time.
 const CONCURRENT_READS: usize = 8;
 
@@ -147,7 +155,11 @@ struct FormatOnly {
     encryption: Option<serde_json::Value>,
 }
 
-fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<BackupRecord, String> {
+/// Reads the bytes of the `backup.json` of `id`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<BackupRecord, String> {
     // The format is read first, so that a record of a later version is named as such and not as malformed.
     let FormatOnly { format, encryption } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if ![FULL_FORMAT, INCREMENTAL_FORMAT].contains(&format) {
@@ -176,7 +188,27 @@ fn parse_record(bytes: &[u8], location: &ClusterLocation, id: &str) -> Result<Ba
     if record.system_id != location.system_id {
         return Err(format!("it belongs to the database system {}", record.system_id));
     }
+    validate_values(&record)?;
     Ok(record)
+}
+
+/// A checksum is no defence against somebody who means it: what is counted with later must be such as a backup can have.
+fn validate_values(record: &BackupRecord) -> Result<(), String> {
+    let ids = [Some(&record.id), record.parent.as_ref().map(|parent| &parent.id)];
+    if let Some(id) = ids.into_iter().flatten().find(|id| !is_backup_id(id)) {
+        return Err(format!("\"{}\" is no backup's id", id.chars().take(80).collect::<String>()));
+    }
+    if !record.wal_segment_bytes.is_power_of_two() || !WAL_SEGMENT_BYTES.contains(&record.wal_segment_bytes) {
+        return Err(format!("it has WAL segments of {} bytes", record.wal_segment_bytes));
+    }
+    if record.start_lsn > record.stop_lsn {
+        return Err(format!("it begins at {}, after its end at {}", record.start_lsn, record.stop_lsn));
+    }
+    let bytes = record.archives.iter().try_fold(0u64, |sum, archive| sum.checked_add(archive.tar_bytes));
+    if bytes == Some(record.tar_bytes) && record.tar_bytes <= MAX_TAR_BYTES {
+        return Ok(());
+    }
+    Err(format!("its archives are not the {} bytes that it counts", record.tar_bytes))
 }
 
 /// What belongs into a record's `checksum`.

@@ -3,13 +3,28 @@
 //! Every frame but an archive's last holds [`FRAME_BYTES`] of input, its content size and a checksum. Concatenated
 //! frames are one legal zstd stream, so `zstd -dc` reads them; alone, each can be fetched and decoded by itself.
 //!
+//! Each frame has its own level, see `pgherd_core::compression`.
+//!
 //! Memory: `workers + 1` slots, each with one input buffer of 2 MiB, one output buffer of at most
 //! `zstd_compress_bound(2 MiB)` (touched only as far as the frame is long) and a compression context. A slot is free again
 //! when its frame is dropped; until then the writer waits. Nothing else is queued.
 
-use std::io;
+mod context;
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use context::context_bytes;
+use pgherd_core::compression::{LevelBounds, LevelState, Queues};
+use tokio::{
+    sync::mpsc::{self, error::TryRecvError},
+    task::JoinHandle,
+};
 use zstd::bulk::{Compressor, Decompressor};
 
 /// Input bytes of one frame.
@@ -45,6 +60,8 @@ struct Slot {
     input: Vec<u8>,
     output: Vec<u8>,
     compressor: Compressor<'static>,
+    /// What the compressor is set to.
+    level: i32,
 }
 
 /// A compressed frame. Dropping it frees its buffers for the next one.
@@ -71,6 +88,12 @@ impl Frame {
     #[must_use]
     pub fn input_bytes(&self) -> u64 {
         self.input_bytes
+    }
+
+    /// The level it was compressed with.
+    #[must_use]
+    pub fn level(&self) -> i32 {
+        self.slot.as_ref().map(|slot| slot.level).unwrap_or_default()
     }
 }
 
@@ -100,12 +123,21 @@ pub enum FrameItem {
     EndArchive,
 }
 
+/// Says whether the queue behind the compressors is full.
+pub type QueueGauge = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The side that bytes are written into.
 pub struct FrameWriter {
     current: Option<Slot>,
     free: mpsc::Receiver<Slot>,
     home: mpsc::Sender<Slot>,
     queue: mpsc::Sender<Pending>,
+    levels: LevelState,
+    parts_full: QueueGauge,
+    /// For the frame that is being filled a slot had to be waited for.
+    waited: bool,
+    /// The frame that was finished last became smaller.
+    shrinks: Arc<AtomicBool>,
 }
 
 /// The side that frames come out of.
@@ -125,24 +157,32 @@ impl std::fmt::Debug for FrameReader {
     }
 }
 
-/// Upper bound in bytes of what [`pipeline`] holds in buffers, without the contexts of zstd.
+/// Upper bound in bytes of what [`pipeline`] holds: buffers and contexts of levels up to `highest`.
 #[must_use]
-pub fn bounded_bytes(workers: usize) -> u64 {
-    ((workers.max(1) + 1) * (FRAME_BYTES + zstd::zstd_safe::compress_bound(FRAME_BYTES))) as u64
+pub fn bounded_bytes(workers: usize, highest: i32) -> u64 {
+    let buffers = FRAME_BYTES + zstd::zstd_safe::compress_bound(FRAME_BYTES);
+    ((workers.max(1) + 1) * (buffers + context_bytes(highest))) as u64
 }
 
-/// A pair of a writer and a reader with `workers` frames being compressed at a time.
+/// A pair of a writer and a reader with `workers` frames being compressed at a time. `parts_full` is asked for each frame.
 ///
 /// # Errors
 /// [`FrameError::Zstd`] for a level that zstd does not know.
-pub fn pipeline(level: i32, workers: usize) -> Result<(FrameWriter, FrameReader), FrameError> {
+pub fn pipeline(
+    bounds: LevelBounds,
+    workers: usize,
+    parts_full: QueueGauge,
+) -> Result<(FrameWriter, FrameReader), FrameError> {
+    let levels = LevelState::new(bounds);
     let slots = workers.max(1) + 1;
     let (home, free) = mpsc::channel(slots);
     for _ in 0..slots {
-        let _ = home.try_send(build_slot(level).map_err(FrameError::Zstd)?);
+        let _ = home.try_send(build_slot(levels.level()).map_err(FrameError::Zstd)?);
     }
     let (queue, frames) = mpsc::channel(slots + 1);
-    Ok((FrameWriter { current: None, free, home, queue }, FrameReader { queue: frames }))
+    let shrinks = Arc::new(AtomicBool::new(true));
+    let writer = FrameWriter { current: None, free, home, queue, levels, parts_full, waited: false, shrinks };
+    Ok((writer, FrameReader { queue: frames }))
 }
 
 fn build_slot(level: i32) -> io::Result<Slot> {
@@ -153,6 +193,7 @@ fn build_slot(level: i32) -> io::Result<Slot> {
         input: Vec::with_capacity(FRAME_BYTES),
         output: Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_BYTES)),
         compressor,
+        level,
     })
 }
 
@@ -199,23 +240,42 @@ impl FrameWriter {
     }
 
     async fn wait_for_slot(&mut self) -> Result<Slot, FrameError> {
-        tokio::select! {
-            slot = self.free.recv() => slot.ok_or(FrameError::Closed),
-            () = self.queue.closed() => Err(FrameError::Closed),
+        let free = self.free.try_recv();
+        self.waited = free.is_err();
+        match free {
+            Ok(slot) => Ok(slot),
+            Err(TryRecvError::Disconnected) => Err(FrameError::Closed),
+            Err(TryRecvError::Empty) => tokio::select! {
+                slot = self.free.recv() => slot.ok_or(FrameError::Closed),
+                () = self.queue.closed() => Err(FrameError::Closed),
+            },
         }
     }
 
     async fn send_frame(&mut self, mut slot: Slot) -> Result<(), FrameError> {
-        let home = self.home.clone();
+        let shrinks = self.shrinks.load(Ordering::Relaxed);
+        let queues = Queues { source_waited: self.waited, parts_full: (self.parts_full)(), shrinks };
+        self.levels = self.levels.next(queues);
+        let (home, level, shrinks) = (self.home.clone(), self.levels.level(), Arc::clone(&self.shrinks));
         let task = tokio::task::spawn_blocking(move || {
-            slot.output.clear();
-            slot.compressor.compress_to_buffer(&slot.input, &mut slot.output).map_err(FrameError::Zstd)?;
+            compress(&mut slot, level).map_err(FrameError::Zstd)?;
             let input_bytes = slot.input.len() as u64;
+            shrinks.store(slot.output.len() < slot.input.len() - slot.input.len() / 16, Ordering::Relaxed);
             slot.input.clear();
             Ok(Frame { slot: Some(slot), input_bytes, home })
         });
         self.queue.send(Pending::Frame(task)).await.map_err(|_| FrameError::Closed)
     }
+}
+
+fn compress(slot: &mut Slot, level: i32) -> io::Result<()> {
+    if slot.level != level {
+        slot.compressor.set_compression_level(level)?;
+        slot.level = level;
+    }
+    slot.output.clear();
+    slot.compressor.compress_to_buffer(&slot.input, &mut slot.output)?;
+    Ok(())
 }
 
 impl FrameReader {
@@ -236,17 +296,37 @@ impl FrameReader {
     }
 }
 
-/// Decodes one frame that must hold exactly `expected` bytes into `output`, which is overwritten.
-///
-/// # Errors
-/// [`FrameError`]; also for a damaged frame: its checksum is verified.
-pub fn decode_frame(frame: &[u8], expected: usize, output: &mut Vec<u8>) -> Result<(), FrameError> {
-    output.clear();
-    output.reserve(expected);
-    let found = Decompressor::new()
-        .and_then(|mut decompressor| decompressor.decompress_to_buffer(frame, output))
-        .map_err(FrameError::Zstd)?;
-    if found == expected { Ok(()) } else { Err(FrameError::Size { expected, found }) }
+/// Decodes frames one after the other, with the same memory.
+pub struct FrameDecoder {
+    decompressor: Decompressor<'static>,
+    output: Vec<u8>,
+}
+
+impl std::fmt::Debug for FrameDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameDecoder").finish_non_exhaustive()
+    }
+}
+
+impl FrameDecoder {
+    /// One that has no memory yet.
+    ///
+    /// # Errors
+    /// [`FrameError::Zstd`].
+    pub fn new() -> Result<Self, FrameError> {
+        Ok(Self { decompressor: Decompressor::new().map_err(FrameError::Zstd)?, output: Vec::new() })
+    }
+
+    /// The content of a frame that must hold exactly `expected` bytes.
+    ///
+    /// # Errors
+    /// [`FrameError`]; also for a damaged frame: its checksum is verified.
+    pub fn decode(&mut self, frame: &[u8], expected: usize) -> Result<&[u8], FrameError> {
+        self.output.clear();
+        self.output.reserve_exact(expected);
+        let found = self.decompressor.decompress_to_buffer(frame, &mut self.output).map_err(FrameError::Zstd)?;
+        if found == expected { Ok(&self.output) } else { Err(FrameError::Size { expected, found }) }
+    }
 }
 
 #[cfg(test)]
@@ -255,7 +335,7 @@ mod tests {
     use proptest::prelude::*;
 
     async fn compress(chunks: &[Vec<u8>], workers: usize) -> Vec<(Vec<u8>, u64)> {
-        let (mut writer, mut reader) = pipeline(1, workers).unwrap();
+        let (mut writer, mut reader) = pipeline(LevelBounds::new(1, 1).unwrap(), workers, Box::new(|| false)).unwrap();
         let read = tokio::spawn(async move {
             let mut frames = Vec::new();
             while let Some(item) = reader.next().await.unwrap() {
@@ -287,25 +367,57 @@ mod tests {
         assert_eq!(frames.len(), input.len().div_ceil(FRAME_BYTES));
         let joined: Vec<u8> = frames.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
         assert!(zstd::decode_all(&joined[..]).unwrap() == input);
-        let mut output = Vec::new();
+        let mut decoder = FrameDecoder::new().unwrap();
         for ((bytes, length), expected) in frames.iter().zip(input.chunks(FRAME_BYTES)) {
-            decode_frame(bytes, usize::try_from(*length).unwrap(), &mut output).unwrap();
-            assert!(output == expected);
+            assert!(decoder.decode(bytes, usize::try_from(*length).unwrap()).unwrap() == expected);
         }
+    }
+
+    /// The levels of 200 frames that shrink by half, where nothing but compression takes time.
+    async fn levels_of(parts_full: bool) -> Vec<i32> {
+        let bounds = LevelBounds::new(-5, 6).unwrap();
+        let (mut writer, mut reader) = pipeline(bounds, 1, Box::new(move || parts_full)).unwrap();
+        let read = tokio::spawn(async move {
+            let mut levels = Vec::new();
+            while let Some(item) = reader.next().await.unwrap() {
+                match item {
+                    FrameItem::Frame(frame) => levels.push(frame.level()),
+                    FrameItem::BeginArchive(_) => {}
+                    FrameItem::EndArchive => break,
+                }
+            }
+            levels
+        });
+        let random = |n: usize| n.wrapping_mul(n | 1).wrapping_mul(2_654_435_761) >> 17;
+        let data: Vec<u8> = (0..FRAME_BYTES).map(|n| if n & 64 == 0 { b' ' } else { random(n) as u8 }).collect();
+        writer.begin_archive("base").await.unwrap();
+        for _ in 0..200 {
+            writer.write(&data).await.unwrap();
+        }
+        writer.end_archive().await.unwrap();
+        read.await.unwrap()
+    }
+
+    #[test]
+    fn short_of_processor_time_the_level_falls_and_short_of_a_network_it_rises() {
+        let fell = block_on(levels_of(false));
+        let rose = block_on(levels_of(true));
+        assert_eq!((fell.first(), fell.last()), (Some(&1), Some(&-5)));
+        assert_eq!((rose.first(), rose.last()), (Some(&1), Some(&6)));
     }
 
     #[test]
     fn a_frame_that_holds_more_than_it_may_takes_no_memory_for_it() {
         let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
-        let mut output = Vec::new();
-        assert!(bomb.len() < 16 << 10 && decode_frame(&bomb, 1000, &mut output).is_err());
-        assert!(output.capacity() < 4096, "{}", output.capacity());
+        let mut decoder = FrameDecoder::new().unwrap();
+        assert!(bomb.len() < 16 << 10 && decoder.decode(&bomb, 1000).is_err());
+        assert!(decoder.output.capacity() < 4096, "{}", decoder.output.capacity());
     }
 
     #[test]
     fn a_writer_whose_reader_is_gone_fails_instead_of_waiting() {
         block_on(async {
-            let (mut writer, reader) = pipeline(1, 1).unwrap();
+            let (mut writer, reader) = pipeline(LevelBounds::new(1, 1).unwrap(), 1, Box::new(|| false)).unwrap();
             drop(reader);
             let data = vec![7; 3 * FRAME_BYTES];
             assert!(matches!(writer.write(&data).await, Err(FrameError::Closed)));
@@ -328,9 +440,10 @@ mod tests {
             let frames = block_on(compress(std::slice::from_ref(&content), 1));
             let mut damaged = frames[0].0.clone();
             damaged[at.index(frames[0].0.len())] ^= 1 << bit;
-            let mut output = Vec::new();
-            let result = decode_frame(&damaged, content.len(), &mut output);
-            prop_assert!(result.is_err() || output == content);
+            let mut decoder = FrameDecoder::new().unwrap();
+            prop_assert!(decoder.decode(&damaged, content.len()).map_or(true, |output| output == content));
+            // It is of use afterwards.
+            prop_assert_eq!(decoder.decode(&frames[0].0, content.len()).unwrap(), &content[..]);
         }
     }
 }

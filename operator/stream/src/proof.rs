@@ -237,7 +237,7 @@ fn choose<'a>(
 /// What a restore writes, in bytes: all that the backup needs, and what is made of several.
 fn measure(backup: &BackupRecord, all: &[BackupRecord]) -> Result<u64, ProofError> {
     let chain = resolve_chain(all, &backup.id)?;
-    let bytes: u64 = chain.iter().map(|member| member.tar_bytes).sum();
+    let bytes = chain.iter().fold(0u64, |sum, member| sum.saturating_add(member.tar_bytes));
     Ok(if chain.len() > 1 { bytes.saturating_mul(2) } else { bytes })
 }
 
@@ -282,7 +282,17 @@ fn segment_end(name: &str, segment_bytes: u64) -> Option<Lsn> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_is_listed_ends_somewhere_or_nowhere(name in "[0-9A-Fa-f.+-]{0,30}|\\PC{0,30}", power in 0u32..64) {
+            let end = segment_end(&name, 1 << power);
+            prop_assert!(end.is_none_or(|end| name.len() == 24 && end.0 >= 1 << power));
+        }
+    }
 
     fn backup(hour: u32, lsn: u64) -> BackupRecord {
         let json = format!(

@@ -59,6 +59,10 @@ fn check_figures(backup: &Backup, primary: &str) -> Result<()> {
         "the backup was read from the primary".into()
     })?;
     claim(bytes > 20_000_000 && peak > 0, || format!("{bytes} bytes and {peak} bytes of memory cannot be true"))?;
+    let levels = status.compression.clone().unwrap_or_default();
+    claim((1..=6).contains(&levels.lowest_level) && levels.highest_level <= 6, || {
+        format!("the levels {levels:?} are not those of the defaults")
+    })?;
     let known =
         status.start_lsn.is_some() && status.stop_lsn.is_some() && status.timeline.is_some() && status.id.is_some();
     claim(known, || "the status lacks positions, timeline or id".to_string())

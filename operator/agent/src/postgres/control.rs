@@ -72,7 +72,26 @@ pub fn parse_control(output: &str) -> Result<ControlData, ControlError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn arbitrary_and_changed_output_never_panics(
+            text in "\\PC{0,60}", changes in prop::collection::vec((any::<prop::sample::Index>(), 0u8..128), 1..9),
+        ) {
+            let _ = parse_control(&text);
+            let mut changed = OUTPUT.as_bytes().to_vec();
+            for (at, byte) in changes {
+                let at = at.index(changed.len());
+                changed[at] = byte;
+            }
+            if let Ok(control) = parse_control(&String::from_utf8_lossy(&changed)) {
+                prop_assert!(control.lsn >= control.checkpoint);
+            }
+        }
+    }
 
     const OUTPUT: &str = "pg_control version number:            1300
 Database system identifier:           7123456789012345678

@@ -28,7 +28,9 @@ use pgherd_crds::names::{self, keys};
 use sha2::{Digest, Sha256};
 
 use super::error::BackupError;
-use crate::jobs::backup::config::{BackupJobConfig, CONFIG_DIR, CONFIG_FILE, IncrementalConfig, SourceConfig};
+use crate::jobs::backup::config::{
+    BackupJobConfig, CONFIG_DIR, CONFIG_FILE, CompressionConfig, IncrementalConfig, SourceConfig,
+};
 
 /// Annotation of a Job's pod with [`BackupJobConfig`] as JSON.
 pub const CONFIG_ANNOTATION: &str = "pgherd.dev/backup-config";
@@ -65,6 +67,8 @@ pub struct JobInput<'a> {
     pub source_pod: &'a str,
     /// Where the backup goes.
     pub location: ClusterLocation,
+    /// The levels of compression that the user asks for.
+    pub compression: Option<CompressionConfig>,
     /// An incremental backup is wanted.
     pub incremental: Option<IncrementalConfig>,
     /// Secret with the identity that opens what is encrypted, where the cluster has one.
@@ -112,6 +116,7 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
             tls_dir: paths::TLS.to_owned(),
         },
         location: build_location(input),
+        compression: input.compression,
         incremental: input.incremental.clone(),
     };
     let config = serde_json::to_string(&config).map_err(BackupError::RenderConfig)?;

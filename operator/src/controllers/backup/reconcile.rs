@@ -8,7 +8,7 @@ use kube::{
     runtime::{controller::Action, events::EventType},
 };
 use pgherd_core::{backup::ClusterLocation, chain::DEFAULT_MAX_CHAIN, quantity::render_bytes};
-use pgherd_crds::{Backup, BackupStatus, names::keys, v1alpha1::backup::BackupPhase};
+use pgherd_crds::{Backup, BackupStatus, PostgresCluster, names::keys, v1alpha1::backup::BackupPhase};
 
 use super::{
     apply::{apply_account, create_job},
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     context::{Context, Now},
-    jobs::backup::config::IncrementalConfig,
+    jobs::backup::config::{CompressionConfig, IncrementalConfig},
     kubernetes::{events::publish, owner::controller_reference, store::list_backups},
 };
 
@@ -153,6 +153,7 @@ impl Round<'_> {
             schedule: self.backup.labels().get(keys::SCHEDULE).map(String::as_str),
             attempt,
             source_pod,
+            compression: find_compression(cluster),
             incremental: self.find_incremental(),
             identity_secret: store.identity_secret.as_deref(),
             location: ClusterLocation { store: store.config.clone(), cluster: cluster.name_any(), system_id },
@@ -195,6 +196,12 @@ impl Round<'_> {
         }
         Ok(if proof.ready.is_some() { Action::await_change() } else { Action::requeue(ASK_ARCHIVE) })
     }
+}
+
+/// What the Job is told of the levels of compression.
+fn find_compression(cluster: &PostgresCluster) -> Option<CompressionConfig> {
+    let compression = cluster.spec.backup.as_ref()?.compression?;
+    Some(CompressionConfig { min_level: compression.min_level, max_level: compression.max_level })
 }
 
 fn render_note(status: &BackupStatus) -> String {

@@ -23,7 +23,7 @@ use super::{
     status::{Report, build_patch, build_status},
 };
 use crate::jobs::backup::{
-    config::{BackupJobConfig, IncrementalConfig},
+    config::{BackupJobConfig, CompressionConfig, IncrementalConfig},
     outcome::{BackupFailure, BackupOutcome, render_outcome, tests::summary},
 };
 
@@ -301,6 +301,7 @@ fn input<'a>() -> JobInput<'a> {
         attempt: 2,
         source_pod: "shop-2",
         location: encrypted(location()),
+        compression: Some(CompressionConfig { min_level: Some(-3), max_level: None }),
         incremental: None,
         identity_secret: Some("age"),
         credentials_secret: "minio",

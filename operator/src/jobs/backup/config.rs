@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use pgherd_core::backup::ClusterLocation;
+use pgherd_core::{
+    backup::ClusterLocation,
+    compression::{LevelBounds, LevelError},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Where the ConfigMap is mounted.
@@ -27,9 +30,35 @@ pub struct BackupJobConfig {
     pub source: SourceConfig,
     /// Where the backup goes.
     pub location: ClusterLocation,
+    /// Within which levels it is compressed; those of the backup where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionConfig>,
     /// An incremental backup is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<IncrementalConfig>,
+}
+
+impl BackupJobConfig {
+    /// The levels of compression.
+    ///
+    /// # Errors
+    /// [`LevelError`].
+    pub fn levels(&self) -> Result<LevelBounds, LevelError> {
+        self.compression
+            .map_or(Ok(LevelBounds::default()), |levels| LevelBounds::of(levels.min_level, levels.max_level))
+    }
+}
+
+/// The lowest and the highest level of zstd, as far as the user says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CompressionConfig {
+    /// The lowest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_level: Option<i32>,
+    /// The highest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_level: Option<i32>,
 }
 
 /// How an incremental backup is wanted.

@@ -1,7 +1,7 @@
 //! How a backup Job ended, as it says so in its pod's termination message: the controller completes the Backup's status
 //! from it even when the Job's own last status patch was lost. Carries no secret.
 
-use pgherd_core::{lsn::Lsn, timeline::TimelineId};
+use pgherd_core::{compression::LevelsUsed, lsn::Lsn, timeline::TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::jobs::termination::{ERROR_CHARS, parse_message, render_message};
@@ -55,6 +55,9 @@ pub struct BackupSummary {
     /// Why it is a full one although an incremental one was wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full_reason: Option<String>,
+    /// Levels of zstd that were used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub levels: Option<LevelsUsed>,
     /// Peak resident memory of the process in bytes, where the kernel tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
@@ -120,6 +123,7 @@ pub(crate) mod tests {
             parent: None,
             chain_length: 1,
             full_reason: None,
+            levels: Some(LevelsUsed { lowest: -1, highest: 3, mean_hundredths: 125 }),
             peak_rss_bytes: Some(90 << 20),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgherd_core::quantity::render_bytes;
 use pgherd_crds::{
     BackupStatus,
-    v1alpha1::backup::{BackupKind, BackupPhase},
+    v1alpha1::backup::{BackupKind, BackupPhase, CompressionStatus},
 };
 
 use super::outcome::BackupSummary;
@@ -54,6 +54,11 @@ pub fn build_completed_status(summary: &BackupSummary) -> BackupStatus {
         bytes_done: Some(signed(summary.bytes)),
         bytes_total: Some(signed(summary.bytes)),
         stored_bytes: Some(signed(summary.stored_bytes)),
+        compression: summary.levels.map(|used| CompressionStatus {
+            lowest_level: used.lowest,
+            highest_level: used.highest,
+            mean_level: used.render_mean(),
+        }),
         peak_rss_bytes: summary.peak_rss_bytes.map(signed),
         progress: Some("100%".to_owned()),
         size: Some(render_bytes(summary.bytes)),
@@ -161,6 +166,8 @@ mod tests {
         assert_eq!((status.restorable, status.progress.as_deref()), (Some(true), Some("100%")));
         assert_eq!(status.pitr_ready, None);
         assert_eq!(status.duration.as_deref(), Some("1m02s"));
+        let compression = status.compression.unwrap();
+        assert_eq!((compression.lowest_level, compression.mean_level.as_str()), (-1, "1.25"));
         assert_eq!((status.kind, status.chain_length), (Some(BackupKind::Full), Some(1)));
         let child = BackupSummary { parent: Some("a".to_owned()), chain_length: 2, ..summary() };
         let status = build_completed_status(&child);

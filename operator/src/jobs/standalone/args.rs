@@ -12,6 +12,7 @@ use pgherd_agent::postgres::binaries::Binaries;
 use pgherd_core::{
     backup::{BackupLocation, ClusterLocation, EncryptionConfig, StoreConfig},
     chain::{DEFAULT_MAX_CHAIN, ParentChoice},
+    compression::{LevelBounds, LevelError},
     pg::conf::render_target_time,
 };
 use pgherd_stream::{
@@ -166,9 +167,15 @@ pub struct BackupArgs {
     /// Key of the client certificate.
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Level of zstd.
-    #[arg(long, default_value_t = 1, allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-50..=19))]
-    pub level: i32,
+    /// One level of zstd for all, -50 to 19 and not 0, instead of one between --min-level and --max-level.
+    #[arg(long, allow_hyphen_values = true, conflicts_with_all = ["min_level", "max_level"])]
+    pub level: Option<i32>,
+    /// Lowest level of zstd: taken when there is too little processor time to compress as fast as the server sends. 1 by default.
+    #[arg(long, allow_hyphen_values = true)]
+    pub min_level: Option<i32>,
+    /// Highest level of zstd: taken when the store is slower than the server. 6 by default; above it more memory is taken.
+    #[arg(long, allow_hyphen_values = true)]
+    pub max_level: Option<i32>,
     /// Frames compressed at the same time.
     #[arg(long, default_value_t = 2)]
     pub workers: usize,
@@ -202,6 +209,14 @@ impl BackupArgs {
             id => ParentChoice::Id(id.to_owned()),
         };
         Some(IncrementalOptions { parent, max_chain: self.max_chain, damaged: Vec::new() })
+    }
+
+    /// The levels of compression.
+    ///
+    /// # Errors
+    /// [`LevelError`].
+    pub fn levels(&self) -> Result<LevelBounds, LevelError> {
+        LevelBounds::of(self.level.or(self.min_level), self.level.or(self.max_level))
     }
 
     /// How to connect.

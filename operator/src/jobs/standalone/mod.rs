@@ -39,7 +39,7 @@ const UNKNOWN: u8 = 255;
 pub fn backup(args: &BackupArgs) -> Outcome {
     crate::telemetry::logs::start_on_stderr();
     let mut options = BackupOptions::new(args.connect_options()?, args.location.read()?.cluster);
-    (options.level, options.workers, options.concurrency) = (args.level, args.workers, args.concurrency);
+    (options.levels, options.workers, options.concurrency) = (args.levels()?, args.workers, args.concurrency);
     options.part_bytes = args.part_mebibytes << 20;
     (options.max_rate, options.fast_checkpoint) = (args.max_rate, !args.spread_checkpoint);
     options.incremental = args.incremental();
@@ -64,6 +64,11 @@ pub fn backup(args: &BackupArgs) -> Outcome {
         "stopLsn": record.stop_lsn,
         "tarBytes": record.tar_bytes,
         "storedBytes": record.stored_bytes,
+        "levels": outcome.levels.map(|used| json!({
+            "lowest": used.lowest,
+            "highest": used.highest,
+            "mean": f64::from(used.mean_hundredths) / 100.0,
+        })),
         "seconds": outcome.seconds,
         "peakRssBytes": outcome.peak_rss_bytes,
     }))
@@ -181,7 +186,7 @@ pub fn prune(args: &PruneArgs) -> Outcome {
         for verdict in &plan.backups.delete {
             print(&json!({"delete": verdict.id, "why": verdict.why}))?;
         }
-        let bytes: u64 = plan.wal.iter().map(|(_, size)| size).sum();
+        let bytes = plan.wal.iter().fold(0u64, |sum, (_, size)| sum.saturating_add(*size));
         print(&json!({"deleteWal": plan.wal.len(), "bytes": bytes}))?;
         if args.apply {
             let done = apply_prune(&store, &location.cluster, &options, &plan).await?;

@@ -5,7 +5,7 @@
 //! ```text
 //!   (workers + 1) x (2 MiB + compressed frame, at most 2 MiB + 8 KiB + 64 B)    frames, see crate::frames
 //! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
-//! + (workers + 1) x context of zstd (about 1 MiB at level 1)
+//! + (workers + 1) x context of zstd at the highest level that may be used     see crate::frames::context
 //! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! + 64 KiB where the backup is encrypted
 //! ```
@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use pgherd_core::{
     backup::{BackupRecord, ClusterLocation},
+    compression::{LevelBounds, LevelsUsed},
     lsn::Lsn,
     timeline::TimelineId,
 };
@@ -70,8 +71,8 @@ pub struct BackupOptions {
     pub connect: ConnectOptions,
     /// Where to. An empty `system_id` is filled in from the instance; another one is an error.
     pub location: ClusterLocation,
-    /// zstd level, 1 by default.
-    pub level: i32,
+    /// Levels of zstd, within which each frame gets its own.
+    pub levels: LevelBounds,
     /// Frames compressed at the same time.
     pub workers: usize,
     /// Size of an uploaded part in bytes; at least 5 MiB.
@@ -89,13 +90,13 @@ pub struct BackupOptions {
 }
 
 impl BackupOptions {
-    /// The defaults: level 1, 2 workers, 3 parts of 5 MiB, no limit, an immediate checkpoint.
+    /// The defaults: [`LevelBounds::default`], 2 workers, 3 parts of 5 MiB, no limit, an immediate checkpoint.
     #[must_use]
     pub fn new(connect: ConnectOptions, location: ClusterLocation) -> Self {
         Self {
             connect,
             location,
-            level: 1,
+            levels: LevelBounds::default(),
             workers: 2,
             part_bytes: 5 << 20,
             concurrency: 3,
@@ -151,6 +152,8 @@ pub struct BackupOutcome {
     pub location: ClusterLocation,
     /// Peak resident memory of this process in bytes, if the kernel tells.
     pub peak_rss_bytes: Option<u64>,
+    /// Levels of zstd that were used; none where nothing was compressed.
+    pub levels: Option<LevelsUsed>,
     /// Bytes that frames and parts hold at most by the formula in the module's documentation.
     pub bounded_bytes: u64,
     /// Seconds from the first to the last byte of data.

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use pgherd_core::backup::{BackupRecord, ClusterLocation};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use super::{
@@ -18,9 +18,15 @@ use super::{
     marker::{Claim, MARKER_NAME, Marker},
     source::{ScannedBackup, read_backup},
     sweep::{SILENT_AGE, SweepScope, remove_failed, sweep_abandoned},
-    upload::{StoredArchive, Uploader},
+    upload::{StoredBackup, Uploader},
 };
-use crate::{base_backup::BaseBackup, catalogue::render_checksum, encryption::Keys, frames, store::ObjectStore};
+use crate::{
+    base_backup::BaseBackup,
+    catalogue::render_checksum,
+    encryption::Keys,
+    frames,
+    store::{ObjectStore, PartBuffers},
+};
 
 /// Removing what a failure left must not take longer than a pod has to stop.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(45);
@@ -35,6 +41,16 @@ const MIN_PART_BYTES: usize = 5 << 20;
 /// [`BackupError`]. After any error all uploads of this backup are aborted and its objects deleted, as far as the store
 /// answers; what is left is invisible and removed by [`sweep_abandoned`].
 pub async fn run_backup(
+    options: BackupOptions,
+    progress: watch::Sender<BackupProgress>,
+    cancel: CancellationToken,
+) -> Result<BackupOutcome, BackupError> {
+    // As a task: on the thread that hears from the network first, so that no other has to be woken for each message.
+    let task = AbortOnDropHandle::new(tokio::spawn(run(options, progress, cancel)));
+    task.await.map_err(BackupError::Task)?
+}
+
+async fn run(
     options: BackupOptions,
     progress: watch::Sender<BackupProgress>,
     cancel: CancellationToken,
@@ -115,17 +131,18 @@ impl Run<'_> {
         let work = async {
             let (scanned, stored) = self.stream(&mut backup).await?;
             let seconds = began.elapsed().as_secs_f64();
+            let levels = stored.levels.used();
             // Only now is the WAL of no more use.
             slot.close().await;
             self.progress.send_modify(|progress| progress.phase = BackupPhase::Finishing);
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Err(BackupError::Cancelled),
-                record = self.prove(identity, scanned, stored) => Ok((record?, seconds)),
+                record = self.prove(identity, scanned, stored) => Ok((record?, levels, seconds)),
             }
         };
         let done = self.beside_renewal(&claim, &location, &own_id, work).await;
-        let (record, seconds) = match done {
+        let (record, levels, seconds) = match done {
             Ok(done) => done,
             Err(error) => {
                 claim.abort().await;
@@ -146,7 +163,8 @@ impl Run<'_> {
             kind,
             location,
             peak_rss_bytes: observe_peak_rss(),
-            bounded_bytes: frames::bounded_bytes(self.options.workers)
+            levels,
+            bounded_bytes: frames::bounded_bytes(self.options.workers, self.options.levels.highest())
                 + ((self.options.concurrency + 1) * self.part_bytes()) as u64,
             seconds,
         })
@@ -179,19 +197,21 @@ impl Run<'_> {
     }
 
     /// Reads, compresses and uploads at the same time.
-    async fn stream(&self, backup: &mut BaseBackup) -> Result<(ScannedBackup, Vec<StoredArchive>), BackupError> {
-        let (writer, reader) = frames::pipeline(self.options.level, self.options.workers)?;
+    async fn stream(&self, backup: &mut BaseBackup) -> Result<(ScannedBackup, StoredBackup), BackupError> {
+        let concurrency = self.options.concurrency.max(1);
+        let buffers = PartBuffers::new(concurrency + 1, self.part_bytes());
+        let gauge = Box::new(buffers.gauge());
+        let (writer, reader) = frames::pipeline(self.options.levels, self.options.workers, gauge)?;
         let stop_upload = CancellationToken::new();
         let uploader = Uploader {
             store: self.store.clone(),
             prefix: self.prefix.to_owned(),
             recipients: self.keys.recipients().to_vec(),
-            part_bytes: self.part_bytes(),
-            concurrency: self.options.concurrency.max(1),
+            concurrency,
             progress: Arc::clone(self.progress),
             cancel: stop_upload.clone(),
         };
-        let upload = tokio::spawn(uploader.run(reader));
+        let upload = tokio::spawn(uploader.run(reader, buffers));
         let scanned = tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(BackupError::Cancelled),
@@ -223,12 +243,12 @@ impl Run<'_> {
         &self,
         identity: BackupIdentity,
         scanned: ScannedBackup,
-        stored: Vec<StoredArchive>,
+        stored: StoredBackup,
     ) -> Result<BackupRecord, BackupError> {
         let encryption = self.keys.record();
         let check = move || {
             validate_backup(&identity, &scanned)?;
-            build_record(identity, scanned, stored, Timestamp::now().to_string(), encryption)
+            build_record(identity, scanned, stored.archives, Timestamp::now().to_string(), encryption)
         };
         let (mut record, index, manifest) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
         let recipients = self.keys.recipients().to_vec();

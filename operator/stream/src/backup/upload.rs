@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use pgherd_core::compression::LevelCount;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,14 @@ pub(super) struct StoredArchive {
     pub(super) sizes: Vec<u64>,
 }
 
+/// What was stored of all archives.
+#[derive(Debug, Default)]
+pub(super) struct StoredBackup {
+    pub(super) archives: Vec<StoredArchive>,
+    /// Of all frames.
+    pub(super) levels: LevelCount,
+}
+
 /// Uploads what comes out of a frame pipeline.
 pub(super) struct Uploader {
     pub(super) store: ObjectStore,
@@ -35,7 +44,6 @@ pub(super) struct Uploader {
     pub(super) prefix: String,
     /// For whom the objects are encrypted; nobody for plain ones.
     pub(super) recipients: Vec<Recipient>,
-    pub(super) part_bytes: usize,
     pub(super) concurrency: usize,
     pub(super) progress: Arc<watch::Sender<BackupProgress>>,
     /// Ends the upload early.
@@ -70,13 +78,8 @@ impl OpenObject {
 
 impl Uploader {
     /// Runs until the pipeline ends.
-    pub(super) async fn run(self, mut frames: FrameReader) -> Result<Vec<StoredArchive>, BackupError> {
-        let mut state = State {
-            buffers: PartBuffers::new(self.concurrency + 1, self.part_bytes),
-            open: None,
-            archive: None,
-            done: Vec::new(),
-        };
+    pub(super) async fn run(self, mut frames: FrameReader, buffers: PartBuffers) -> Result<StoredBackup, BackupError> {
+        let mut state = State { buffers, open: None, archive: None, done: StoredBackup::default() };
         let cancel = self.cancel.clone();
         let result = tokio::select! {
             biased;
@@ -99,7 +102,7 @@ impl Uploader {
                 FrameItem::Frame(frame) => self.store_frame(&frame, state).await?,
                 FrameItem::EndArchive => {
                     self.finish_object(state).await?;
-                    state.done.extend(state.archive.take().map(|(_, stored)| stored));
+                    state.done.archives.extend(state.archive.take().map(|(_, stored)| stored));
                 }
             }
         }
@@ -109,13 +112,14 @@ impl Uploader {
 
     async fn store_frame(&self, frame: &Frame, state: &mut State) -> Result<(), BackupError> {
         let length = frame.bytes().len() as u64;
-        let limit = MAX_OBJECT_BYTES.min(self.part_bytes as u64 * MAX_PARTS);
+        let limit = MAX_OBJECT_BYTES.min(state.buffers.part_bytes() as u64 * MAX_PARTS);
         if state.open.as_ref().is_some_and(|object| object.foretell_bytes(length) > limit) {
             self.finish_object(state).await?;
         }
         if state.open.is_none() {
             self.begin_object(state).await?;
         }
+        state.done.levels.note(frame.level());
         let State { buffers, open, archive, .. } = state;
         let (Some(object), Some((_, stored))) = (open, archive) else { return Err(BackupError::Interrupted) };
         let entry = (u32::try_from(length).unwrap_or(u32::MAX), u32::try_from(frame.input_bytes()).unwrap_or(u32::MAX));
@@ -176,10 +180,11 @@ impl Uploader {
         if object.upload.is_none() {
             object.upload = Some(MultipartUpload::begin(&self.store, &object.key, self.concurrency).await?);
         }
+        let bytes = buffer.as_ref().len() as u64;
         if let Some(upload) = &mut object.upload {
             upload.push_part(buffer.into_bytes()).await?;
         }
-        self.progress.send_modify(|progress| progress.stored_bytes += self.part_bytes as u64);
+        self.progress.send_modify(|progress| progress.stored_bytes += bytes);
         Ok(())
     }
 
@@ -213,5 +218,5 @@ struct State {
     buffers: PartBuffers,
     open: Option<OpenObject>,
     archive: Option<(String, StoredArchive)>,
-    done: Vec<StoredArchive>,
+    done: StoredBackup,
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{RestoreError, plan::FrameRun, target::Target};
-use crate::{frames::decode_frame, index::IndexEntry};
+use crate::{frames::FrameDecoder, index::IndexEntry};
 
 /// A piece of a file.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +24,13 @@ pub(super) struct Extraction {
     /// By their place in the archive, not overlapping.
     files: Vec<IndexEntry>,
     pieces: Mutex<HashMap<usize, Vec<Piece>>>,
+    /// Those that are not in use: as many as runs were ever written at the same time.
+    decoders: Mutex<Vec<FrameDecoder>>,
 }
 
 impl Extraction {
     pub(super) fn new(target: Option<Arc<Target>>, files: Vec<IndexEntry>) -> Self {
-        Self { target, files, pieces: Mutex::new(HashMap::new()) }
+        Self { target, files, pieces: Mutex::new(HashMap::new()), decoders: Mutex::new(Vec::new()) }
     }
 
     /// Makes the files that have no content, which no frame would make.
@@ -42,17 +44,20 @@ impl Extraction {
 
     /// Decodes the frames of a run and writes them; returns the decoded bytes.
     pub(super) fn write_run(&self, key: &str, run: &FrameRun, body: &[u8]) -> Result<u64, RestoreError> {
-        let mut output = Vec::new();
+        let died = |_| RestoreError::Inconsistent("a writer died".to_owned());
+        let idle = self.decoders.lock().map_err(|_| died(()))?.pop();
+        let begin = |source| RestoreError::Frame { key: key.to_owned(), offset: run.offset, source };
+        let mut decoder = idle.map_or_else(FrameDecoder::new, Ok).map_err(begin)?;
         let (mut at, mut tar_offset) = (0usize, run.tar_offset);
         for (stored, decoded) in &run.frames {
             let damaged = |source| RestoreError::Frame { key: key.to_owned(), offset: run.offset + at as u64, source };
             let (stored, decoded) = (*stored as usize, *decoded as usize);
             let frame = body.get(at..at + stored).unwrap_or_default();
-            decode_frame(frame, decoded, &mut output).map_err(damaged)?;
-            self.write_decoded(&output, tar_offset)?;
+            self.write_decoded(decoder.decode(frame, decoded).map_err(damaged)?, tar_offset)?;
             at += stored;
             tar_offset += decoded as u64;
         }
+        self.decoders.lock().map_err(|_| died(()))?.push(decoder);
         Ok(tar_offset - run.tar_offset)
     }
 

@@ -201,20 +201,31 @@ async fn observe_scene(store: &ObjectStore, location: &BackupLocation) -> Result
     let keys = BackupKeys::read(&location.cluster.store, &record)?;
     let index = get_companion(store, &prefix, INDEX_NAME, keys.as_ref()).await?;
     let manifest = get_companion(store, &prefix, MANIFEST_NAME, keys.as_ref()).await?;
-    let (checked, names) = (record.clone(), prefix.clone());
-    let plan = move || {
-        let other = |name: &str| RestoreError::Inconsistent(format!("{names}{name} is not the one of the record"));
-        if render_hex(&Sha256::digest(&manifest)) != checked.manifest_sha256 {
-            return Err(other(MANIFEST_NAME));
-        }
-        if checked.index_sha256.as_ref().is_some_and(|stated| *stated != render_hex(&Sha256::digest(&index))) {
-            return Err(other(INDEX_NAME));
-        }
-        let plan = build_plan(&checked, BackupIndex::decode(&index)?, &Manifest::parse(&manifest)?)?;
-        Ok((plan, manifest))
-    };
+    let checked = record.clone();
+    let plan = move || plan_restore(&checked, &index, &manifest).map(|plan| (plan, manifest));
     let (plan, manifest) = tokio::task::spawn_blocking(plan).await??;
     Ok(Scene { record, plan, manifest, prefix, keys })
+}
+
+/// What is to be done, from a record and what came with it.
+fn plan_restore(record: &BackupRecord, index: &[u8], manifest: &[u8]) -> Result<RestorePlan, RestoreError> {
+    let other = |name: &str| RestoreError::Inconsistent(format!("{}/{name} is not the one of the record", record.id));
+    if render_hex(&Sha256::digest(manifest)) != record.manifest_sha256 {
+        return Err(other(MANIFEST_NAME));
+    }
+    if record.index_sha256.as_ref().is_some_and(|stated| *stated != render_hex(&Sha256::digest(index))) {
+        return Err(other(INDEX_NAME));
+    }
+    build_plan(record, BackupIndex::decode(index)?, &Manifest::parse(manifest)?)
+}
+
+/// The files that a restore would write, as paths below the data directory.
+///
+/// # Errors
+/// [`RestoreError`], as a restore has it before it writes anything.
+pub fn list_files(record: &BackupRecord, index: &[u8], manifest: &[u8]) -> Result<Vec<String>, RestoreError> {
+    let plan = plan_restore(record, index, manifest)?;
+    Ok(plan.archives.into_iter().flat_map(|archive| archive.files).map(|file| file.path).collect())
 }
 
 /// Each tablespace's place; `None` below the data directory.
@@ -252,7 +263,7 @@ async fn restore(
 }
 
 fn sum_tar_bytes(members: &[BackupRecord]) -> u64 {
-    members.iter().map(|member| member.tar_bytes).sum()
+    members.iter().fold(0, |sum, member| sum.saturating_add(member.tar_bytes))
 }
 
 /// Extracts one backup as it is.
@@ -333,6 +344,15 @@ async fn get_companion(
     }
 }
 
+/// Another order of what is worked on [`CONCURRENT_RUNS`] at a time: neighbours come from distant places, so that they seldom write
+/// into the same file, where each would wait for the other.
+fn spread<T>(items: Vec<T>) -> Vec<T> {
+    let share = items.len().div_ceil(CONCURRENT_RUNS).max(1);
+    let mut numbered: Vec<(usize, T)> = items.into_iter().enumerate().collect();
+    numbered.sort_by_key(|(number, _)| (number % share, number / share));
+    numbered.into_iter().map(|(_, item)| item).collect()
+}
+
 /// Reads all archives and checks every file; writes them where there is a target. Returns the number of files.
 async fn read_archives(
     source: &ArchiveSource<'_>,
@@ -346,7 +366,7 @@ async fn read_archives(
         let empty = Arc::clone(&extraction);
         tokio::task::spawn_blocking(move || empty.make_empty_files()).await??;
         let objects = source.open_objects(&name, &objects).await?;
-        let fetches = stream::iter(runs).map(|run| {
+        let fetches = stream::iter(spread(runs)).map(|run| {
             let (objects, extraction) = (&objects, Arc::clone(&extraction));
             async move {
                 let fetched = source.fetch(objects, &run).await?;
@@ -368,4 +388,19 @@ async fn read_archives(
         count += tokio::task::spawn_blocking(verify).await??;
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_at_the_same_time_lies_far_apart_and_nothing_is_left_out() {
+        assert_eq!(spread((0..10).collect()), [0, 3, 6, 9, 1, 4, 7, 2, 5, 8]);
+        for length in 0..40 {
+            let mut all = spread((0..length).collect());
+            all.sort_unstable();
+            assert_eq!(all, (0..length).collect::<Vec<_>>());
+        }
+    }
 }

@@ -70,3 +70,50 @@ impl TarWriter {
         Ok((self.target, self.seen))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tar::tests::header;
+
+    fn list(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    proptest! {
+        /// Also by a link that an earlier entry makes.
+        #[test]
+        fn no_archive_writes_outside_of_the_data_directory(
+            entries in prop::collection::vec((
+                "(\\.\\./|\\./|/|a/|b/|link/){0,4}[ab.]{0,2}",
+                prop::sample::select(b"0000521".to_vec()),
+                prop::sample::select(vec!["", "..", "../beside", "/tmp", "a"]),
+                0usize..700,
+            ), 1..8),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("beside")).unwrap();
+            let root = dir.path().join("pgdata");
+            let mut writer = TarWriter::new(Target::prepare(&root).unwrap());
+            for (path, kind, link, length) in entries {
+                let mut bytes = header(&path, kind, length as u64, link).to_vec();
+                if kind == b'0' {
+                    bytes.resize(bytes.len() + length.next_multiple_of(512), b'x');
+                }
+                // What the writer made before it refused counts as well.
+                if writer.write(&bytes).is_err() {
+                    break;
+                }
+            }
+            prop_assert_eq!(list(dir.path()), ["beside", "pgdata"]);
+            prop_assert!(list(&dir.path().join("beside")).is_empty());
+        }
+    }
+}

@@ -37,6 +37,19 @@ impl PartBuffers {
         Self { free, home, part_bytes }
     }
 
+    /// Bytes of a full buffer.
+    #[must_use]
+    pub fn part_bytes(&self) -> usize {
+        self.part_bytes
+    }
+
+    /// Says, also from elsewhere, whether every buffer is in use.
+    pub fn gauge(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let home = self.home.clone();
+        // What is in the channel is free.
+        move || home.capacity() == home.max_capacity()
+    }
+
     /// Waits for a free buffer.
     pub async fn take(&mut self) -> PartBuffer {
         // The channel cannot close: `self` holds a sender.
@@ -143,7 +156,9 @@ impl MultipartUpload {
         let (store, key, upload_id) = (self.store.clone(), self.key.clone(), self.upload_id.clone());
         self.running.spawn(async move {
             let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(upload_id);
-            let answer = request.part_number(number).body(ByteStream::from(body)).send().await;
+            let request = request.part_number(number).body(ByteStream::from(body)).customize();
+            let request = if store.is_over_tls() { request.disable_payload_signing() } else { request };
+            let answer = request.send().await;
             let answer = answer.map_err(|error| store.classify("UPLOAD PART", &key, error))?;
             super::require_etag(&key, answer.e_tag())?;
             Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag().map(str::to_owned)).build())

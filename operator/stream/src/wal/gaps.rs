@@ -11,6 +11,9 @@ use pgherd_core::{
 use super::{WalError, name::segment_name};
 use crate::store::ObjectStore;
 
+/// More are not replayed at once: 64 TiB of the usual size. Their names are in memory.
+const MAX_SEGMENTS: u64 = 4 << 20;
+
 /// What the archive lacks to replay `[from, to)` along `history`: segments in the order of replay, and before them the
 /// `.history` files of the timelines that are entered. Plain or encrypted is the same here.
 ///
@@ -18,7 +21,7 @@ use crate::store::ObjectStore;
 /// To end before a segment that is at hand elsewhere, round `to` down to its start.
 ///
 /// # Errors
-/// [`WalError::Store`].
+/// [`WalError::Store`], [`WalError::Span`].
 pub async fn missing_segments(
     store: &ObjectStore,
     location: &ClusterLocation,
@@ -27,7 +30,7 @@ pub async fn missing_segments(
     to: Lsn,
     segment_bytes: u64,
 ) -> Result<Vec<String>, WalError> {
-    let needed = decide_needed(history, from, to, segment_bytes);
+    let needed = decide_needed(history, from, to, segment_bytes)?;
     // Lists only the folders that are needed: one per timeline and 4 GiB of WAL.
     let folder = |name: &String| {
         let key = location.wal_key(name);
@@ -53,11 +56,21 @@ pub async fn missing_segments(
 }
 
 /// The files that a replay of `[from, to)` along `history` reads, in its order.
-#[must_use]
-pub fn decide_needed(history: &TimelineHistory, from: Lsn, to: Lsn, segment_bytes: u64) -> Vec<String> {
+///
+/// # Errors
+/// [`WalError::Span`].
+pub fn decide_needed(
+    history: &TimelineHistory,
+    from: Lsn,
+    to: Lsn,
+    segment_bytes: u64,
+) -> Result<Vec<String>, WalError> {
     let segment_bytes = segment_bytes.max(1);
     if from >= to {
-        return Vec::new();
+        return Ok(Vec::new());
+    }
+    if (to.0 - from.0) / segment_bytes > MAX_SEGMENTS {
+        return Err(WalError::Span { from, to });
     }
     // Each timeline with the number of the segment in which it begins, oldest first.
     let mut begins: Vec<(TimelineId, u64)> = Vec::new();
@@ -80,7 +93,7 @@ pub fn decide_needed(history: &TimelineHistory, from: Lsn, to: Lsn, segment_byte
     let (first, last) = (timeline_at(from), timeline_at(Lsn(to.0 - 1)));
     let entered =
         begins.iter().map(|(timeline, _)| *timeline).filter(|timeline| (first < *timeline) && (*timeline <= last));
-    entered.map(|timeline| format!("{timeline}.history")).chain(segments).collect()
+    Ok(entered.map(|timeline| format!("{timeline}.history")).chain(segments).collect())
 }
 
 #[cfg(test)]
@@ -100,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_segment_of_a_switch_is_read_on_the_newer_timeline() {
-        let needed = decide_needed(&history(), Lsn(2 * SEGMENT + 7), Lsn(6 * SEGMENT), SEGMENT);
+        let needed = decide_needed(&history(), Lsn(2 * SEGMENT + 7), Lsn(6 * SEGMENT), SEGMENT).unwrap();
         let expected = [
             "00000002.history",
             "00000004.history",
@@ -114,11 +127,16 @@ mod tests {
 
     #[test]
     fn a_range_within_one_timeline_needs_no_history_file() {
-        assert_eq!(decide_needed(&history(), Lsn(SEGMENT), Lsn(2 * SEGMENT), SEGMENT), ["000000010000000000000001"]);
         assert_eq!(
-            decide_needed(&history(), Lsn(7 * SEGMENT), Lsn(7 * SEGMENT + 1), SEGMENT),
+            decide_needed(&history(), Lsn(SEGMENT), Lsn(2 * SEGMENT), SEGMENT).unwrap(),
+            ["000000010000000000000001"]
+        );
+        assert_eq!(
+            decide_needed(&history(), Lsn(7 * SEGMENT), Lsn(7 * SEGMENT + 1), SEGMENT).unwrap(),
             ["000000040000000000000007"]
         );
-        assert!(decide_needed(&history(), Lsn(SEGMENT), Lsn(SEGMENT), SEGMENT).is_empty());
+        assert!(decide_needed(&history(), Lsn(SEGMENT), Lsn(SEGMENT), SEGMENT).unwrap().is_empty());
+        let endless = decide_needed(&history(), Lsn(SEGMENT), Lsn(u64::MAX), 1);
+        assert!(matches!(endless, Err(WalError::Span { .. })), "not a name of it comes into memory");
     }
 }

@@ -17,7 +17,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pgherd_core::backup::{AGE_SUFFIX, ClusterLocation};
+use pgherd_core::{
+    backup::{AGE_SUFFIX, ClusterLocation},
+    lsn::Lsn,
+};
 use tempfile::NamedTempFile;
 
 pub use gaps::{decide_needed, missing_segments};
@@ -109,6 +112,14 @@ pub enum WalError {
         key: String,
         /// What is wrong.
         problem: String,
+    },
+    /// No archive holds so much WAL: a position that came from the store is wrong.
+    #[error("the WAL from {from} to {to} is more than can be replayed")]
+    Span {
+        /// The begin.
+        from: Lsn,
+        /// The end.
+        to: Lsn,
     },
     /// The archived object cannot be decoded.
     #[error("decoding {key}")]

@@ -23,8 +23,9 @@ pub(super) fn validate_segment(bytes: &[u8], name: &str, parsed: WalName, system
     if !size.is_power_of_two() || (!partial && bytes.len() as u64 != size) || bytes.len() as u64 > size {
         return Err(foreign(format!("it has {} bytes, its header says {size}", bytes.len())));
     }
-    let position = (u64::from(log) << 32) + u64::from(segment) * size;
-    if header.page_address != position {
+    // With segments of this size a name has no number beyond 4 GiB.
+    let within = u64::from(segment).checked_mul(size).filter(|within| *within < 1 << 32);
+    if within.map(|within| (u64::from(log) << 32) + within) != Some(header.page_address) {
         return Err(foreign(format!("its header says position {}", Lsn(header.page_address))));
     }
     // The first segment of a new timeline begins as a copy of its parent's: an older timeline is right there.
@@ -67,6 +68,15 @@ pub(crate) mod tests {
         bytes[24..32].copy_from_slice(&system_id.to_le_bytes());
         bytes[32..36].copy_from_slice(&(1u32 << 20).to_le_bytes());
         bytes
+    }
+
+    #[test]
+    fn a_name_beyond_what_its_segments_can_have_is_refused() {
+        let mut bytes = segment(1, u64::MAX, 77);
+        bytes[32..36].copy_from_slice(&(1u32 << 31).to_le_bytes());
+        let name = "00000001FFFFFFFFFFFFFFFF.partial";
+        let result = validate_segment(&bytes, name, WalName::parse(name).unwrap(), "77");
+        assert!(matches!(result, Err(WalError::Foreign { .. })), "{result:?}");
     }
 
     #[test]

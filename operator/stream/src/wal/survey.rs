@@ -57,7 +57,7 @@ pub async fn survey_archive(
     let segment_bytes = oldest.wal_segment_bytes.max(1);
     // The segment that is being written is not in the archive, nor need it be.
     let complete = Lsn(written.0 / segment_bytes * segment_bytes);
-    let needed = decide_needed(history, oldest.start_lsn, complete, segment_bytes);
+    let needed = decide_needed(history, oldest.start_lsn, complete, segment_bytes)?;
     let missing = missing_segments(store, location, history, oldest.start_lsn, complete, segment_bytes).await?;
     let (behind, gaps) = split_missing(&needed, missing);
     let archived = needed.iter().filter(|name| !name.ends_with(".history")).count() > behind;

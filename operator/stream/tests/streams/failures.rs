@@ -39,7 +39,7 @@ async fn start_slow_backup(server: &Postgres, minio: &Server, store: &ObjectStor
     location.system_id =
         ReplicationClient::connect(&server.connect()).await.unwrap().identify_system().await.unwrap().system_id;
     let mut options = BackupOptions::new(server.connect(), location.clone());
-    (options.max_rate, options.part_bytes, options.level) = (Some(12 << 10), 5 << 20, -7);
+    (options.max_rate, options.part_bytes, options.levels) = (Some(12 << 10), 5 << 20, crate::process::fixed(-7));
     let cancel = CancellationToken::new();
     let task = tokio::spawn(run_backup(options, sender, cancel.clone()));
     let id = receiver.wait_for(|p| p.stored_bytes > 0).await.unwrap().backup_id.clone().unwrap();

@@ -21,7 +21,7 @@ use crate::{
 async fn begin(server: &Postgres, location: ClusterLocation) -> JoinHandle<Result<BackupOutcome, BackupError>> {
     let (sender, mut progress) = watch::channel(BackupProgress::default());
     let mut options = BackupOptions::new(server.connect(), location);
-    (options.max_rate, options.part_bytes, options.level) = (Some(12 << 10), 5 << 20, -7);
+    (options.max_rate, options.part_bytes, options.levels) = (Some(12 << 10), 5 << 20, crate::process::fixed(-7));
     let task = tokio::spawn(run_backup(options, sender, CancellationToken::new()));
     progress.wait_for(|progress| progress.stored_bytes > 0).await.unwrap();
     task

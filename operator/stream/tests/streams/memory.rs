@@ -1,6 +1,9 @@
 //! Peak memory, in a process of its own, with the default settings: below 64 MiB whatever the size and the content.
 
-use pgherd_core::backup::{BackupLocation, ClusterLocation};
+use pgherd_core::{
+    backup::{BackupLocation, ClusterLocation},
+    compression::LevelBounds,
+};
 
 use crate::{
     encryption::{Pair, with_keys},
@@ -12,7 +15,7 @@ use crate::{
 
 const LIMIT: u64 = 64 << 20;
 
-async fn measure(content: Content, megabytes: usize, restore: bool, encrypted: bool) {
+async fn measure(content: Content, megabytes: usize, restore: bool, encrypted: bool, level: Option<i32>) {
     let dir = workspace();
     let (server, minio) = (FakeServer::start(dir.path(), content, megabytes), Minio::start(dir.path()).await);
     let mut location = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
@@ -21,7 +24,8 @@ async fn measure(content: Content, megabytes: usize, restore: bool, encrypted: b
         location = with_keys(&location, &[&pair], Some(&pair.file));
     }
     let sockets = server.sockets.to_str().unwrap().to_owned();
-    let errand = Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false };
+    let errand =
+        Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false, level };
     let backup = Process::start(&errand).finish().await;
     report("backup", content, &backup);
     assert!(backup.tar_bytes > (megabytes as u64) << 20);
@@ -49,21 +53,30 @@ fn report(what: &str, content: Content, found: &Findings) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gigabyte_that_does_not_compress_passes_through_less_than_64_mebibytes() {
     if !crate::without_real_parts() {
-        measure(Content::Noise, 1000, true, false).await;
+        measure(Content::Noise, 1000, true, false, None).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gigabyte_of_rows_passes_through_less_than_64_mebibytes() {
     if !crate::without_real_parts() {
-        measure(Content::Rows, 1000, true, false).await;
+        measure(Content::Rows, 1000, true, false, None).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_encrypted_gigabyte_passes_through_less_than_64_mebibytes() {
     if !crate::without_real_parts() {
-        measure(Content::Noise, 1000, true, true).await;
+        measure(Content::Noise, 1000, true, true, None).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_highest_level_of_the_defaults_takes_less_than_64_mebibytes() {
+    if !crate::without_real_parts() {
+        for content in [Content::Noise, Content::Halves] {
+            measure(content, 600, false, true, Some(LevelBounds::default().highest())).await;
+        }
     }
 }
 
@@ -71,6 +84,6 @@ async fn an_encrypted_gigabyte_passes_through_less_than_64_mebibytes() {
 #[ignore = "moves 40 GB"]
 async fn twenty_gigabytes_pass_through_less_than_64_mebibytes() {
     for content in [Content::Rows, Content::Noise] {
-        measure(content, 20_000, false, false).await;
+        measure(content, 20_000, false, false, None).await;
     }
 }

@@ -9,7 +9,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use pgherd_core::backup::{BackupLocation, ClusterLocation};
+use pgherd_core::{
+    backup::{BackupLocation, ClusterLocation},
+    compression::LevelBounds,
+};
 use pgherd_stream::{
     backup::{BackupOptions, BackupOwner, BackupProgress, observe_peak_rss, run_backup},
     replication::ConnectOptions,
@@ -20,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres::Postgres;
+use crate::{mutations::mutate_all, postgres::Postgres};
 
 const VARIABLE: &str = "PGHERD_TEST_ERRAND";
 const MARK: &str = "FINDINGS ";
@@ -28,15 +31,31 @@ const MARK: &str = "FINDINGS ";
 /// What the other process is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Errand {
-    Backup { sockets: String, port: u16, location: ClusterLocation, owner: Option<BackupOwner>, slow: bool },
-    Restore { location: BackupLocation, target: PathBuf },
-    Verify { location: BackupLocation },
+    Backup {
+        sockets: String,
+        port: u16,
+        location: ClusterLocation,
+        owner: Option<BackupOwner>,
+        slow: bool,
+        level: Option<i32>,
+    },
+    Restore {
+        location: BackupLocation,
+        target: PathBuf,
+    },
+    Verify {
+        location: BackupLocation,
+    },
+    Mutate {
+        captures: PathBuf,
+        cases: u32,
+    },
 }
 
 impl Errand {
     pub(crate) fn backup(server: &Postgres, location: ClusterLocation) -> Self {
         let sockets = server.sockets.to_str().unwrap().to_owned();
-        Self::Backup { sockets, port: server.port, location, owner: None, slow: false }
+        Self::Backup { sockets, port: server.port, location, owner: None, slow: false, level: None }
     }
 }
 
@@ -120,12 +139,17 @@ async fn perform(errand: Errand) -> Findings {
         cpu_seconds: 0.0,
     };
     let record = match errand {
-        Errand::Backup { sockets, port, location, owner, slow } => {
+        Errand::Mutate { captures, cases } => {
+            mutate_all(&captures, cases);
+            return findings;
+        }
+        Errand::Backup { sockets, port, location, owner, slow, level } => {
             let mut options = BackupOptions::new(connect(sockets, port), location);
             options.owner = owner;
             if slow {
-                (options.max_rate, options.part_bytes, options.level) = (Some(12 << 10), 5 << 20, -7);
+                (options.max_rate, options.part_bytes, options.levels) = (Some(12 << 10), 5 << 20, fixed(-7));
             }
+            options.levels = level.map_or(options.levels, fixed);
             let (sender, _receiver) = watch::channel(BackupProgress::default());
             let outcome = run_backup(options, sender, CancellationToken::new()).await;
             outcome.map(|outcome| (outcome.record, outcome.seconds)).map_err(|error| format!("{error:?}"))
@@ -152,6 +176,11 @@ async fn perform(errand: Errand) -> Findings {
         Err(error) => findings.error = Some(error),
     }
     findings
+}
+
+/// The same level for every frame.
+pub(crate) fn fixed(level: i32) -> LevelBounds {
+    LevelBounds::new(level, level).unwrap()
 }
 
 pub(crate) fn connect(host: String, port: u16) -> ConnectOptions {

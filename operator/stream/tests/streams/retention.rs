@@ -78,7 +78,7 @@ async fn what_is_beyond_the_retention_goes_and_what_is_in_use_stays(brand: Brand
     // A running backup needs its WAL; the one that is being read stays with its own.
     let (sender, mut progress) = watch::channel(BackupProgress::default());
     let mut options = BackupOptions::new(server.connect(), location.clone());
-    (options.max_rate, options.level) = (Some(12 << 10), -7);
+    (options.max_rate, options.levels) = (Some(12 << 10), crate::process::fixed(-7));
     let running = tokio::spawn(run_backup(options, sender, CancellationToken::new()));
     progress.wait_for(|progress| progress.stored_bytes > 0).await.unwrap();
     let lock = format!("{}/locks/{second}.reader.json", location.root());

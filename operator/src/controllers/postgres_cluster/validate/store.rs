@@ -2,12 +2,13 @@
 
 use pgherd_core::{
     backup::{EncryptionConfig, StoreConfig},
+    compression::LevelBounds,
     instance::paths,
 };
 use pgherd_crds::{
     PostgresCluster,
     v1alpha1::{
-        postgres_cluster::BackupConfig,
+        postgres_cluster::{BackupCompression, BackupConfig},
         shared::{LocalReference, ObjectStore},
     },
 };
@@ -49,6 +50,11 @@ pub(super) fn validate_own_store(backup: &BackupConfig, namespace: &str, problem
         if let Some(config) = &mut store.config.encryption {
             config.recipients.clone_from(&encryption.recipients);
         }
+    }
+    if let Some(BackupCompression { min_level, max_level }) = backup.compression
+        && let Err(error) = LevelBounds::of(min_level, max_level)
+    {
+        problems.add(format!("{FIELD}.compression"), error.to_string());
     }
     store
 }

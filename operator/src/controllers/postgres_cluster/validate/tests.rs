@@ -70,6 +70,20 @@ fn a_recipient_that_nobody_could_open_is_told_by_its_place() {
 }
 
 #[test]
+fn levels_of_compression_that_cross_or_are_none_are_told() {
+    let spec = |levels: &str| {
+        format!(
+            r#"{{instances: 1, storage: {{size: 1Gi}}, backup: {{
+            objectStore: {{endpoint: "https://m", bucket: abc, credentialsSecretRef: {{name: m}}}}, compression: {{{levels}}}}}}}"#
+        )
+    };
+    assert!(validate(&spec("minLevel: -5")).is_ok());
+    for wrong in ["minLevel: 7, maxLevel: 6", "maxLevel: 0", "maxLevel: 20", "minLevel: -51"] {
+        assert_eq!(fields(&spec(wrong)), ["spec.backup.compression"], "{wrong}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_at_once_with_their_fields() {
     let spec = r#"
 version: 18
