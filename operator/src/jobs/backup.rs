@@ -140,7 +140,7 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
             if let Some(reporter) = reporter {
                 reporter.report_completed(&summary).await;
             }
-            BackupOutcome::Completed(summary)
+            BackupOutcome::Completed(Box::new(summary))
         }
         Err(error) => BackupOutcome::Failed(describe_failure(&error)),
     }

@@ -233,7 +233,7 @@ pub(super) fn conclude_attempt(end: &JobEnd, terminated: Option<&ContainerStateT
     let at = end.at;
     let said = terminated.and_then(|terminated| terminated.message.as_deref()).and_then(parse_outcome);
     let failure = match (said, terminated) {
-        (Some(BackupOutcome::Completed(summary)), _) => return AttemptState::Succeeded(summary),
+        (Some(BackupOutcome::Completed(summary)), _) => return AttemptState::Succeeded(*summary),
         (Some(BackupOutcome::Failed(failure)), _) => failure,
         (None, _) if end.succeeded => BackupFailure {
             reason: "OutcomeLost".to_owned(),

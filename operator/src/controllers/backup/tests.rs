@@ -189,7 +189,7 @@ fn the_termination_message_tells_how_an_attempt_ended() {
         AttemptState::Failed { failure, .. } => failure,
         other => panic!("{other:?}"),
     };
-    let said = render_outcome(&BackupOutcome::Completed(summary()));
+    let said = render_outcome(&BackupOutcome::Completed(Box::new(summary())));
     assert!(matches!(
         conclude_attempt(&end(true, ""), Some(&terminated(&said, "Completed"))),
         AttemptState::Succeeded(_)

@@ -11,7 +11,7 @@ use crate::jobs::termination::{ERROR_CHARS, parse_message, render_message};
 #[serde(tag = "outcome", rename_all = "camelCase")]
 pub enum BackupOutcome {
     /// The backup is in the store, `backup.json` included.
-    Completed(BackupSummary),
+    Completed(Box<BackupSummary>),
     /// Nothing of it is visible in the store.
     Failed(BackupFailure),
 }
@@ -130,7 +130,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_outcome_survives_the_termination_message() {
-        let outcome = BackupOutcome::Completed(summary());
+        let outcome = BackupOutcome::Completed(Box::new(summary()));
         assert_eq!(parse_outcome(&render_outcome(&outcome)), Some(outcome));
     }
 
@@ -141,7 +141,7 @@ pub(crate) mod tests {
         assert!(!text.is_empty() && text.len() <= MESSAGE_LIMIT, "{}", text.len());
         assert!(matches!(parse_outcome(&text), Some(BackupOutcome::Failed(f)) if f.retry));
         let completed = BackupSummary { full_reason: Some("\"ü\n".repeat(4000)), ..summary() };
-        let text = render_outcome(&BackupOutcome::Completed(completed));
+        let text = render_outcome(&BackupOutcome::Completed(Box::new(completed)));
         assert!(matches!(parse_outcome(&text), Some(BackupOutcome::Completed(_))), "{}", text.len());
     }
 

@@ -65,14 +65,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 return Ok(message);
             }
             self.buffer.reserve(READ_BYTES);
-            let read = self.stream.read_buf(&mut self.buffer).await?;
-            if read == 0 {
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(ReplicationError::UnexpectedEnd(what));
-            }
-            if read < READ_BYTES {
-                // The sender, if it is on this machine, fills the socket meanwhile: fewer and larger reads, and a tenth less time
-                // for a backup (docs/benchmarks.md). It returns at once where nobody else has work.
-                std::thread::yield_now();
             }
         }
     }

@@ -79,12 +79,6 @@ impl ObjectStore {
         Self { client: Client::from_conf(client::shorten_patience(config).build()), ..self.clone() }
     }
 
-    /// TLS proves each byte on its way already: a SHA-256 in the signature besides costs both sides more than the rest of an
-    /// upload. The AWS CLI, boto3 and MinIO's clients leave it out there as well.
-    fn is_over_tls(&self) -> bool {
-        self.endpoint.starts_with("https://")
-    }
-
     /// The bucket's name.
     #[must_use]
     pub fn bucket(&self) -> &str {
@@ -125,9 +119,8 @@ impl ObjectStore {
         let metadata = note.map(|(name, value)| HashMap::from([(name.to_owned(), value.to_owned())]));
         loop {
             let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
-            let request = request.set_metadata(metadata.clone()).body(ByteStream::from(body.clone())).customize();
-            let request = if self.is_over_tls() { request.disable_payload_signing() } else { request };
-            let error = match request.send().await {
+            let request = request.set_metadata(metadata.clone());
+            let error = match request.body(ByteStream::from(body.clone())).send().await {
                 Ok(answer) => return require_etag(key, answer.e_tag()).map(|()| PutOutcome::Created),
                 Err(error) => error,
             };
@@ -148,8 +141,6 @@ impl ObjectStore {
     /// [`StoreError`].
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
         let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
-        let request = request.customize();
-        let request = if self.is_over_tls() { request.disable_payload_signing() } else { request };
         let answer = request.send().await.map_err(|error| classify(self.request("PUT", key), error))?;
         require_etag(key, answer.e_tag())
     }
