@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{free_port, ran_as_postgres};
+use crate::support::{THIS_PROGRAM, free_port, ran_as_postgres};
 use pgherd_agent::{
     clock::Boottime,
     fencer::{Fencer, Heartbeat},
@@ -71,7 +71,7 @@ fn run(behaviour: &str) -> (i32, Duration) {
         .unwrap();
     assert!(made.success());
     let started = Instant::now();
-    let status = Command::new(std::env::current_exe().unwrap())
+    let status = Command::new(THIS_PROGRAM)
         .args(["--exact", "fencing::stage_supervisor", "--nocapture"])
         .env(ROOT, root.path())
         .env(BEHAVIOUR, behaviour)

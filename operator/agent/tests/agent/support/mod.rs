@@ -34,6 +34,9 @@ use tokio::{
     task::JoinHandle,
 };
 
+/// The test that runs, found without its path: root's home, where it may lie, is closed to the user `postgres`.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// PostgreSQL refuses to run as root: runs this test again as the user `postgres`; true when that was done. `test` is its whole
 /// name, `file::function`.
 pub fn ran_as_postgres(test: &str) -> bool {
@@ -55,7 +58,7 @@ pub fn ran_as_postgres_with(test: &str, env: &[(&str, String)]) -> bool {
     let fields: Vec<&str> =
         passwd.lines().find(|line| line.starts_with("postgres:")).expect("a user postgres").split(':').collect();
     let (uid, gid): (u32, u32) = (fields[2].parse().unwrap(), fields[3].parse().unwrap());
-    let status = Command::new(std::env::current_exe().unwrap())
+    let status = Command::new(THIS_PROGRAM)
         .args(["--exact", test, "--nocapture"])
         .current_dir("/")
         .env("TMPDIR", "/tmp")
