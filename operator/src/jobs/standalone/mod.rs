@@ -42,7 +42,7 @@ pub fn backup(args: &BackupArgs) -> Outcome {
     (options.levels, options.workers, options.concurrency) = (args.levels()?, args.workers, args.concurrency);
     options.part_bytes = args.part_mebibytes << 20;
     (options.max_rate, options.fast_checkpoint) = (args.max_rate, !args.spread_checkpoint);
-    options.incremental = args.incremental();
+    (options.incremental, options.local) = (args.incremental(), args.local_options());
     let outcome = build_runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         super::backup::cancel_on_signal(&cancel);
@@ -58,6 +58,7 @@ pub fn backup(args: &BackupArgs) -> Outcome {
         "id": record.id,
         "parent": record.parent.as_ref().map(|parent| &parent.id),
         "fullReason": full_reason,
+        "method": record.method.as_deref().unwrap_or("stream"),
         "systemId": record.system_id,
         "destination": outcome.location.destination(&record.id),
         "startLsn": record.start_lsn,
