@@ -122,7 +122,7 @@ impl Started {
         slot: &str,
         system_id: &str,
     ) -> Result<Self, BackupError> {
-        let begun = LocalBackup::start(LocalStart {
+        let start = LocalStart {
             connect: &options.connect,
             options: local,
             label: &render_label(location),
@@ -130,8 +130,8 @@ impl Started {
             max_rate: options.max_rate,
             slot,
             system_id,
-        });
-        let LocalBegun { backup, lsn, timeline, tablespaces } = begun.await?;
+        };
+        let LocalBegun { backup, lsn, timeline, tablespaces } = LocalBackup::start(start).await?;
         Ok(Self { stream: Stream::Local(backup), lsn, timeline, tablespaces })
     }
 

@@ -137,7 +137,7 @@ impl Sources {
                     place: place.to_owned(),
                     content: Content::Opened(file),
                     first_page: relation.filter(|_| self.checksums).map(|file| self.first_page(file)),
-                    is_wal: false,
+                    is_segment: false,
                 })
             }
         }
@@ -166,7 +166,7 @@ impl Sources {
             place: self.data.join(path),
             content: Content::Known(content),
             first_page: None,
-            is_wal: false,
+            is_segment: false,
         })
     }
 

@@ -38,8 +38,8 @@ pub(super) struct SourceFile {
     pub(super) content: Content,
     /// Number of the first page in its relation, where pages have checksums.
     pub(super) first_page: Option<u32>,
-    /// Not in the manifest, as PostgreSQL does not put WAL there.
-    pub(super) is_wal: bool,
+    /// A WAL segment: it must not get shorter, and the manifest does not list it.
+    pub(super) is_segment: bool,
 }
 
 /// Where the bytes of a file come from.
@@ -212,7 +212,7 @@ fn read_range(file: &SourceFile, offset: u64, target: &mut [u8], rules: PageRule
             }
         }
     };
-    if file.is_wal && found < target.len() {
+    if file.is_segment && found < target.len() {
         return Err(LocalError::WalChanged(file.path.clone()));
     }
     target.get_mut(found..).unwrap_or_default().fill(0);
@@ -338,7 +338,7 @@ mod tests {
             place: place.to_owned(),
             content: Content::Opened(open(place).unwrap().unwrap()),
             first_page,
-            is_wal: false,
+            is_segment: false,
         }
     }
 
@@ -434,7 +434,7 @@ mod tests {
                 place: PathBuf::new(),
                 content: Content::Known(content.clone()),
                 first_page: None,
-                is_wal: true,
+                is_segment: true,
             };
             let (chunks, sums) = pass(limit, contents.iter().map(known).collect(), || ()).unwrap();
             let mut expected = Vec::new();

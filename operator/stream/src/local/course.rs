@@ -118,7 +118,10 @@ impl Course {
                     for sum in sums {
                         crc32c = crc32c::crc32c_combine(crc32c, sum.crc32c, sum.length);
                         if sum.last {
-                            self.manifest.add(&sum.file.path, sum.file.size, sum.file.modified, crc32c);
+                            let file = &sum.file;
+                            if !file.is_segment {
+                                self.manifest.add(&file.path, file.size, file.modified, crc32c);
+                            }
                             crc32c = 0;
                         }
                     }

@@ -75,7 +75,7 @@ fn send_file(sources: &Sources, writer: &mut ChunkWriter, name: &str, whole: Opt
         place,
         content: Content::Opened(file),
         first_page: None,
-        is_wal: true,
+        is_segment: whole.is_some(),
     })
 }
 

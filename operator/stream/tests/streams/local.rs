@@ -83,14 +83,15 @@ async fn read_contents(store: &ObjectStore, outcome: &BackupOutcome) -> Contents
 /// A server with everything that is treated in a way of its own.
 fn make_special(server: &Postgres, dir: &Path) {
     server.make_tablespace(dir);
-    server.sql("SET allow_in_place_tablespaces = on; CREATE TABLESPACE inplace LOCATION ''");
+    server.sql("ALTER SYSTEM SET allow_in_place_tablespaces = on");
+    server.sql("SELECT pg_reload_conf()");
+    server.sql("CREATE TABLESPACE inplace LOCATION ''");
     server.sql("CREATE TABLE inside TABLESPACE inplace AS SELECT generate_series(1, 1000) AS id");
     for place in ["", "TABLESPACE space"] {
         let name = if place.is_empty() { "unlogged" } else { "unlogged_there" };
         server.sql(&format!("CREATE UNLOGGED TABLE {name} (id int PRIMARY KEY, t text) {place}"));
-        server.sql(&format!(
-            "INSERT INTO {name} SELECT n, repeat('x', 3000) FROM generate_series(1, 100) n; VACUUM {name}"
-        ));
+        server.sql(&format!("INSERT INTO {name} SELECT n, repeat('x', 3000) FROM generate_series(1, 100) n"));
+        server.sql(&format!("VACUUM {name}"));
     }
     let data = &server.data;
     fs::create_dir(data.join("empty")).unwrap();
@@ -126,12 +127,22 @@ async fn a_local_backup_holds_what_a_streamed_one_holds() {
     let (streamed, _) = back_up(&server, minio.location()).await;
     let (local, progress) = back_up_with(local_options(&server, minio.location())).await.unwrap();
     assert_eq!(local.record.method.as_deref(), Some(LOCAL_METHOD));
-    assert_eq!((streamed.record.method, local.record.format), (None, streamed.record.format));
+    assert_eq!((&streamed.record.method, local.record.format), (&None, streamed.record.format));
     assert_eq!(progress.bytes_done, local.record.tar_bytes);
     assert!(progress.bytes_total.unwrap().abs_diff(local.record.tar_bytes) < 34 << 20, "all but the WAL is estimated");
     assert!(local.bounded_bytes > streamed.bounded_bytes);
 
-    let (expected, found) = (read_contents(&store, &streamed).await, read_contents(&store, &local).await);
+    let (expected, mut found) = (read_contents(&store, &streamed).await, read_contents(&store, &local).await);
+    // PostgreSQL 15 forgets tablespaces that are folders in pg_tblspc; here they are read as 16 and later do it.
+    let own = server.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'inplace'");
+    let forgotten = streamed.record.archives.iter().all(|archive| archive.name != own);
+    assert_eq!(forgotten, streamed.record.server_version < 160_000);
+    if forgotten {
+        assert!(found.members.iter().any(|(archive, ..)| *archive == own));
+        found.members.retain(|(archive, ..)| *archive != own);
+        found.manifest.retain(|path| !path.starts_with(&format!("pg_tblspc/{own}/")));
+        found.sums.retain(|path, _| !path.starts_with(&format!("{own}/")));
+    }
     assert_eq!(found.members.difference(&expected.members).collect::<Vec<_>>(), [] as [&(String, String, String); 0]);
     assert_eq!(expected.members.difference(&found.members).collect::<Vec<_>>(), [] as [&(String, String, String); 0]);
     assert_eq!(found.manifest, expected.manifest);
@@ -142,7 +153,7 @@ async fn a_local_backup_holds_what_a_streamed_one_holds() {
     };
     assert_eq!(of_tables(&found.sums), of_tables(&expected.sums), "nobody wrote between the two");
     let archives = |outcome: &BackupOutcome| {
-        let archives = outcome.record.archives.iter();
+        let archives = outcome.record.archives.iter().filter(|archive| !forgotten || archive.name != own);
         archives.map(|archive| (archive.name.clone(), archive.tablespace_path.clone())).collect::<Vec<_>>()
     };
     assert_eq!(archives(&local), archives(&streamed));
@@ -161,8 +172,8 @@ async fn a_local_backup_under_writes_comes_back_and_the_server_s_programs_verify
     let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
     server.fill(4);
     make_special(&server, dir.path());
-    server.sql("CREATE TABLE doomed AS SELECT n, repeat('y', 500) FROM generate_series(1, 40000) n; CHECKPOINT");
-    server.sql("CREATE TABLE shrinking AS SELECT n, repeat('z', 500) FROM generate_series(1, 40000) n; CHECKPOINT");
+    server.sql("CREATE TABLE doomed AS SELECT n, repeat('y', 500) FROM generate_series(1, 40000) n");
+    server.sql("CREATE TABLE shrinking AS SELECT n, repeat('z', 500) FROM generate_series(1, 40000) n");
     let (sender, mut progress) = watch::channel(BackupProgress::default());
     let mut options = local_options(&server, minio.location());
     (options.max_rate, options.levels) = (Some(24 << 10), crate::process::fixed(1));
@@ -202,6 +213,7 @@ async fn a_local_backup_under_writes_comes_back_and_the_server_s_programs_verify
     assert_eq!(restored.sql("SELECT to_regclass('doomed') IS NULL, (SELECT count(*) FROM shrinking)"), "t|1000");
     assert_eq!(restored.sql("SELECT count(*) FROM later"), "1000");
     assert_eq!(restored.sql("SELECT count(*), sum(id) FROM there"), "50000|1250025000");
+    assert_eq!(restored.sql("SELECT count(*), sum(id) FROM inside"), "1000|500500");
     assert_eq!(restored.sql("SELECT (SELECT count(*) FROM unlogged), (SELECT count(*) FROM unlogged_there)"), "0|0");
     run(restored.client("pg_amcheck").args(["--install-missing", "-d", "postgres"]));
 }
