@@ -203,7 +203,7 @@ pub struct BackupArgs {
     /// is stored is the same.
     #[arg(long, value_name = "DIR", conflicts_with = "incremental_from")]
     pub local: Option<PathBuf>,
-    /// Pieces of 512 KiB that are read at the same time.
+    /// Pieces of 256 KiB that are read at the same time.
     #[arg(long, requires = "local", default_value_t = DEFAULT_READERS)]
     pub readers: usize,
     /// Only what changed since this backup, or since the newest one with "latest" (PostgreSQL 17 and later, with summarize_wal);

@@ -8,7 +8,7 @@
 //! + (workers + 1) x context of zstd at the highest level that may be used     see crate::frames::context
 //! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! + 64 KiB where the backup is encrypted
-//! + (readers + 3) x 512 KiB where local files are read, see crate::local
+//! + (readers + 3) x 256 KiB where local files are read, see crate::local
 //! ```
 //! For an incremental backup, before data flows, the parent's manifest (about 140 bytes per file).
 //!

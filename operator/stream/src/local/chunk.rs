@@ -10,17 +10,16 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use pgherd_core::lsn::Lsn;
+use pgherd_core::{lsn::Lsn, pg::page::is_sound};
 use tokio::sync::mpsc;
 
 use super::{
     LocalError,
-    pages::is_sound,
     tar_header::{TAR_BLOCK, padding},
 };
 
 /// Longest chunk in bytes. A reader holds one, and so does each place between it and the compressors.
-pub(super) const CHUNK_BYTES: usize = 512 << 10;
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
 const ZEROS: [u8; TAR_BLOCK] = [0; TAR_BLOCK];
 /// Files that are open for one chunk at most.
 const CHUNK_FILES: usize = 64;
@@ -314,10 +313,10 @@ pub(super) fn open(place: &Path) -> Result<Option<File>, LocalError> {
 
 #[cfg(test)]
 mod tests {
+    use pgherd_core::pg::page::checksum;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::local::pages::checksum;
 
     const PAGE: usize = 8192;
 
@@ -342,12 +341,11 @@ mod tests {
         }
     }
 
+    /// The chunks, and for each file its length and sum.
+    type Passed = (Vec<Vec<u8>>, Vec<(u64, u32)>);
+
     /// Everything that is written, read after `between`.
-    fn pass(
-        limit: usize,
-        files: Vec<SourceFile>,
-        between: impl FnOnce(),
-    ) -> Result<(Vec<Vec<u8>>, Vec<(u64, u32)>), LocalError> {
+    fn pass(limit: usize, files: Vec<SourceFile>, between: impl FnOnce()) -> Result<Passed, LocalError> {
         let (steps, mut queue) = mpsc::channel(1000);
         let mut writer = ChunkWriter::new(steps, limit, PAGE);
         for file in files {

@@ -13,9 +13,10 @@ use tokio::{
 use super::{
     LocalError,
     archives::Sources,
-    chunk::{Buffers, CHUNK_BYTES, ChunkWriter, PageRules, ReadChunk, Step, read_chunk},
+    chunk::{Buffers, CHUNK_BYTES, ChunkWriter, PageRules, ReadChunk, Step, Sum, read_chunk},
     manifest::ManifestWriter,
     session::{BackupSession, ServerFacts, Stopped, parse_label},
+    sums::FileSum,
     throttle::Throttle,
     wal::{WalSpan, send_wal},
     walk::CONTROL_FILE,
@@ -56,27 +57,22 @@ impl Course {
             return Err(LocalError::Label(stopped.label));
         }
         let Stopped { stop_lsn, timeline, label, tablespace_map } = stopped;
-        let span = WalSpan {
-            timeline: self.timeline,
-            start: self.start_lsn,
-            stop: stop_lsn,
-            segment_bytes: self.facts.wal_segment_bytes,
-        };
-        if timeline == self.timeline {
-            self.pass(move |sources, writer| {
-                sources.send_known(writer, "backup_label", label.into_bytes())?;
-                sources.send_known(writer, "tablespace_map", tablespace_map.into_bytes())?;
-                sources.send_known(writer, CONTROL_FILE, control)?;
-                send_wal(sources, span, writer)
-            })
-            .await?;
-            let manifest = Bytes::from(self.manifest.finish(timeline, self.start_lsn, stop_lsn));
-            for at in (0..manifest.len()).step_by(MANIFEST_PIECE) {
-                let piece = manifest.slice(at..(at + MANIFEST_PIECE).min(manifest.len()));
-                self.events.send(BaseBackupEvent::Manifest(piece)).await.map_err(|_| LocalError::Stopped)?;
-            }
-        } else {
+        if timeline != self.timeline {
             return Err(LocalError::TimelineChanged { start: self.timeline, stop: timeline });
+        }
+        let (start, segment_bytes) = (self.start_lsn, self.facts.wal_segment_bytes);
+        let span = WalSpan { timeline, start, stop: stop_lsn, segment_bytes };
+        self.pass(move |sources, writer| {
+            sources.send_known(writer, "backup_label", label.into_bytes())?;
+            sources.send_known(writer, "tablespace_map", tablespace_map.into_bytes())?;
+            sources.send_known(writer, CONTROL_FILE, control)?;
+            send_wal(sources, span, writer)
+        })
+        .await?;
+        let manifest = Bytes::from(self.manifest.finish(timeline, start, stop_lsn));
+        for at in (0..manifest.len()).step_by(MANIFEST_PIECE) {
+            let piece = manifest.slice(at..(at + MANIFEST_PIECE).min(manifest.len()));
+            self.events.send(BaseBackupEvent::Manifest(piece)).await.map_err(|_| LocalError::Stopped)?;
         }
         self.events.send(BaseBackupEvent::End { stop_lsn, timeline }).await.map_err(|_| LocalError::Stopped)?;
         self.session.close().await;
@@ -105,7 +101,7 @@ impl Course {
 
     async fn pass_steps(&mut self, steps: impl Stream<Item = Result<Done, LocalError>>) -> Result<(), LocalError> {
         let mut steps = std::pin::pin!(steps);
-        let mut crc32c = 0;
+        let mut sum = FileSum::new(self.throttle.chunk_bytes(CHUNK_BYTES));
         loop {
             let step = tokio::select! {
                 step = steps.next() => step,
@@ -115,14 +111,13 @@ impl Course {
                 None => return Ok(()),
                 Some(Done::Archive { name, path }) => BaseBackupEvent::Archive { name, path },
                 Some(Done::Chunk(ReadChunk { data, sums })) => {
-                    for sum in sums {
-                        crc32c = crc32c::crc32c_combine(crc32c, sum.crc32c, sum.length);
-                        if sum.last {
-                            let file = &sum.file;
+                    for Sum { file, crc32c, length, last } in sums {
+                        sum.add(crc32c, length);
+                        if last {
+                            let crc32c = sum.finish();
                             if !file.is_segment {
                                 self.manifest.add(&file.path, file.size, file.modified, crc32c);
                             }
-                            crc32c = 0;
                         }
                     }
                     self.throttle.pass(data.as_ref().len() as u64).await;

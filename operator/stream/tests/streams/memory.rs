@@ -4,7 +4,6 @@ use pgherd_core::{
     backup::{BackupLocation, ClusterLocation},
     compression::LevelBounds,
 };
-
 use pgherd_stream::local::DEFAULT_READERS;
 
 use crate::{

@@ -1,8 +1,9 @@
-//! Page checksums, as PostgreSQL computes them (`src/include/storage/checksum_impl.h`). Pure.
+//! Page checksums, as PostgreSQL computes them (`src/include/storage/checksum_impl.h`). Here and not where files are read, because this
+//! crate is compiled with all optimisations: it is the larger part of what reading a file costs.
 //!
 //! A page whose LSN is at or behind the start of the backup is not judged, as in `BASE_BACKUP`: WAL replay writes it anew.
 
-use pgherd_core::lsn::Lsn;
+use crate::lsn::Lsn;
 
 const LANES: usize = 32;
 const LANES_BYTES: usize = LANES * 4;
@@ -47,8 +48,10 @@ const OFFSETS: [u32; LANES] = [
     0x959B_D756,
 ];
 
-/// Whether a page is as it was written: never used, changed since `start`, or with the checksum that belongs to it.
-pub(super) fn is_sound(page: &[u8], block: u32, start: Lsn) -> bool {
+/// Whether a page is as it was written: never used, changed since `start`, or with the checksum that belongs to it as block `block` of
+/// its relation.
+#[must_use]
+pub fn is_sound(page: &[u8], block: u32, start: Lsn) -> bool {
     let Some(stated) = read_u16(page, CHECKSUM_AT) else { return false };
     read_u16(page, UPPER_AT) == Some(0)
         || read_lsn(page).is_none_or(|lsn| lsn >= start)
@@ -56,7 +59,8 @@ pub(super) fn is_sound(page: &[u8], block: u32, start: Lsn) -> bool {
 }
 
 /// The checksum of a page that is block `block` of its relation. The page's length is a multiple of 128.
-pub(super) fn checksum(page: &[u8], block: u32) -> u16 {
+#[must_use]
+pub fn checksum(page: &[u8], block: u32) -> u16 {
     let mut sums = OFFSETS;
     let (head, rest) = page.split_at(LANES_BYTES.min(page.len()));
     // The checksum itself counts as zero.
