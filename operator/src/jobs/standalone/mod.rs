@@ -148,6 +148,7 @@ pub fn list(args: &LocationArgs) -> Outcome {
             "id": record.id,
             "kind": if record.parent.is_some() { "Incremental" } else { "Full" },
             "parent": record.parent.as_ref().map(|parent| &parent.id),
+            "method": record.method.as_deref().unwrap_or("stream"),
             "stoppedAt": record.stopped_at,
             "serverVersion": record.server_version,
             "timeline": record.timeline,
