@@ -154,10 +154,10 @@ async fn a_local_backup_holds_what_a_streamed_one_holds() {
     assert_eq!(of_tables(&found.sums), of_tables(&expected.sums), "nobody wrote between the two");
     let archives = |outcome: &BackupOutcome| {
         let archives = outcome.record.archives.iter().filter(|archive| !forgotten || archive.name != own);
-        archives.map(|archive| (archive.name.clone(), archive.tablespace_path.clone())).collect::<Vec<_>>()
+        archives.map(|archive| (archive.name.clone(), archive.tablespace_path.clone())).collect::<BTreeMap<_, _>>()
     };
     assert_eq!(archives(&local), archives(&streamed));
-    assert!(local.record.archives.len() >= 2);
+    assert!(local.record.archives.len() >= 2 && local.record.archives.last().unwrap().name == "base");
     let idle = "SELECT (SELECT count(*) FROM pg_replication_slots), pg_is_in_recovery(), \
                 (SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%backup_stop%' AND pid <> pg_backend_pid())";
     crate::wait_until("slot and session are gone", async || server.sql(idle) == "0|f|0").await;
