@@ -30,7 +30,9 @@ pub(super) fn list_tablespaces(data: &Path) -> Result<Vec<Space>, LocalError> {
         if kind.is_symlink() {
             let target = fs::read_link(&place).map_err(LocalError::reading(&place))?;
             let location = target.to_str().ok_or_else(|| LocalError::Name(target.clone()))?.to_owned();
-            let inside = target.strip_prefix(data).ok().and_then(Path::to_str).map(str::to_owned);
+            // By where it really is: the data directory may be known by another path.
+            let real = place.canonicalize().unwrap_or(target);
+            let inside = real.strip_prefix(data).ok().and_then(Path::to_str).map(str::to_owned);
             spaces.push(Space { oid, location, place, inside });
         } else if kind.is_dir() {
             let path = format!("pg_tblspc/{name}");
