@@ -56,7 +56,8 @@ pub struct BackupSpec {
     pub deletion_policy: Option<DeletionPolicy>,
 }
 
-/// How a data directory is read for a backup. What is stored is the same.
+/// How a data directory is read for a backup: sent by the server (`Stream`), or read from its files by the agent beside it (`Local`), in the
+/// instance's own container. A Backup without it does as its cluster says, a cluster without it streams. What is stored is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BackupMethod {
     /// The server sends it to the backup's Job, by the replication protocol.
