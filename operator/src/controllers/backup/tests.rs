@@ -267,7 +267,7 @@ fn job_names_stay_within_a_label() {
     assert_ne!(second, other);
 }
 
-pub(in crate::controllers) fn location() -> ClusterLocation {
+pub(crate) fn location() -> ClusterLocation {
     ClusterLocation {
         store: StoreConfig {
             endpoint: "https://minio.minio.svc:9000".to_owned(),

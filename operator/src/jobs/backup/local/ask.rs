@@ -188,7 +188,11 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::{super::ProgressLine, *};
-    use crate::jobs::backup::outcome::tests::summary;
+    use crate::{
+        controllers::{backup::tests::location, postgres_cluster::tls::OperatorIdentity},
+        jobs::backup::outcome::tests::summary,
+        kubernetes::agent_client::tests::Pki,
+    };
 
     #[test]
     fn lines_come_in_pieces_and_what_never_ends_is_refused() {
@@ -206,6 +210,66 @@ mod tests {
         let mut lines = Lines::default();
         assert!(matches!(lines.add(&vec![b' '; MAX_LINE + 1]), Err(AskError::TooLong)));
         assert!(matches!(Lines::default().add(b"no\n"), Err(AskError::Garbled(_))));
+    }
+
+    /// What a Job makes of an agent that answers so; and the bytes of the last progress.
+    async fn ask_one_that_answers(status: u16, answer: Vec<&Line>, more: &str) -> (BackupOutcome, u64) {
+        let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+        let OperatorIdentity { ca_pem, certificate_pem, key_pem } = pki.identity();
+        for (name, pem) in [("ca.crt", ca_pem), ("replication.crt", certificate_pem), ("replication.key", key_pem)] {
+            std::fs::write(dir.path().join(name), pem).unwrap();
+        }
+        let lines = answer.iter().map(|line| serde_json::to_string(line).unwrap() + "\n");
+        let answer = lines.collect::<String>() + more;
+        let port = pki
+            .serve_on("localhost", (std::net::Ipv4Addr::LOCALHOST, 0), move |path| {
+                assert_eq!(path, LOCAL_BACKUP_PATH);
+                (status, answer.clone())
+            })
+            .await;
+        let config = BackupJobConfig {
+            namespace: "prod".into(),
+            backup: "b".into(),
+            backup_uid: "u".into(),
+            attempt: 1,
+            source: SourceConfig {
+                pod: "shop-1".into(),
+                host: "localhost".into(),
+                port: 5432,
+                user: "pgherd".into(),
+                tls_dir: dir.path().display().to_string(),
+            },
+            location: location(),
+            compression: None,
+            incremental: None,
+            local: None,
+        };
+        let (sender, receiver) = watch::channel(BackupProgress::default());
+        let local = LocalConfig { agent_port: port };
+        let outcome = back_up_by_agent(&config, local, sender, &CancellationToken::new()).await;
+        let done = receiver.borrow().bytes_done;
+        (outcome, done)
+    }
+
+    #[tokio::test]
+    async fn an_outcome_comes_from_the_agent_and_all_else_is_a_failure_that_says_why() {
+        let progress = Line::Progress(ProgressLine { bytes_done: 7, ..ProgressLine::default() });
+        let completed = BackupOutcome::Completed(Box::new(summary()));
+        let outcome = Line::Outcome(completed.clone());
+        assert_eq!(ask_one_that_answers(200, vec![&progress, &outcome], "").await, (completed, 7));
+        for (status, more, reason, said) in [
+            (200, "", "LocalBackupLost", "broke off"),
+            (200, "{\"outcome\"", "LocalBackupLost", "broke off"),
+            (200, "words\n", "LocalBackupLost", "does not understand"),
+            (409, r#"{"error":"not now: it is being rebuilt"}"#, "LocalBackupNotBegun", "being rebuilt"),
+            (404, "", "LocalBackupNotBegun", "of a version that knows no such backups"),
+        ] {
+            let answer = if status == 200 { vec![&progress] } else { vec![] };
+            let (outcome, _) = ask_one_that_answers(status, answer, more).await;
+            let BackupOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
+            assert_eq!((failure.reason.as_str(), failure.retry), (reason, true), "{}", failure.error);
+            assert!(failure.error.contains(said), "{}", failure.error);
+        }
     }
 
     #[test]
