@@ -110,8 +110,6 @@ pub struct Agent {
     pub wake: Notify,
     /// Cancelled by SIGTERM.
     pub shutdown: CancellationToken,
-    /// Since when a clean stop is under way.
-    pub stopping: watch::Sender<Option<tokio::time::Instant>>,
     /// Held while a step is carried out, so that a seal request and the machine never act at once.
     pub acting: tokio::sync::Mutex<()>,
     config: watch::Receiver<Arc<InstanceConfig>>,
@@ -162,7 +160,6 @@ impl Agent {
             fencer,
             wake: Notify::new(),
             shutdown: CancellationToken::new(),
-            stopping: watch::Sender::new(None),
             acting: tokio::sync::Mutex::new(()),
             config,
             samples: watch::Sender::new(None),

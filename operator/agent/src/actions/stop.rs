@@ -11,6 +11,7 @@ use crate::{
     clock::Boottime,
     fencer::Heartbeat,
     lease::{self, Tenure},
+    leftovers,
     postgres::{binaries::Binaries, config::Role, control::observe_control, process::StopMode, sql::Session},
 };
 
@@ -20,6 +21,8 @@ const CLEAN_STOP: Duration = Duration::from_secs(10);
 const HANDOVER_CHECKPOINT: Duration = Duration::from_secs(20);
 /// The bound when the pod ends: then its Service does not lead to it any more.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
+/// How long a pod that ends may take to bring the last of its WAL into the archive: nobody waits for it any more.
+const LAST_ARCHIVING: Duration = Duration::from_secs(5);
 
 /// Stops the server as if the machine had lost power, and gives up the tenure.
 pub async fn stop_now(agent: &Agent, why: &str) {
@@ -76,9 +79,11 @@ pub async fn hand_over(agent: &Agent, term: Term, why: &str) -> Result<(), Actio
     Ok(())
 }
 
-/// The pod ends: as [`hand_over`] for a primary. A replica just stops.
+/// The pod ends: as [`hand_over`] for a primary, which then archives what PostgreSQL did not: there may be nobody else who
+/// has it. A replica just stops.
 pub async fn shut_down(agent: &Agent) {
     let tenure = *agent.tenure.borrow();
+    let last = agent.board.status().history.zip(agent.sample().map(|sample| sample.segment_bytes));
     if tenure.is_some() {
         checkpoint(agent, LAST_CHECKPOINT).await;
     }
@@ -87,6 +92,10 @@ pub async fn shut_down(agent: &Agent) {
         && let Err(error) = lease::release_at(agent, tenure.term, end).await
     {
         tracing::warn!(error = %error, "the Lease could not be released; it will run out");
+    }
+    if let (Some(end), Some((history, segment_bytes))) = (end, last) {
+        let deadline = Instant::now() + LAST_ARCHIVING;
+        Box::pin(leftovers::bring_ready(agent, &history, end, segment_bytes, deadline)).await;
     }
 }
 
@@ -109,27 +118,10 @@ async fn stop_cleanly(agent: &Agent, why: &str) -> Option<Lsn> {
         agent.tenure.send_replace(Some(Tenure { excused_until: Boottime::now().plus_millis(patience), ..tenure }));
     }
     agent.board.say(Phase::Stopped, why);
-    let _stopping = Stopping::begin(agent);
     agent.server.stop(StopMode::Fast, CLEAN_STOP).await;
     end_tenure(agent);
     tenure?;
     let binaries = Binaries::observe().ok()?;
     let control = timeout(Duration::from_millis(500), observe_control(&binaries, &agent.layout.pgdata)).await.ok()?;
     control.ok().map(|control| control.lsn)
-}
-
-/// Tells the archive's end that a stop is under way, for as long as it lives.
-struct Stopping<'a>(&'a Agent);
-
-impl<'a> Stopping<'a> {
-    fn begin(agent: &'a Agent) -> Self {
-        agent.stopping.send_replace(Some(Instant::now()));
-        Self(agent)
-    }
-}
-
-impl Drop for Stopping<'_> {
-    fn drop(&mut self) {
-        self.0.stopping.send_replace(None);
-    }
 }
