@@ -101,8 +101,10 @@ async fn a_pod_that_ends_archives_what_postgresql_did_not() {
     // PostgreSQL's own archive_command fails.
     let primary = bring_up(&cluster, 1).await.pop().unwrap();
     write_segments(&primary, 2).await;
-    let last = "INSERT INTO public.t VALUES (1) RETURNING pg_walfile_name(pg_current_wal_insert_lsn())";
-    let last: String = session(&primary, "app").await.query(last, &[]).await.unwrap()[0].get(0);
+    let open = session(&primary, "app").await;
+    open.execute("SET synchronous_commit = local; INSERT INTO public.t VALUES (1)").await.unwrap();
+    let last = open.query("SELECT pg_walfile_name(pg_current_wal_insert_lsn())", &[]).await.unwrap();
+    let last: String = last[0].get(0);
     let waiting = ready(&primary);
     let location = own_location(&primary.agent).unwrap();
     primary.terminate().await;
