@@ -217,6 +217,8 @@ pub enum Phase {
     Primary,
     /// Promotion is under way.
     Promoting,
+    /// A primary that serves who is connected and stops in a moment: nobody else is to be led to it.
+    HandingOver,
     /// Following the primary.
     Replica,
     /// Sealed: promised not to follow the old term; waiting for the decision.

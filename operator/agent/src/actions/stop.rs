@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_core::{instance::Phase, lsn::Lsn, register::Term};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{ActionError, volume};
 use crate::{
@@ -19,6 +19,10 @@ use crate::{
 const CLEAN_STOP: Duration = Duration::from_secs(10);
 /// A checkpoint while clients are still served shortens the one that they wait for. The bound when the role is handed over.
 const HANDOVER_CHECKPOINT: Duration = Duration::from_secs(20);
+/// How long who is connected is still served once the operator may take the label away. A node's kube-proxy changes its rules
+/// once a second by default (`minSyncPeriod`): a change that begins before the stop delays the one that leads to the successor
+/// by less. Nobody can tell when all nodes have made it; too early costs clients a part of that second, nothing else.
+const UNROUTING: Duration = Duration::from_millis(300);
 /// The bound when the pod ends: then its Service does not lead to it any more.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
 /// How long a pod that ends may take to bring the last of its WAL into the archive: nobody waits for it any more.
@@ -73,6 +77,8 @@ pub fn show_waiting(agent: &Agent, why: &str) {
 /// [`ActionError::Lease`]; the machine then releases, since PostgreSQL is down.
 pub async fn hand_over(agent: &Agent, term: Term, why: &str) -> Result<(), ActionError> {
     checkpoint(agent, HANDOVER_CHECKPOINT).await;
+    agent.board.say(Phase::HandingOver, why);
+    sleep(UNROUTING).await;
     let end = stop_cleanly(agent, why).await;
     lease::release_at(agent, term, end).await?;
     agent.board.say(Phase::Stopped, format!("{why}: the primary role is given back"));

@@ -1,12 +1,12 @@
 //! A planned change of the primary: the holder is asked by the register to stop, waited for, and followed by the usual
 //! failover in the same round, so that clients miss as little as possible. A holder that does not stop goes on.
 //!
-//! The label of the holder stays until it has released: up to then it serves.
+//! The label of the holder stays until it says that it is about to stop, or has released: up to then it serves.
 
 use std::time::Duration;
 
 use kube::runtime::events::EventType;
-use pgherd_core::register::LeaseView;
+use pgherd_core::{instance::Phase, register::LeaseView};
 use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -85,16 +85,33 @@ impl Round<'_> {
                 if register.handover.is_none() {
                     return Ok(());
                 }
+                if self.is_about_to_stop().await {
+                    self.unroute_holder().await?;
+                }
             }
             sleep(POLL).await;
         }
         Ok(())
     }
 
+    /// The holder says so. No answer is none.
+    async fn is_about_to_stop(&self) -> bool {
+        let Some(address) = self.observed.holder_pod().and_then(|pod| pod.address(self.cluster)) else { return false };
+        let asked = timeout(READ_WITHIN, self.agents.status(&address)).await;
+        matches!(asked, Ok(Ok(status)) if status.phase == Phase::HandingOver)
+    }
+
+    /// Nobody is led to the holder any more.
+    async fn unroute_holder(&mut self) -> Result<(), ExecuteError> {
+        let holder = self.observed.holder_pod().map(|pod| pod.name.as_str());
+        let mut changes = decide_unrouted(self.observed, holder);
+        changes.retain(|change| self.done.roles.get(&change.pod) != Some(&None));
+        self.change_roles(&changes).await
+    }
+
     /// The holder has stopped: nobody is led to it any more, and the failover follows.
     async fn replace_released(&mut self, lease: LeaseView, memory: &mut Memory) -> Result<(), ExecuteError> {
-        let holder = lease.register.holder.as_ref().map(|holder| holder.pod.as_str());
-        self.change_roles(&decide_unrouted(self.observed, holder)).await?;
+        self.unroute_holder().await?;
         self.done.register = Some(lease.register.clone());
         let step = self.next_step(Some(&lease), None, memory);
         self.fail_over(step, Some(lease), memory).await
