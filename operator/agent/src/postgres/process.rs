@@ -261,6 +261,8 @@ impl Server {
                 return;
             }
             for pid in strays {
+                // Each leads a group, in which is what it runs: the archiver's command.
+                let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGKILL);
                 let _ = kill(pid, Signal::SIGKILL);
             }
             sleep(Duration::from_millis(20)).await;
