@@ -19,10 +19,14 @@ use crate::{
 const CLEAN_STOP: Duration = Duration::from_secs(10);
 /// A checkpoint while clients are still served shortens the one that they wait for. The bound when the role is handed over.
 const HANDOVER_CHECKPOINT: Duration = Duration::from_secs(20);
-/// How long who is connected is still served once the operator may take the label away. A node's kube-proxy changes its rules
-/// once a second by default (`minSyncPeriod`): a change that begins before the stop delays the one that leads to the successor
-/// by less. Nobody can tell when all nodes have made it; too early costs clients a part of that second, nothing else.
-const UNROUTING: Duration = Duration::from_millis(300);
+/// How long who is connected is still served once the operator has begun to change what Services lead to (ADR 15). A node's
+/// kube-proxy changes its rules once a second by default (`minSyncPeriod`): a change before the stop has the one that leads to
+/// the successor come sooner after it. Nobody can tell when all nodes have made it; too early or too late costs clients a part of that
+/// second, nothing else.
+const ROUTES_CHANGE: Duration = Duration::from_millis(300);
+/// How long a former primary stays down so that no client reaches a standby by what nodes knew a moment ago: the second of
+/// [`ROUTES_CHANGE`], less what has passed of it.
+const STAYS_DOWN: Duration = Duration::from_secs(1);
 /// The bound when the pod ends: then its Service does not lead to it any more.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
 /// How long a pod that ends may take to bring the last of its WAL into the archive: nobody waits for it any more.
@@ -78,11 +82,23 @@ pub fn show_waiting(agent: &Agent, why: &str) {
 pub async fn hand_over(agent: &Agent, term: Term, why: &str) -> Result<(), ActionError> {
     checkpoint(agent, HANDOVER_CHECKPOINT).await;
     agent.board.say(Phase::HandingOver, why);
-    sleep(UNROUTING).await;
+    sleep(ROUTES_CHANGE).await;
     let end = stop_cleanly(agent, why).await;
     lease::release_at(agent, term, end).await?;
     agent.board.say(Phase::Stopped, format!("{why}: the primary role is given back"));
+    stay_down(agent).await;
     Ok(())
+}
+
+/// Not where the new primary waits for what this one acknowledges.
+async fn stay_down(agent: &Agent) {
+    let spared = agent.register.borrow().as_ref().is_some_and(|seen| seen.lease.register.can_spare_holder());
+    if spared {
+        tokio::select! {
+            () = sleep(STAYS_DOWN) => {}
+            () = agent.shutdown.cancelled() => {}
+        }
+    }
 }
 
 /// The pod ends: as [`hand_over`] for a primary, which then archives what PostgreSQL did not: there may be nobody else who
