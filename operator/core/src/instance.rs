@@ -217,7 +217,7 @@ pub enum Phase {
     Primary,
     /// Promotion is under way.
     Promoting,
-    /// A primary that serves who is connected and stops in a moment: nobody else is to be led to it.
+    /// A primary that stops in a moment because its role moves (docs/adr/0015).
     HandingOver,
     /// Following the primary.
     Replica,
