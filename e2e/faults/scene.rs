@@ -9,7 +9,7 @@ use pgherd_crds::{PostgresClusterStatus, v1alpha1::postgres_cluster::LastFailove
 use pgherd_e2e::{
     Result,
     cluster::{Cluster, PATIENCE, describe},
-    containers::{self, Container},
+    containers::{self, Container, Kind},
     overlap::{last_acknowledged, last_before_silence},
     probes::Probes,
     wait::{Look, until},
@@ -30,6 +30,8 @@ pub(crate) struct Scene {
     /// The object store, where the mode has one.
     pub(crate) backed: Option<Backed>,
     restarts_before: Vec<(String, i32)>,
+    /// The postmasters before the fault.
+    postmasters_before: Vec<u32>,
     /// How many instances the cluster is to have in the end.
     pub(crate) instances: Mutex<u32>,
     notes: Mutex<Vec<String>>,
@@ -45,6 +47,10 @@ pub(crate) fn unix_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
+fn postmasters(namespace: &str) -> Result<Vec<u32>> {
+    Ok(containers::observe(namespace)?.iter().flat_map(|container| container.pids(&[Kind::Postmaster])).collect())
+}
+
 impl Scene {
     pub(crate) async fn new(
         cluster: Cluster,
@@ -56,8 +62,19 @@ impl Scene {
     ) -> Result<Self> {
         let instances = Mutex::new(before.instances);
         let notes = Mutex::default();
-        let mut scene =
-            Self { cluster, writer, probes, program, before, backed, restarts_before: Vec::new(), instances, notes };
+        let (restarts_before, postmasters_before) = (Vec::new(), postmasters(&cluster.namespace)?);
+        let mut scene = Self {
+            cluster,
+            writer,
+            probes,
+            program,
+            before,
+            backed,
+            restarts_before,
+            postmasters_before,
+            instances,
+            notes,
+        };
         scene.restarts_before = scene.restarts().await?;
         Ok(scene)
     }
@@ -135,7 +152,8 @@ impl Scene {
         Ok(failover)
     }
 
-    /// Waits until the primary was given up for another, or its container was restarted and clients write again.
+    /// Waits until the primary was given up for another, or its container or PostgreSQL alone was restarted and clients
+    /// write again.
     pub(crate) async fn wait_failover_or_restart(&self, primary: &str) -> Result<()> {
         let count = |all: &[(String, i32)]| all.iter().find(|(pod, _)| pod == primary).map_or(0, |(_, count)| *count);
         let before = count(&self.restarts_before);
@@ -144,7 +162,9 @@ impl Scene {
             if status.term > self.before.term && status.primary.is_some() {
                 return Ok(Look::Done(true));
             }
-            let restarted = count(&self.restarts().await?) > before;
+            let postmaster = self.container(primary).map(|container| container.pids(&[Kind::Postmaster]));
+            let anew = postmaster.is_ok_and(|pids| pids.iter().any(|pid| !self.postmasters_before.contains(pid)));
+            let restarted = anew || count(&self.restarts().await?) > before;
             let writing = self.writer.ledger().await?.since_last_ack_ms < 500;
             Ok(if restarted && writing { Look::Done(false) } else { Look::NotYet(describe(&status)) })
         })

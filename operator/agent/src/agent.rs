@@ -110,8 +110,6 @@ pub struct Agent {
     pub wake: Notify,
     /// Cancelled by SIGTERM.
     pub shutdown: CancellationToken,
-    /// Since when a clean stop is under way.
-    pub stopping: watch::Sender<Option<tokio::time::Instant>>,
     /// Held while a step is carried out, so that a seal request and the machine never act at once.
     pub acting: tokio::sync::Mutex<()>,
     /// One backup from local files at a time.
@@ -164,7 +162,6 @@ impl Agent {
             fencer,
             wake: Notify::new(),
             shutdown: CancellationToken::new(),
-            stopping: watch::Sender::new(None),
             acting: tokio::sync::Mutex::new(()),
             local_backups: Arc::new(Semaphore::new(1)),
             config,

@@ -28,12 +28,7 @@ pub fn archive_wal(path: &str, name: &str) -> ExitCode {
 }
 
 fn decide_archive_exit(answer: io::Result<Answer>) -> u8 {
-    let stopping = matches!(answer, Ok(Answer::Stopping));
-    match decide_exit(answer) {
-        0 => 0,
-        _ if stopping => UNKNOWN,
-        _ => 1,
-    }
+    u8::from(decide_exit(answer) != 0)
 }
 
 /// Fetches one file: 0 when it is there, 1 when the archive surely has none, else 255 in a recovery, which an outage must
@@ -62,7 +57,6 @@ fn decide_exit(answer: io::Result<Answer>) -> u8 {
             eprintln!("pgherd: {why}");
             UNKNOWN
         }
-        Ok(Answer::Stopping) => UNKNOWN,
         Err(error) => {
             eprintln!("pgherd: the agent can't be reached: {error}");
             UNKNOWN
@@ -87,10 +81,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_stop_ends_the_archiver() {
+    fn no_failure_ends_the_archiver() {
         assert_eq!(decide_archive_exit(Ok(Answer::Done)), 0);
         assert_eq!(decide_archive_exit(Ok(Answer::Failed("x".into()))), 1);
-        assert_eq!(decide_archive_exit(Ok(Answer::Stopping)), 255);
+        assert_eq!(decide_archive_exit(Ok(Answer::Absent)), 1);
     }
 
     #[test]

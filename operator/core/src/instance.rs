@@ -217,6 +217,8 @@ pub enum Phase {
     Primary,
     /// Promotion is under way.
     Promoting,
+    /// A primary that stops in a moment because its role moves (docs/adr/0015).
+    HandingOver,
     /// Following the primary.
     Replica,
     /// Sealed: promised not to follow the old term; waiting for the decision.

@@ -239,6 +239,13 @@ impl Register {
         self.pending.as_ref().unwrap_or(&self.quorum)
     }
 
+    /// Whether commits are acknowledged without the present holder once one of the voters has taken its place: then nobody
+    /// waits for it to come back as a standby.
+    #[must_use]
+    pub fn can_spare_holder(&self) -> bool {
+        self.sets().all(|set| u32::try_from(set.voters.len()).unwrap_or(u32::MAX) > set.acks)
+    }
+
     /// The sets in force: the committed one, and the pending one while there is one.
     pub fn sets(&self) -> impl Iterator<Item = &VoterSet> {
         [Some(&self.quorum), self.pending.as_ref()].into_iter().flatten()

@@ -216,6 +216,8 @@ impl World {
     pub(crate) fn routed(&self) -> Vec<String> {
         let pods = self.api.list("pods");
         let routed = pods.iter().filter(|pod| pod["metadata"]["labels"]["pgherd.dev/role"] == "primary");
+        // A Service leads to a pod that ends only while no other is ready.
+        let routed = routed.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         routed.filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect()
     }
 

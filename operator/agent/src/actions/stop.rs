@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_core::{instance::Phase, lsn::Lsn, register::Term};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{ActionError, volume};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     clock::Boottime,
     fencer::Heartbeat,
     lease::{self, Tenure},
+    leftovers,
     postgres::{binaries::Binaries, config::Role, control::observe_control, process::StopMode, sql::Session},
 };
 
@@ -18,8 +19,18 @@ use crate::{
 const CLEAN_STOP: Duration = Duration::from_secs(10);
 /// A checkpoint while clients are still served shortens the one that they wait for. The bound when the role is handed over.
 const HANDOVER_CHECKPOINT: Duration = Duration::from_secs(20);
+/// How long who is connected is still served once the operator has begun to change what Services lead to (ADR 15). A node's
+/// kube-proxy changes its rules once a second by default (`minSyncPeriod`): a change before the stop has the one that leads to
+/// the successor come sooner after it. Nobody can tell when all nodes have made it; too early or too late costs clients a part of that
+/// second, nothing else.
+const ROUTES_CHANGE: Duration = Duration::from_millis(300);
+/// How long a former primary stays down so that no client reaches a standby by what nodes knew a moment ago: the second of
+/// [`ROUTES_CHANGE`], less what has passed of it.
+const STAYS_DOWN: Duration = Duration::from_secs(1);
 /// The bound when the pod ends: then its Service does not lead to it any more.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
+/// How long a pod that ends may take to bring the last of its WAL into the archive: nobody waits for it any more.
+const LAST_ARCHIVING: Duration = Duration::from_secs(5);
 
 /// Stops the server as if the machine had lost power, and gives up the tenure.
 pub async fn stop_now(agent: &Agent, why: &str) {
@@ -70,15 +81,31 @@ pub fn show_waiting(agent: &Agent, why: &str) {
 /// [`ActionError::Lease`]; the machine then releases, since PostgreSQL is down.
 pub async fn hand_over(agent: &Agent, term: Term, why: &str) -> Result<(), ActionError> {
     checkpoint(agent, HANDOVER_CHECKPOINT).await;
+    agent.board.say(Phase::HandingOver, why);
+    sleep(ROUTES_CHANGE).await;
     let end = stop_cleanly(agent, why).await;
     lease::release_at(agent, term, end).await?;
     agent.board.say(Phase::Stopped, format!("{why}: the primary role is given back"));
+    stay_down(agent).await;
     Ok(())
 }
 
-/// The pod ends: as [`hand_over`] for a primary. A replica just stops.
+/// Not where the new primary waits for what this one acknowledges.
+async fn stay_down(agent: &Agent) {
+    let spared = agent.register.borrow().as_ref().is_some_and(|seen| seen.lease.register.can_spare_holder());
+    if spared {
+        tokio::select! {
+            () = sleep(STAYS_DOWN) => {}
+            () = agent.shutdown.cancelled() => {}
+        }
+    }
+}
+
+/// The pod ends: as [`hand_over`] for a primary, which then archives what PostgreSQL did not: there may be nobody else who
+/// has it. A replica just stops.
 pub async fn shut_down(agent: &Agent) {
     let tenure = *agent.tenure.borrow();
+    let last = agent.board.status().history.zip(agent.sample().map(|sample| sample.segment_bytes));
     if tenure.is_some() {
         checkpoint(agent, LAST_CHECKPOINT).await;
     }
@@ -87,6 +114,10 @@ pub async fn shut_down(agent: &Agent) {
         && let Err(error) = lease::release_at(agent, tenure.term, end).await
     {
         tracing::warn!(error = %error, "the Lease could not be released; it will run out");
+    }
+    if let (Some(end), Some((history, segment_bytes))) = (end, last) {
+        let deadline = Instant::now() + LAST_ARCHIVING;
+        Box::pin(leftovers::bring_ready(agent, &history, end, segment_bytes, deadline)).await;
     }
 }
 
@@ -109,27 +140,10 @@ async fn stop_cleanly(agent: &Agent, why: &str) -> Option<Lsn> {
         agent.tenure.send_replace(Some(Tenure { excused_until: Boottime::now().plus_millis(patience), ..tenure }));
     }
     agent.board.say(Phase::Stopped, why);
-    let _stopping = Stopping::begin(agent);
     agent.server.stop(StopMode::Fast, CLEAN_STOP).await;
     end_tenure(agent);
     tenure?;
     let binaries = Binaries::observe().ok()?;
     let control = timeout(Duration::from_millis(500), observe_control(&binaries, &agent.layout.pgdata)).await.ok()?;
     control.ok().map(|control| control.lsn)
-}
-
-/// Tells the archive's end that a stop is under way, for as long as it lives.
-struct Stopping<'a>(&'a Agent);
-
-impl<'a> Stopping<'a> {
-    fn begin(agent: &'a Agent) -> Self {
-        agent.stopping.send_replace(Some(Instant::now()));
-        Self(agent)
-    }
-}
-
-impl Drop for Stopping<'_> {
-    fn drop(&mut self) {
-        self.0.stopping.send_replace(None);
-    }
 }

@@ -27,11 +27,7 @@ use tokio::{
 
 use self::ahead::Ahead;
 pub use self::push::keep_history;
-use crate::{
-    actions::describe_chain,
-    agent::Agent,
-    postgres::{process::ARCHIVER_GRACE, wal_dir::list},
-};
+use crate::{actions::describe_chain, agent::Agent, postgres::wal_dir::list};
 
 /// One file must be through in this time; PostgreSQL asks again.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -74,8 +70,6 @@ pub enum Answer {
     Absent,
     /// It is not known, or did not work; try again later.
     Failed(String),
-    /// The server stops and does not wait for this: do not try again.
-    Stopping,
 }
 
 /// The store's client, kept as long as its configuration stands.
@@ -159,37 +153,14 @@ async fn converse(agent: &Agent, shared: &Shared, stream: UnixStream) -> io::Res
     tokio::io::AsyncReadExt::take(BufReader::new(read), MAX_REQUEST).read_line(&mut line).await?;
     let answer = match serde_json::from_str(&line) {
         Ok(request) => {
-            let archives = matches!(request, Request::Archive { .. });
-            tokio::select! {
-                done = timeout(PATIENCE, Box::pin(handle(agent, shared, request))) => {
-                    done.unwrap_or_else(|_| Answer::Failed("the object store did not answer in time".to_owned()))
-                }
-                () = await_stopping(agent), if archives => Answer::Stopping,
-            }
+            let done = timeout(PATIENCE, Box::pin(handle(agent, shared, request))).await;
+            done.unwrap_or_else(|_| Answer::Failed("the object store did not answer in time".to_owned()))
         }
         Err(error) => Answer::Failed(format!("malformed request: {error}")),
     };
     let mut text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
     text.push(b'\n');
     write.write_all(&text).await
-}
-
-/// Returns once a clean stop has waited long enough for the archive.
-async fn await_stopping(agent: &Agent) {
-    let mut stopping = agent.stopping.subscribe();
-    loop {
-        let since = *stopping.borrow_and_update();
-        let grace = async {
-            match since {
-                Some(since) => tokio::time::sleep_until(since + ARCHIVER_GRACE).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = grace => return,
-            changed = stopping.changed() => if changed.is_err() { return },
-        }
-    }
 }
 
 async fn handle(agent: &Agent, shared: &Shared, request: Request) -> Answer {

@@ -133,7 +133,7 @@ pub(super) fn note(agent: &Agent, name: &str, answer: &Answer) {
             status.archive.last_error = Some(error.clone());
             status.archive.last_failed_at_ms = Some(jiff::Timestamp::now().as_millisecond());
         }
-        Answer::Absent | Answer::Stopping => {}
+        Answer::Absent => {}
     });
 }
 

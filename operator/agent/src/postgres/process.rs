@@ -48,8 +48,8 @@ const UNWANTED: [&str; 12] = [
 const QUICK_DEATH: Duration = Duration::from_secs(10);
 /// From so many on a server is taken for one that can't start.
 const TOO_MANY_DEATHS: u32 = 3;
-/// How long a clean stop may wait for the archiver alone: the rest of the WAL can be brought to the archive later.
-pub const ARCHIVER_GRACE: Duration = Duration::from_millis(500);
+/// A stop looks this often whether only the archiver is left.
+const STOP_POLL: Duration = Duration::from_millis(10);
 /// The longest pause between two starts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
@@ -220,7 +220,8 @@ impl Server {
     }
 
     /// Stops the server; when this returns, no process of it is left. A fast stop that takes longer than `patience`
-    /// becomes an immediate one. One that waits for nothing but the archiver is over: everything is on disk and sent.
+    /// becomes an immediate one. One that waits for nothing but the archiver is over: everything is on disk and sent, and
+    /// [`crate::leftovers`] brings to the archive what is not there yet.
     pub async fn stop(&self, mode: StopMode, patience: Duration) {
         let mut inner = self.inner.lock().await;
         let Some(child) = inner.child.as_mut() else {
@@ -234,7 +235,6 @@ impl Server {
                 _ = child.wait() => true,
                 () = sleep(patience) => false,
                 () = await_archiver_alone(&self.layout) => {
-                    tracing::warn!("the archiver does not end; what it did not archive is brought to the archive later");
                     let _ = child.start_kill();
                     let _ = child.wait().await;
                     true
@@ -261,6 +261,8 @@ impl Server {
                 return;
             }
             for pid in strays {
+                // Each leads a group, in which is what it runs: the archiver's command.
+                let _ = kill(Pid::from_raw(-pid.as_raw()), Signal::SIGKILL);
                 let _ = kill(pid, Signal::SIGKILL);
             }
             sleep(Duration::from_millis(20)).await;
@@ -271,9 +273,8 @@ impl Server {
 
 /// Returns once the shutdown checkpoint is written and every standby has it, so that only the archiver can be left.
 async fn await_archiver_alone(layout: &Layout) {
-    sleep(ARCHIVER_GRACE + Duration::from_millis(300)).await;
     while !(is_shut_down(layout) && stray::titles(&layout.pgdata).iter().all(|title| !title.contains("walsender"))) {
-        sleep(Duration::from_millis(50)).await;
+        sleep(STOP_POLL).await;
     }
 }
 

@@ -1,4 +1,5 @@
-//! Segments are brought to the archive before PostgreSQL asks for them, and come back from it as they were.
+//! Segments are brought to the archive before PostgreSQL asks for them, and after it has stopped; they come back from it as
+//! they were.
 
 use std::{fs, time::Duration};
 
@@ -84,6 +85,35 @@ async fn the_next_segments_are_archived_before_they_are_asked_for_and_come_back_
     assert_eq!(ask(&primary, &archive(&next)).await.unwrap(), Answer::Done);
     assert_eq!(ask(&primary, &restore(&next)).await.unwrap(), Answer::Done);
     primary.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_ends_archives_what_postgresql_did_not() {
+    const NAME: &str = "archive_ahead::a_pod_that_ends_archives_what_postgresql_did_not";
+    let shared = tempfile::tempdir_in("/tmp").unwrap();
+    let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
+    if ran_as_postgres_with(NAME, &env) {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
+    let minio = Minio::start(cluster.root.path()).await;
+    cluster.config.store = Some(minio.config.clone());
+    // PostgreSQL's own archive_command fails.
+    let primary = bring_up(&cluster, 1).await.pop().unwrap();
+    write_segments(&primary, 2).await;
+    let open = session(&primary, "app").await;
+    open.execute("SET synchronous_commit = local; INSERT INTO public.t VALUES (1)").await.unwrap();
+    let last = open.query("SELECT pg_walfile_name(pg_current_wal_insert_lsn())", &[]).await.unwrap();
+    let last: String = last[0].get(0);
+    let waiting = ready(&primary);
+    let location = own_location(&primary.agent).unwrap();
+    primary.terminate().await;
+
+    let store = minio.store().await;
+    assert!(!waiting.is_empty() && !waiting.contains(&last), "{waiting:?} and {last}");
+    for name in waiting.iter().chain([&last]) {
+        assert!(!store.list(&location.wal_key(name)).await.unwrap().is_empty(), "{name} is not in the archive");
+    }
 }
 
 async fn write_more(instance: &Instance) {

@@ -128,6 +128,9 @@ async fn an_archive_that_hangs_does_not_hold_a_stop_up() {
     println!("stopped with a hanging archive after {took:?}");
     // The bound of a clean stop, after which it is killed, is 10 s.
     assert!(took < Duration::from_secs(9), "{took:?}");
-    let control = fs::read(cluster.layout("c-0").pgdata.join("global/pg_control")).unwrap();
+    let pgdata = cluster.layout("c-0").pgdata;
+    let works_there = |entry: fs::DirEntry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == pgdata);
+    assert!(!fs::read_dir("/proc").unwrap().flatten().any(works_there), "the archive_command still runs");
+    let control = fs::read(pgdata.join("global/pg_control")).unwrap();
     assert_eq!(control[16..20], 1_u32.to_ne_bytes(), "it was not shut down cleanly");
 }

@@ -24,7 +24,7 @@ pub fn decide_roles(observed: &Observed) -> Vec<RoleChange> {
         (role != pod.role.as_deref()).then(|| RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role })
     });
     let mut changes: Vec<RoleChange> = changes.collect();
-    // Removals first: at no moment two pods are called primary.
+    // Removals first: at no moment two pods are called primary, but for one that ends.
     changes.sort_by_key(|change| change.role == Some(ROLE_PRIMARY));
     changes
 }
@@ -34,11 +34,25 @@ pub fn decide_roles(observed: &Observed) -> Vec<RoleChange> {
 #[must_use]
 pub fn decide_unrouted(observed: &Observed, holder: Option<&str>) -> Vec<RoleChange> {
     let leads = |pod: &&ObservedPod| pod.role.as_deref() == Some(ROLE_PRIMARY) || Some(pod.name.as_str()) == holder;
-    let routed = observed.pods.iter().filter(leads);
+    let routed = observed.pods.iter().filter(leads).filter(|pod| !ends_as_primary(observed, pod));
     routed.map(|pod| RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role: None }).collect()
 }
 
+/// A pod that ends and whose PostgreSQL is known to be down keeps its label until its successor is routed to. Services lead
+/// to a pod that ends only while no other is ready, and a change of their endpoints that is made for nothing holds up the one
+/// that leads to the successor: a node's kube-proxy changes its rules once a second by default (`minSyncPeriod`).
+fn ends_as_primary(observed: &Observed, pod: &ObservedPod) -> bool {
+    let holder = observed.holder_pod();
+    let holds = holder.is_some_and(|holder| holder.uid == pod.uid);
+    let released = observed.register().is_some_and(|register| register.released);
+    let succeeded = holder.is_some_and(|holder| !holds && holder.role.as_deref() == Some(ROLE_PRIMARY));
+    pod.terminating && pod.role.as_deref() == Some(ROLE_PRIMARY) && (released || !holds) && !succeeded
+}
+
 fn decide_role(observed: &Observed, pod: &ObservedPod) -> Option<&'static str> {
+    if ends_as_primary(observed, pod) {
+        return Some(ROLE_PRIMARY);
+    }
     let register = observed.register();
     let holds = observed.holder_pod().is_some_and(|holder| holder.uid == pod.uid);
     if holds {

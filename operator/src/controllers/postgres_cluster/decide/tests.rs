@@ -369,6 +369,30 @@ fn a_single_instance_that_released_its_lease_gets_the_role_again() {
 }
 
 #[test]
+fn a_released_primary_whose_pod_ends_keeps_its_label_until_its_successor_has_one() {
+    let released = Register { released: true, ..held_by_0(voters(&[1, 2], 1)) };
+    let mut down = replica(0);
+    (down.phase, down.postgres_up, down.receiver) = (Phase::Stopped, false, None);
+    let seen = |register: &Register, terminating, winner: Option<&str>| {
+        let mut pods = vec![pod(0, Some("primary"), Some(down.clone())), pod(1, winner, Some(replica(1)))];
+        pods[0].terminating = terminating;
+        observed(at(1), register, "1", pods)
+    };
+    let unrouted = |seen: Observed| {
+        let plan = plan(REQUIRED, &seen, &mut Memory::default());
+        labels(&plan).contains(&("shop-0", None))
+    };
+    assert!(!unrouted(seen(&released, true, None)));
+    assert!(unrouted(seen(&released, false, None)), "it may start again as a standby that serves reads");
+    let mut claimed = held_by_0(voters(&[1, 2], 1));
+    assert!(unrouted(seen(&Register { seal_term: Term(2), ..claimed.clone() }, false, None)));
+    (claimed.term, claimed.seal_term) = (Term(2), Term(2));
+    claimed.holder = Some(Holder { pod: "shop-1".into(), pod_uid: "u1".into(), ..claimed.holder.unwrap() });
+    assert!(!unrouted(seen(&claimed, true, None)));
+    assert!(unrouted(seen(&claimed, true, Some("primary"))));
+}
+
+#[test]
 fn data_of_another_cluster_is_not_routed_to() {
     let mut seen = settled(at(1), "1", 0);
     seen.register.as_mut().unwrap().view.register.system_id = Some("9".into());

@@ -15,7 +15,9 @@ use tokio::time::{Instant, sleep};
 use super::{AT_ONCE_MS, ExecuteError, Round};
 use crate::{
     context::Now,
-    controllers::postgres_cluster::decide::{Claimed, Memory, POLL_MS, PROMOTION_MS, Request, RoleChange},
+    controllers::postgres_cluster::decide::{
+        Claimed, Memory, POLL_MS, PROMOTION_MS, Request, RoleChange, routing::decide_unrouted,
+    },
 };
 
 /// How often the winner is asked whether it takes writes.
@@ -94,8 +96,14 @@ impl Round<'_> {
     }
 
     async fn route(&mut self, change: &RoleChange) -> Result<(), ExecuteError> {
-        let routed = self.done.roles.get(&change.pod).is_some_and(|role| role.as_deref() == change.role);
-        if routed { Ok(()) } else { self.change_role(change).await }
+        if self.done.roles.get(&change.pod).is_some_and(|role| role.as_deref() == change.role) {
+            return Ok(());
+        }
+        // Of a planned change the old primary still has its label.
+        let mut others = decide_unrouted(self.observed, None);
+        others.retain(|other| other.pod != change.pod && self.done.roles.get(&other.pod) != Some(&None));
+        self.change_roles(&others).await?;
+        self.change_role(change).await
     }
 
     /// True once the winner takes writes in this term. False when it failed, fell silent, or took too long.

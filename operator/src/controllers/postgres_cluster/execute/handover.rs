@@ -1,17 +1,21 @@
 //! A planned change of the primary: the holder is asked by the register to stop, waited for, and followed by the usual
 //! failover in the same round, so that clients miss as little as possible. A holder that does not stop goes on.
 //!
-//! The label of the holder stays until it has released: up to then it serves.
+//! The label of the holder stays until its successor gets one, since the holder is down in between and stays so. Where its
+//! acknowledgement is needed it comes back as a standby at once: then its label goes when it is about to stop (ADR 15).
 
 use std::time::Duration;
 
 use kube::runtime::events::EventType;
-use pgherd_core::register::LeaseView;
-use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
+use pgherd_core::{
+    instance::Phase,
+    register::{LeaseView, Register},
+};
+use pgherd_crds::{names::ROLE_REPLICA, v1alpha1::postgres_cluster::SwitchoverStatus};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{AT_ONCE_MS, ExecuteError, Round};
-use crate::controllers::postgres_cluster::decide::{HandoverStep, Memory, routing::decide_unrouted};
+use crate::controllers::postgres_cluster::decide::{HandoverStep, Memory, RoleChange, routing::decide_unrouted};
 
 /// How often the register is read while the holder stops.
 const POLL: Duration = Duration::from_millis(50);
@@ -85,16 +89,53 @@ impl Round<'_> {
                 if register.handover.is_none() {
                     return Ok(());
                 }
+                if self.is_about_to_stop().await {
+                    self.prepare_routes(register).await?;
+                }
             }
             sleep(POLL).await;
         }
         Ok(())
     }
 
-    /// The holder has stopped: nobody is led to it any more, and the failover follows.
+    /// The holder says so. No answer is none.
+    async fn is_about_to_stop(&self) -> bool {
+        let Some(address) = self.observed.holder_pod().and_then(|pod| pod.address(self.cluster)) else { return false };
+        let asked = timeout(READ_WITHIN, self.agents.status(&address)).await;
+        matches!(asked, Ok(Ok(status)) if status.phase == Phase::HandingOver)
+    }
+
+    /// The successor leaves the replicas' Service now, and with that the second begins in which nodes change nothing more: at
+    /// its end they learn of both changes of the primary's Service at once, and never lead to nobody.
+    async fn prepare_routes(&mut self, register: &Register) -> Result<(), ExecuteError> {
+        if !register.can_spare_holder() {
+            return self.unroute_holder().await;
+        }
+        let target = register.handover.as_ref().and_then(|handover| handover.target.as_deref());
+        let replicas = self.observed.pods.iter().filter(|pod| pod.role.as_deref() == Some(ROLE_REPLICA));
+        let successor = replicas
+            .filter(|pod| target.is_none_or(|target| target == pod.name))
+            .max_by_key(|pod| pod.status().map(|status| status.received_lsn))
+            .map(|pod| RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role: None });
+        match successor {
+            Some(change) if !self.done.roles.contains_key(&change.pod) => self.change_role(&change).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Nobody is led to the holder any more.
+    async fn unroute_holder(&mut self) -> Result<(), ExecuteError> {
+        let holder = self.observed.holder_pod().map(|pod| pod.name.as_str());
+        let mut changes = decide_unrouted(self.observed, holder);
+        changes.retain(|change| self.done.roles.get(&change.pod) != Some(&None));
+        self.change_roles(&changes).await
+    }
+
+    /// The holder has stopped, and the failover follows.
     async fn replace_released(&mut self, lease: LeaseView, memory: &mut Memory) -> Result<(), ExecuteError> {
-        let holder = lease.register.holder.as_ref().map(|holder| holder.pod.as_str());
-        self.change_roles(&decide_unrouted(self.observed, holder)).await?;
+        if !lease.register.can_spare_holder() {
+            self.unroute_holder().await?;
+        }
         self.done.register = Some(lease.register.clone());
         let step = self.next_step(Some(&lease), None, memory);
         self.fail_over(step, Some(lease), memory).await

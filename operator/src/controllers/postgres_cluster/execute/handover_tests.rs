@@ -45,13 +45,15 @@ struct Shop {
 struct Manners {
     /// It stops when it is asked to.
     hands_over: bool,
+    /// It says so, and stops once nobody is led to it any more.
+    announces: bool,
     /// It answers at all.
     answers: bool,
     /// Where its WAL ends.
     lsn: u64,
 }
 
-const WELL: Manners = Manners { hands_over: true, answers: true, lsn: 0x300_0000 };
+const WELL: Manners = Manners { hands_over: true, announces: false, answers: true, lsn: 0x300_0000 };
 
 /// What the agent of this pod says under this register.
 fn says(register: &Register, ordinal: u32) -> InstanceStatus {
@@ -136,6 +138,13 @@ async fn serve(pki: &Pki, api: &Arc<Mutex<Api>>, net: u8, ordinal: u32, manners:
         let holds = register.holder.as_ref().is_some_and(|holder| holder.pod == format!("shop-{ordinal}"));
         match path {
             _ if !manners.answers => (500, String::new()),
+            "/v1/status" if manners.announces && holds && register.handover.is_some() && !register.released => {
+                if api.roles["shop-0"].is_none() || api.roles.get("shop-2") == Some(&None) {
+                    api.release();
+                }
+                let status = InstanceStatus { phase: Phase::HandingOver, ..says(&register, ordinal) };
+                (200, serde_json::to_string(&status).unwrap())
+            }
             "/v1/status" => (200, serde_json::to_string(&says(&register, ordinal)).unwrap()),
             "/v1/seal" => (200, serde_json::to_string(&sealed(ordinal, manners.lsn)).unwrap()),
             "/v1/wake" if holds && register.handover.is_some() && !register.released && manners.hands_over => {
@@ -159,9 +168,9 @@ async fn a_switchover_goes_from_the_request_to_the_route_in_one_round() {
         let wanted = [
             "asked shop-0 for shop-2",
             "released",
-            "label shop-0 null",
             "register term=1 seal=2 holder=shop-0",
             "register term=2 seal=2 holder=shop-2",
+            "label shop-0 null",
             "label shop-2 \"primary\"",
         ];
         assert_eq!(log, wanted);
@@ -171,6 +180,36 @@ async fn a_switchover_goes_from_the_request_to_the_route_in_one_round() {
         assert_eq!((record.from.as_str(), record.to.as_str()), ("shop-0", "shop-2"));
         assert_eq!((record.reason.as_str(), record.possible_loss_bytes), ("switchover requested", 0));
         assert_eq!(shop.register().handover, None);
+    }
+}
+
+#[tokio::test]
+async fn when_the_holder_is_about_to_stop_the_nodes_second_begins() {
+    let announces = Manners { hands_over: false, announces: true, ..WELL };
+    let both = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Required, replicas: 2}}";
+    let spared = [
+        "asked shop-0 for shop-2",
+        "label shop-2 null",
+        "released",
+        "register term=1 seal=2 holder=shop-0",
+        "register term=2 seal=2 holder=shop-2",
+        "label shop-0 null",
+        "label shop-2 \"primary\"",
+    ];
+    let needed = [
+        "asked shop-0 for shop-2",
+        "label shop-0 null",
+        "released",
+        "register term=1 seal=2 holder=shop-0",
+        "register term=2 seal=2 holder=shop-2",
+        "label shop-2 \"primary\"",
+    ];
+    for (net, spec, acks, wanted) in [(47, REQUIRED, 1, &spared[..]), (48, both, 2, &needed)] {
+        let mut shop = Shop::new(net, spec, voters(&[1, 2], acks), [announces, WELL, WELL]).await;
+        shop.ask(keys::SWITCHOVER, "shop-2");
+        shop.round(&mut Memory::default(), |_| {}).await;
+        let log: Vec<String> = shop.log().into_iter().filter(|line| line != "removed pgherd.dev/switchover").collect();
+        assert_eq!(log, wanted);
     }
 }
 
