@@ -40,6 +40,9 @@ pub enum Command {
     /// The agent itself; started by `agent`.
     #[command(hide = true)]
     AgentMain,
+    /// A backup of this instance from its own files; started by the agent, which says on standard input what to do.
+    #[command(hide = true)]
+    LocalBackup,
     /// Copies this program into an instance's pod and writes its passwd entry (runs in the init container).
     AgentInstall,
     /// PostgreSQL's archive_command: hands a WAL file to the agent.
@@ -84,6 +87,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         Command::FetchWal(args) => Ok(standalone::fetch_wal(&args)),
         Command::Agent => Ok(pgherd_agent::supervise()),
         Command::AgentMain => Ok(pgherd_agent::run_main()),
+        Command::LocalBackup => crate::jobs::backup::local::child::run(),
         Command::AgentInstall => Ok(pgherd_agent::install()),
         Command::ArchiveWal { path, name } => Ok(pgherd_agent::archive_wal(&path, &name)),
         Command::RestoreWal { name, path } => Ok(pgherd_agent::restore_wal(&name, &path)),

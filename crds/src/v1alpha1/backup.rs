@@ -36,7 +36,7 @@ use super::{
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name must have at most 63 characters: the Job is named after it")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.clusterRef == oldSelf.clusterRef && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target) && has(self.incremental) == has(oldSelf.incremental) && (!has(self.incremental) || self.incremental == oldSelf.incremental)")
+#[x_kube(validation = Rule::new("self.clusterRef == oldSelf.clusterRef && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target) && has(self.incremental) == has(oldSelf.incremental) && (!has(self.incremental) || self.incremental == oldSelf.incremental) && has(self.method) == has(oldSelf.method) && (!has(self.method) || self.method == oldSelf.method)")
     .message("the spec of a Backup cannot be changed: make another Backup; only deletionPolicy can"))]
 pub struct BackupSpec {
     /// The cluster, in this namespace.
@@ -48,9 +48,25 @@ pub struct BackupSpec {
     /// backup, and `status.fullReason` says why. Without it: a full backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
+    /// How the data directory is read. Without it: as `spec.backup.method` of the cluster says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<BackupMethod>,
     /// What becomes of the data in the store when this object is deleted. Without it: `Retain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
+}
+
+/// How a data directory is read for a backup: sent by the server (`Stream`), or read from its files by the agent beside it (`Local`), in the
+/// instance's own container. A Backup without it does as its cluster says, a cluster without it streams. What is stored is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BackupMethod {
+    /// The server sends it to the backup's Job, by the replication protocol.
+    #[default]
+    Stream,
+    /// The agent beside the server reads the files, compresses them and sends them to the store, in the instance's own container and
+    /// within its limits: 64 MiB of memory, and less processor time in all, as nothing passes a socket. Where that does not come to a good
+    /// end, the next attempt streams. An incremental backup is always streamed.
+    Local,
 }
 
 /// That incremental backups are wanted.
@@ -144,6 +160,9 @@ pub struct BackupStatus {
     /// Compressed bytes in the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored_bytes: Option<i64>,
+    /// How the data directory was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<BackupMethod>,
     /// Levels of zstd that it was compressed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionStatus>,

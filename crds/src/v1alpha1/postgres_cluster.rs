@@ -13,7 +13,10 @@ pub use self::status::{
     ArchiveFailure, DivergentStatus, EffectiveValues, FailoverCandidate, LastBackup, LastFailover, MemberSource,
     MemberStatus, PostgresClusterStatus, RestorableStatus, RestoreStatus, SwitchoverStatus, SynchronousStatus,
 };
-use super::shared::{LocalReference, ObjectStore};
+use super::{
+    backup::BackupMethod,
+    shared::{LocalReference, ObjectStore},
+};
 
 /// A PostgreSQL cluster: one primary, its streaming replicas, and where their backups go.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -240,6 +243,9 @@ pub struct BackupConfig {
     /// sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<BackupCompression>,
+    /// How data directories are read for backups; a Backup can say otherwise. Without it: `Stream`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<BackupMethod>,
 }
 
 /// Levels of zstd. Each piece of a backup gets its own: a faster one while there is too little processor time to compress what the

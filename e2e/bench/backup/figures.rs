@@ -9,7 +9,7 @@ use crate::{
     archiving::Rate,
     load::Disturbance,
     meter::Cost,
-    peers::{PEERS, PGHERD, Peer},
+    peers::{PEERS, PGHERD, PGHERD_LOCAL, Peer},
 };
 
 /// All of it.
@@ -168,7 +168,8 @@ impl SetFigures {
             let Some((_, own)) = seconds.iter().find(|(name, _)| *name == PGHERD) else { continue };
             let is_ceiling = |name: &str| PEERS.iter().any(|peer| peer.name == name && peer.is_ceiling());
             let (ceilings, peers): (Vec<_>, Vec<_>) = seconds.iter().partition(|(name, _)| is_ceiling(name));
-            let best = peers.into_iter().filter(|(name, _)| *name != PGHERD).min_by(|a, b| a.1.total_cmp(&b.1));
+            let others = peers.into_iter().filter(|(name, _)| ![PGHERD, PGHERD_LOCAL].contains(name));
+            let best = others.min_by(|a, b| a.1.total_cmp(&b.1));
             let lowest = ceilings.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
             let ratios = [("the fastest peer", best), ("the lowest ceiling", lowest)];
             self.ratios.extend(ratios.into_iter().filter_map(|(against, other)| {

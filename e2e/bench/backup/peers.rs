@@ -34,10 +34,13 @@ const fn loaded(peer: Peer, limit: &'static str) -> Peer {
 }
 
 pub(crate) const PGHERD: &str = "pgherd";
+/// The same, by another way to read.
+pub(crate) const PGHERD_LOCAL: &str = "pgherd-local";
 
 /// In the order in which they take turns; pgherd is first, since a ceiling takes the size of its backup.
-pub(crate) const PEERS: [Peer; 11] = [
+pub(crate) const PEERS: [Peer; 12] = [
     loaded(peer(PGHERD, "pgherd"), "the server (MAX_RATE)"),
+    loaded(peer(PGHERD_LOCAL, "pgherd"), "itself, while it reads"),
     peer("basebackup-gzip", "pg_basebackup"),
     peer("basebackup-server-zstd", "pg_basebackup"),
     loaded(peer("basebackup-zstd", "pg_basebackup"), "the server (MAX_RATE)"),

@@ -47,10 +47,13 @@ configure() {
 {"version": "10", "aliases": {"store": {"url": "https://localhost:9000", "accessKey": "$user", "secretKey": "$secret",
  "api": "s3v4", "path": "on"}}}
 END
-  cat >"$WORK/keys/pgherd.json" <<END
-{"store": {"endpoint": "https://localhost:9000", "bucket": "backups", "prefix": "pgherd", "pathStyle": true,
+  local name
+  for name in pgherd pgherd-local; do
+    cat >"$WORK/keys/$name.json" <<END
+{"store": {"endpoint": "https://localhost:9000", "bucket": "backups", "prefix": "$name", "pathStyle": true,
  "credentialsDir": "/work/keys", "caFile": "/work/tls/ca.crt"}, "cluster": "bench", "systemId": "", "backupId": ""}
 END
+  done
   cat >"$WORK/keys/pgbackrest.conf" <<END
 [global]
 repo1-type=s3

@@ -16,7 +16,7 @@ use pgherd_core::{
     register::{MemberId, Position, Term},
     wal_rate::WalRate,
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -112,6 +112,8 @@ pub struct Agent {
     pub shutdown: CancellationToken,
     /// Held while a step is carried out, so that a seal request and the machine never act at once.
     pub acting: tokio::sync::Mutex<()>,
+    /// One backup from local files at a time.
+    pub local_backups: Arc<Semaphore>,
     config: watch::Receiver<Arc<InstanceConfig>>,
     samples: watch::Sender<Option<Sample>>,
     wal_rate: Mutex<WalRate>,
@@ -161,6 +163,7 @@ impl Agent {
             wake: Notify::new(),
             shutdown: CancellationToken::new(),
             acting: tokio::sync::Mutex::new(()),
+            local_backups: Arc::new(Semaphore::new(1)),
             config,
             samples: watch::Sender::new(None),
             wal_rate: Mutex::default(),

@@ -21,6 +21,7 @@ pub mod kubernetes_store;
 pub mod layout;
 pub mod lease;
 pub mod leftovers;
+pub mod local_backup;
 pub mod local_state;
 pub mod machine;
 pub mod postgres;

@@ -2,6 +2,7 @@
 //! The status is a copy of what is known, so it is answered at once even when PostgreSQL is frozen.
 
 use std::{
+    convert::Infallible,
     io,
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
@@ -10,6 +11,7 @@ use std::{
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Extension, State},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -20,12 +22,14 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use pgherd_core::{
     failsafe::Promise,
     instance::{
         AgentError, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, RestoreAnswer, RestoreQuestion, SealRequest,
         VouchRequest,
     },
+    local_backup::{LOCAL_BACKUP_PATH, LocalBackupRequest},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -42,6 +46,7 @@ use crate::{
     },
     agent::Agent,
     barrier::{BarrierError, pass_archive_barrier},
+    local_backup::{LocalBackupError, begin},
     restore_check,
     tls::{build_server_config, parse_common_name},
     vouch::{VouchError, vouch},
@@ -49,6 +54,9 @@ use crate::{
 
 /// A TLS handshake may take this long.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// A client that acknowledges nothing for this long is gone, and with it what lasts as long as its connection.
+const USER_TIMEOUT_MS: u32 = 30_000;
 
 /// Common name of the client's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +106,9 @@ pub async fn serve_on(agent: Arc<Agent>, listener: TcpListener, certificates: &m
                 return;
             }
         };
+        if let Err(error) = setsockopt(&stream, sockopt::TcpUserTimeout, &USER_TIMEOUT_MS) {
+            tracing::debug!(error = %error, "no bound for what a client does not acknowledge");
+        }
         let Some(acceptor) = acceptor.clone() else { continue };
         drop(tokio::spawn(serve_connection(acceptor, stream, router.clone())));
     }
@@ -124,6 +135,7 @@ fn build_router(agent: Arc<Agent>) -> Router {
         .route("/v1/rebuild", post(post_rebuild))
         .route("/v1/restore-check", post(post_restore_check))
         .route("/v1/wake", post(post_wake))
+        .route(LOCAL_BACKUP_PATH, post(post_backup))
         .with_state(agent)
 }
 
@@ -237,4 +249,27 @@ async fn post_wake(
     read.map_err(|error| Refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
     agent.wake.notify_one();
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The Jobs that make backups show the certificate that replicas show; what they may read by replication they may have read here.
+async fn post_backup(
+    State(agent): State<Arc<Agent>>,
+    Extension(client): Extension<ClientName>,
+    Json(request): Json<LocalBackupRequest>,
+) -> Result<Response, Refusal> {
+    if client.0 != REPLICATION_ROLE {
+        return Err(Refusal(StatusCode::FORBIDDEN, "only a backup's Job may do this".to_owned()));
+    }
+    let lines = begin(&agent, request).await.map_err(|error| {
+        let code = match &error {
+            LocalBackupError::Refused(_) | LocalBackupError::Busy => StatusCode::CONFLICT,
+            LocalBackupError::Start(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        tracing::warn!(error = %describe_chain(&error), "no backup from local files");
+        Refusal(code, describe_chain(&error))
+    })?;
+    let pieces = futures::stream::unfold(lines, |mut lines| async move {
+        lines.recv().await.map(|piece| (Ok::<_, Infallible>(piece), lines))
+    });
+    Ok(Body::from_stream(pieces).into_response())
 }

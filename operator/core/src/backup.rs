@@ -136,6 +136,9 @@ pub struct EncryptionRecord {
     pub recipients: Vec<String>,
 }
 
+/// [`BackupRecord::method`] of backups that were read from the files of a data directory, and not sent by the server.
+pub const LOCAL_METHOD: &str = "local";
+
 /// What an incremental backup holds the changes since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -201,6 +204,9 @@ pub struct BackupRecord {
     /// The backup that this one holds the changes since; absent for a full one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<ParentRecord>,
+    /// [`LOCAL_METHOD`]; absent where the server sent the backup. For information: what is stored is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
     /// SHA-256 of this record as compact JSON with sorted keys and without this field, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,

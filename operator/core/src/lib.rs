@@ -14,6 +14,7 @@ pub mod failover;
 pub mod failsafe;
 pub mod instance;
 pub mod lineage;
+pub mod local_backup;
 pub mod lsn;
 pub mod pg;
 pub mod preferred;

@@ -34,6 +34,7 @@ fn backup(number: u64, parent: Option<&BackupRecord>) -> BackupRecord {
         encryption: None,
         parent: parent
             .map(|parent| ParentRecord { id: parent.id.clone(), manifest_sha256: parent.manifest_sha256.clone() }),
+        method: None,
         checksum: None,
     }
 }

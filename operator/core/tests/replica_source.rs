@@ -31,6 +31,7 @@ fn backup(id: &str, timeline: u32, start: u64, stop: u64) -> BackupRecord {
         index_sha256: None,
         encryption: None,
         parent: None,
+        method: None,
         checksum: None,
     }
 }

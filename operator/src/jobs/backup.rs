@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod failure;
+pub mod local;
 pub mod outcome;
 pub mod progress;
 pub mod report;
@@ -18,7 +19,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use pgherd_core::chain::ParentChoice;
+use pgherd_core::{backup::LOCAL_METHOD, chain::ParentChoice};
 use pgherd_stream::{
     backup::{BackupError, BackupKind, BackupOptions, BackupOwner, BackupProgress, IncrementalOptions, run_backup},
     process::build_runtime,
@@ -125,7 +126,15 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
         max_chain: wanted.max_chain,
         damaged: wanted.damaged.clone(),
     });
-    let outcome = run_backup(options, sender, cancel.clone()).await;
+    let outcome = match config.local {
+        Some(local) => local::ask::back_up_by_agent(config, local, sender, &cancel).await,
+        None => match run_backup(options, sender, cancel.clone()).await {
+            Ok(outcome) => {
+                BackupOutcome::Completed(Box::new(build_summary(&outcome, started_at.clone(), started.elapsed())))
+            }
+            Err(error) => BackupOutcome::Failed(describe_failure(&error)),
+        },
+    };
     // The sender is gone, so the task ends by itself; the last status must come after its last patch.
     cancel.cancel();
     if let Some(task) = telling {
@@ -134,16 +143,10 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
             abort.abort();
         }
     }
-    match outcome {
-        Ok(outcome) => {
-            let summary = build_summary(&outcome, started_at, started.elapsed());
-            if let Some(reporter) = reporter {
-                reporter.report_completed(&summary).await;
-            }
-            BackupOutcome::Completed(Box::new(summary))
-        }
-        Err(error) => BackupOutcome::Failed(describe_failure(&error)),
+    if let (Some(reporter), BackupOutcome::Completed(summary)) = (reporter, &outcome) {
+        reporter.report_completed(summary).await;
     }
+    outcome
 }
 
 async fn probe(config: &BackupJobConfig) -> Result<(), BackupError> {
@@ -169,19 +172,24 @@ pub(crate) fn cancel_on_signal(cancel: &CancellationToken) {
     }
 }
 
+/// The certificate that replicas show as well.
+fn build_tls(source: &SourceConfig) -> PostgresTls {
+    let folder = Path::new(&source.tls_dir);
+    PostgresTls {
+        ca_file: folder.join("ca.crt"),
+        cert_file: Some(folder.join("replication.crt")),
+        key_file: Some(folder.join("replication.key")),
+    }
+}
+
 fn build_connect_options(source: &SourceConfig) -> ConnectOptions {
-    let tls_dir = Path::new(&source.tls_dir);
     ConnectOptions {
         host: source.host.clone(),
         port: source.port,
         server_name: source.host.clone(),
         user: source.user.clone(),
         database: None,
-        tls: Some(PostgresTls {
-            ca_file: tls_dir.join("ca.crt"),
-            cert_file: Some(tls_dir.join("replication.crt")),
-            key_file: Some(tls_dir.join("replication.key")),
-        }),
+        tls: Some(build_tls(source)),
         password_file: None,
         application_name: "pgherd-backup".to_owned(),
         connect_timeout: CONNECT_TIMEOUT,
@@ -212,6 +220,7 @@ fn build_summary(outcome: &pgherd_stream::backup::BackupOutcome, started_at: Str
         parent: record.parent.as_ref().map(|parent| parent.id.clone()),
         chain_length,
         full_reason,
+        local: record.method.as_deref() == Some(LOCAL_METHOD),
         levels: outcome.levels,
         peak_rss_bytes: outcome.peak_rss_bytes,
     }

@@ -12,6 +12,7 @@ pub mod encryption;
 pub mod frames;
 pub mod import;
 pub mod index;
+pub mod local;
 pub mod manifest;
 pub mod process;
 pub mod proof;

@@ -5,6 +5,7 @@ mod bad_input;
 mod encryption;
 mod import;
 mod incremental;
+mod local_backup;
 mod replica_from_backup;
 mod restore_in_place;
 mod retention;

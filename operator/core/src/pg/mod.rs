@@ -1,5 +1,7 @@
-//! Text that PostgreSQL reads: configuration, host-based authentication and quoting. Renders and checks; writes nothing.
+//! Text that PostgreSQL reads: configuration, host-based authentication and quoting. Renders and checks; writes nothing. And the
+//! checksums of its pages.
 
 pub mod conf;
 pub mod hba;
+pub mod page;
 pub mod quote;

@@ -22,14 +22,14 @@ use k8s_openapi::{
 };
 use pgherd_core::{
     backup::ClusterLocation,
-    instance::{REPLICATION_ROLE, paths},
+    instance::{AGENT_PORT, REPLICATION_ROLE, paths},
 };
 use pgherd_crds::names::{self, keys};
 use sha2::{Digest, Sha256};
 
 use super::error::BackupError;
 use crate::jobs::backup::config::{
-    BackupJobConfig, CONFIG_DIR, CONFIG_FILE, CompressionConfig, IncrementalConfig, SourceConfig,
+    BackupJobConfig, CONFIG_DIR, CONFIG_FILE, CompressionConfig, IncrementalConfig, LocalConfig, SourceConfig,
 };
 
 /// Annotation of a Job's pod with [`BackupJobConfig`] as JSON.
@@ -71,6 +71,8 @@ pub struct JobInput<'a> {
     pub compression: Option<CompressionConfig>,
     /// An incremental backup is wanted.
     pub incremental: Option<IncrementalConfig>,
+    /// The agent beside the instance is to read its files.
+    pub local: bool,
     /// Secret with the identity that opens what is encrypted, where the cluster has one.
     pub identity_secret: Option<&'a str>,
     /// Secret with the store's credentials.
@@ -118,6 +120,7 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
         location: build_location(input),
         compression: input.compression,
         incremental: input.incremental.clone(),
+        local: input.local.then_some(LocalConfig { agent_port: AGENT_PORT }),
     };
     let config = serde_json::to_string(&config).map_err(BackupError::RenderConfig)?;
     let labels = build_labels(input);

@@ -13,7 +13,7 @@ pub mod observe;
 pub mod reconcile;
 pub mod status;
 #[cfg(test)]
-pub(in crate::controllers) mod tests;
+pub(crate) mod tests;
 
 use std::{
     sync::Arc,

@@ -8,7 +8,11 @@ use kube::{
     runtime::{controller::Action, events::EventType},
 };
 use pgherd_core::{backup::ClusterLocation, chain::DEFAULT_MAX_CHAIN, quantity::render_bytes};
-use pgherd_crds::{Backup, BackupStatus, PostgresCluster, names::keys, v1alpha1::backup::BackupPhase};
+use pgherd_crds::{
+    Backup, BackupSpec, BackupStatus, PostgresCluster,
+    names::keys,
+    v1alpha1::backup::{BackupMethod, BackupPhase},
+};
 
 use super::{
     apply::{apply_account, create_job},
@@ -145,6 +149,8 @@ impl Round<'_> {
         let cluster_owner = controller_reference(&**cluster).ok_or(BackupError::Incomplete("cluster"))?;
         let name = self.backup.name_any();
         let system_id = cluster.status.as_ref().and_then(|status| status.system_id.clone()).unwrap_or_default();
+        let incremental = self.find_incremental();
+        let local = decide_local(cluster, &self.backup.spec, attempt);
         let job = build_job(&JobInput {
             namespace: &self.namespace,
             backup: &name,
@@ -154,7 +160,8 @@ impl Round<'_> {
             attempt,
             source_pod,
             compression: find_compression(cluster),
-            incremental: self.find_incremental(),
+            incremental,
+            local,
             identity_secret: store.identity_secret.as_deref(),
             location: ClusterLocation { store: store.config.clone(), cluster: cluster.name_any(), system_id },
             credentials_secret: &store.credentials_secret,
@@ -172,7 +179,11 @@ impl Round<'_> {
             return self.wait(&Wait { reason: "JobNameTaken", message, stalled: true, again }).await;
         }
         self.publish(&Report::Running { source_pod, trouble: None }, false).await?;
-        let note = format!("attempt {attempt} reads {source_pod} and writes to s3://{}", store.config.bucket);
+        let source = match local {
+            true => format!("has the agent of {source_pod} read its files"),
+            false => format!("reads {source_pod}"),
+        };
+        let note = format!("attempt {attempt} {source} and writes to s3://{}", store.config.bucket);
         self.event_of(&format!("Attempt{attempt}"), EventType::Normal, "BackupStarted", &note).await;
         Ok(Action::requeue(WATCH_JOB))
     }
@@ -202,6 +213,14 @@ impl Round<'_> {
 fn find_compression(cluster: &PostgresCluster) -> Option<CompressionConfig> {
     let compression = cluster.spec.backup.as_ref()?.compression?;
     Some(CompressionConfig { min_level: compression.min_level, max_level: compression.max_level })
+}
+
+/// Whether the agent beside the instance reads its files. An incremental backup is the server's to make; and what did not come to a
+/// good end this way, for whatever reason, goes the other way.
+pub(super) fn decide_local(cluster: &PostgresCluster, backup: &BackupSpec, attempt: u32) -> bool {
+    let of_cluster = || cluster.spec.backup.as_ref().and_then(|backup| backup.method);
+    let method = backup.method.or_else(of_cluster).unwrap_or_default();
+    method == BackupMethod::Local && backup.incremental.is_none() && attempt == 1
 }
 
 fn render_note(status: &BackupStatus) -> String {

@@ -9,7 +9,7 @@ use pgherd_core::{
     timeline::TimelineId,
 };
 use pgherd_crds::{
-    BackupStatus,
+    BackupSpec, BackupStatus, PostgresCluster,
     v1alpha1::{backup::BackupPhase, backup_schedule::BackupTarget},
 };
 
@@ -20,6 +20,7 @@ use super::{
         AttemptFacts, AttemptState, BackupFacts, ClusterFacts, Decision, PodFacts, PodRole, decide, decide_source,
     },
     observe::{JobEnd, conclude_attempt},
+    reconcile::decide_local,
     status::{Report, build_patch, build_status},
 };
 use crate::jobs::backup::{
@@ -266,7 +267,7 @@ fn job_names_stay_within_a_label() {
     assert_ne!(second, other);
 }
 
-pub(in crate::controllers) fn location() -> ClusterLocation {
+pub(crate) fn location() -> ClusterLocation {
     ClusterLocation {
         store: StoreConfig {
             endpoint: "https://minio.minio.svc:9000".to_owned(),
@@ -303,6 +304,7 @@ fn input<'a>() -> JobInput<'a> {
         location: encrypted(location()),
         compression: Some(CompressionConfig { min_level: Some(-3), max_level: None }),
         incremental: None,
+        local: false,
         identity_secret: Some("age"),
         credentials_secret: "minio",
         ca_secret: Some("minio-ca"),
@@ -353,6 +355,36 @@ fn only_the_job_of_an_incremental_backup_has_the_identity() {
     assert!(!mounts(&input()).1, "a full backup reads nothing");
     let (config, mounted) = mounts(&JobInput { incremental: Some(wanted), identity_secret: None, ..input() });
     assert_eq!((config.location.store.encryption.unwrap().identity_file, mounted), (None, false));
+}
+
+#[test]
+fn the_first_attempt_at_a_full_backup_reads_local_files_where_that_is_wanted() {
+    let cluster = |method: &str| -> PostgresCluster {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {"name": "shop"},
+            "spec": {"instances": 1, "storage": {"size": "1Gi"}, "backup": {"method": method, "objectStore": {
+                "endpoint": "https://minio:9000", "bucket": "b", "credentialsSecretRef": {"name": "minio"}}}}
+        }))
+        .unwrap()
+    };
+    let backup = |more: serde_json::Value| -> BackupSpec {
+        let mut spec = serde_json::json!({"clusterRef": {"name": "shop"}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(spec).unwrap()
+    };
+    let (local, stream, plain) = (cluster("Local"), cluster("Stream"), backup(serde_json::json!({})));
+    assert!(decide_local(&local, &plain, 1) && !decide_local(&stream, &plain, 1));
+    assert!(!decide_local(&local, &plain, 2), "what failed this way goes the other way");
+    assert!(!decide_local(&local, &backup(serde_json::json!({"method": "Stream"})), 1));
+    assert!(decide_local(&stream, &backup(serde_json::json!({"method": "Local"})), 1));
+    assert!(
+        !decide_local(&local, &backup(serde_json::json!({"incremental": {}})), 1),
+        "only the server knows what changed"
+    );
+    let job = build_job(&JobInput { local: true, ..input() }).unwrap();
+    let annotations = job.spec.unwrap().template.metadata.unwrap().annotations.unwrap();
+    let config: BackupJobConfig = serde_json::from_str(&annotations[super::build::CONFIG_ANNOTATION]).unwrap();
+    assert!(config.local.is_some());
 }
 
 #[test]

@@ -36,6 +36,9 @@ pub struct BackupJobConfig {
     /// An incremental backup is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<IncrementalConfig>,
+    /// The agent beside the instance is to read its files, instead of this Job having them sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<LocalConfig>,
 }
 
 impl BackupJobConfig {
@@ -59,6 +62,14 @@ pub struct CompressionConfig {
     /// The highest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_level: Option<i32>,
+}
+
+/// The agent that reads the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalConfig {
+    /// Port of its API, at the source's host.
+    pub agent_port: u16,
 }
 
 /// How an incremental backup is wanted.

@@ -1,7 +1,8 @@
 //! Why a backup failed, in a word and a sentence, and whether another attempt may help. Pure.
 
 use pgherd_stream::{
-    backup::BackupError, base_backup::BaseBackupError, replication::ReplicationError, store::StoreError,
+    backup::BackupError, base_backup::BaseBackupError, local::LocalError, replication::ReplicationError,
+    store::StoreError,
 };
 
 use super::outcome::BackupFailure;
@@ -13,10 +14,11 @@ pub fn describe_failure(error: &BackupError) -> BackupFailure {
     let (reason, retry) = match error {
         BackupError::Store(error) => return describe_store_failure(error),
         BackupError::Key(_) => ("EncryptionKey", false),
-        BackupError::Replication(error) | BackupError::BaseBackup(BaseBackupError::Replication(error)) => {
-            (name_source_error(error), true)
-        }
-        BackupError::BaseBackup(BaseBackupError::CorruptSource(_)) => ("CorruptSource", true),
+        BackupError::Replication(error)
+        | BackupError::BaseBackup(BaseBackupError::Replication(error))
+        | BackupError::Local(LocalError::Session(error)) => (name_source_error(error), true),
+        BackupError::BaseBackup(BaseBackupError::CorruptSource(_))
+        | BackupError::Local(LocalError::CorruptPage { .. }) => ("CorruptSource", true),
         BackupError::WrongSystem { .. } => ("WrongSystem", false),
         BackupError::Cancelled => ("Cancelled", true),
         _ => ("BackupFailed", true),

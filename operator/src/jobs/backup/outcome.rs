@@ -58,6 +58,9 @@ pub struct BackupSummary {
     /// Levels of zstd that were used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub levels: Option<LevelsUsed>,
+    /// The data directory was read from its files, not sent by the server.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
     /// Peak resident memory of the process in bytes, where the kernel tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
@@ -123,6 +126,7 @@ pub(crate) mod tests {
             parent: None,
             chain_length: 1,
             full_reason: None,
+            local: false,
             levels: Some(LevelsUsed { lowest: -1, highest: 3, mean_hundredths: 125 }),
             peak_rss_bytes: Some(90 << 20),
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgherd_core::quantity::render_bytes;
 use pgherd_crds::{
     BackupStatus,
-    v1alpha1::backup::{BackupKind, BackupPhase, CompressionStatus},
+    v1alpha1::backup::{BackupKind, BackupMethod, BackupPhase, CompressionStatus},
 };
 
 use super::outcome::BackupSummary;
@@ -76,6 +76,7 @@ pub fn build_completed_status(summary: &BackupSummary) -> BackupStatus {
         parent: summary.parent.clone(),
         chain_length: Some(summary.chain_length),
         full_reason: summary.full_reason.clone(),
+        method: Some(if summary.local { BackupMethod::Local } else { BackupMethod::Stream }),
         restorable: Some(true),
         ..BackupStatus::default()
     }
@@ -169,6 +170,9 @@ mod tests {
         let compression = status.compression.unwrap();
         assert_eq!((compression.lowest_level, compression.mean_level.as_str()), (-1, "1.25"));
         assert_eq!((status.kind, status.chain_length), (Some(BackupKind::Full), Some(1)));
+        let local = BackupSummary { local: true, ..summary() };
+        let methods = [&summary(), &local].map(|summary| build_completed_status(summary).method);
+        assert_eq!(methods, [Some(BackupMethod::Stream), Some(BackupMethod::Local)]);
         let child = BackupSummary { parent: Some("a".to_owned()), chain_length: 2, ..summary() };
         let status = build_completed_status(&child);
         assert_eq!((status.kind, status.parent.as_deref()), (Some(BackupKind::Incremental), Some("a")));

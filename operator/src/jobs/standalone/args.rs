@@ -16,11 +16,18 @@ use pgherd_core::{
     pg::conf::render_target_time,
 };
 use pgherd_stream::{
-    backup::IncrementalOptions, encryption::parse_recipient, replication::ConnectOptions, restore::TablespacePlaces,
+    backup::IncrementalOptions,
+    encryption::parse_recipient,
+    local::{DEFAULT_READERS, LocalOptions, find_socket},
+    replication::ConnectOptions,
+    restore::TablespacePlaces,
     tls::PostgresTls,
 };
 
 use super::recovery::Target;
+
+/// PostgreSQL's own.
+const DEFAULT_PORT: u16 = 5432;
 
 /// Where backups lie: a file, or all of it by flags.
 #[derive(Clone, Debug, Args)]
@@ -146,13 +153,14 @@ pub struct BackupArgs {
     /// Where to.
     #[command(flatten)]
     pub location: LocationArgs,
-    /// Host of the PostgreSQL instance; the folder of its unix socket when it begins with a slash.
-    #[arg(long, required_unless_present = "config")]
+    /// Host of the PostgreSQL instance; the folder of its unix socket when it begins with a slash. With --local that of the server
+    /// which runs on the folder.
+    #[arg(long, required_unless_present_any = ["config", "local"])]
     pub host: Option<String>,
-    /// Its port.
-    #[arg(long, default_value_t = 5432)]
-    pub port: u16,
-    /// A role with REPLICATION.
+    /// Its port; 5432, or with --local the port of the server which runs on the folder.
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// A role with REPLICATION; with --local a superuser, or a role that may run pg_backup_start and pg_backup_stop as well.
     #[arg(long, default_value = "postgres")]
     pub user: String,
     /// File with the role's password.
@@ -185,12 +193,19 @@ pub struct BackupArgs {
     /// Size of a part in MiB; at least 5.
     #[arg(long, default_value_t = 5)]
     pub part_mebibytes: usize,
-    /// Kilobytes per second that the server sends at most.
+    /// Kilobytes per second that the server sends, or that are read, at most.
     #[arg(long)]
     pub max_rate: Option<u32>,
     /// Waits for a spread checkpoint instead of an immediate one.
     #[arg(long)]
     pub spread_checkpoint: bool,
+    /// Reads the files of this data directory, on the machine where its server runs, instead of having the server send them. What
+    /// is stored is the same.
+    #[arg(long, value_name = "DIR", conflicts_with = "incremental_from")]
+    pub local: Option<PathBuf>,
+    /// Pieces of 256 KiB that are read at the same time.
+    #[arg(long, requires = "local", default_value_t = DEFAULT_READERS)]
+    pub readers: usize,
     /// Only what changed since this backup, or since the newest one with "latest" (PostgreSQL 17 and later, with summarize_wal);
     /// where that is not possible it becomes a full backup, and the output says why.
     #[arg(long, value_name = "ID|latest")]
@@ -211,6 +226,12 @@ impl BackupArgs {
         Some(IncrementalOptions { parent, max_chain: self.max_chain, damaged: Vec::new() })
     }
 
+    /// Which files are to be read; none where the server sends them.
+    #[must_use]
+    pub fn local_options(&self) -> Option<LocalOptions> {
+        self.local.clone().map(|data| LocalOptions { data, readers: self.readers })
+    }
+
     /// The levels of compression.
     ///
     /// # Errors
@@ -222,9 +243,12 @@ impl BackupArgs {
     /// How to connect.
     ///
     /// # Errors
-    /// When a host other than a unix socket is to be reached with a password in the clear.
+    /// When a host other than a unix socket is to be reached with a password in the clear, or no server runs on the folder of --local.
     pub fn connect_options(&self) -> Result<ConnectOptions, Box<dyn Error>> {
-        let host = self.host.clone().unwrap_or_default();
+        let (host, port) = match (&self.host, &self.local) {
+            (None, Some(data)) => find_socket(data).map(|(host, port)| (host, self.port.unwrap_or(port)))?,
+            (host, _) => (host.clone().unwrap_or_default(), self.port.unwrap_or(DEFAULT_PORT)),
+        };
         let tls = self.tls_ca.clone().map(|ca_file| PostgresTls {
             ca_file,
             cert_file: self.tls_cert.clone(),
@@ -235,7 +259,7 @@ impl BackupArgs {
         }
         Ok(ConnectOptions {
             host: host.clone(),
-            port: self.port,
+            port,
             server_name: host,
             user: self.user.clone(),
             database: None,

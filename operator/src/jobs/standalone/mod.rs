@@ -42,7 +42,7 @@ pub fn backup(args: &BackupArgs) -> Outcome {
     (options.levels, options.workers, options.concurrency) = (args.levels()?, args.workers, args.concurrency);
     options.part_bytes = args.part_mebibytes << 20;
     (options.max_rate, options.fast_checkpoint) = (args.max_rate, !args.spread_checkpoint);
-    options.incremental = args.incremental();
+    (options.incremental, options.local) = (args.incremental(), args.local_options());
     let outcome = build_runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         super::backup::cancel_on_signal(&cancel);
@@ -58,6 +58,7 @@ pub fn backup(args: &BackupArgs) -> Outcome {
         "id": record.id,
         "parent": record.parent.as_ref().map(|parent| &parent.id),
         "fullReason": full_reason,
+        "method": record.method.as_deref().unwrap_or("stream"),
         "systemId": record.system_id,
         "destination": outcome.location.destination(&record.id),
         "startLsn": record.start_lsn,
@@ -147,6 +148,7 @@ pub fn list(args: &LocationArgs) -> Outcome {
             "id": record.id,
             "kind": if record.parent.is_some() { "Incremental" } else { "Full" },
             "parent": record.parent.as_ref().map(|parent| &parent.id),
+            "method": record.method.as_deref().unwrap_or("stream"),
             "stoppedAt": record.stopped_at,
             "serverVersion": record.server_version,
             "timeline": record.timeline,

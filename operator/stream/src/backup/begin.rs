@@ -9,17 +9,19 @@ use super::{
     BackupError, BackupOptions, BackupPhase, BackupProgress,
     finish::BackupIdentity,
     parent::{BackupKind, IncrementalOptions, Parent, find_parent},
+    stream::Stream,
 };
 use crate::{
     base_backup::{BaseBackup, BaseBackupError, BaseBackupEvent, BaseBackupOptions, Tablespace, estimate_bytes},
     encryption::Keys,
+    local::{LocalBackup, LocalBegun, LocalOptions, LocalStart},
     replication::{ReplicationClient, ReplicationError},
     store::ObjectStore,
 };
 
 /// A stream that is about to send its first byte, and what keeps its WAL and its parent.
 pub(super) struct Source<'a> {
-    pub(super) backup: BaseBackup,
+    pub(super) stream: Stream,
     pub(super) slot: ReplicationClient,
     pub(super) identity: BackupIdentity,
     pub(super) location: ClusterLocation,
@@ -54,21 +56,27 @@ impl<'a> Source<'a> {
             started_at: String::new(),
             wal_segment_bytes: slot.wal_segment_bytes().await?,
             parent: None,
+            method: None,
         };
         // The slot is there before the backup begins and goes with its connection: no WAL can vanish meanwhile.
         let name = format!("pgherd_backup_{}", Uuid::new_v4().simple());
         slot.create_physical_slot(&name, true, true).await?;
 
         progress.send_modify(|progress| progress.phase = BackupPhase::Checkpoint);
-        let wanted = options.incremental.as_ref();
-        let (started, kind, parent) = match wanted {
-            None => (Started::full(options, &location).await?, BackupKind::Full(None), None),
-            Some(wanted) => begin_incremental(options, keys, store, &location, &identity, wanted).await?,
+        let full = BackupKind::Full(None);
+        let (started, kind, parent) = match (&options.incremental, &options.local) {
+            // Which blocks changed only the server knows.
+            (Some(wanted), _) => begin_incremental(options, keys, store, &location, &identity, wanted).await?,
+            (None, None) => (Started::full(options, &location).await?, full, None),
+            (None, Some(local)) => {
+                (Started::local(options, &location, local, &name, &identity.system_id).await?, full, None)
+            }
         };
-        let Started { backup, lsn, timeline, tablespaces } = started;
+        let Started { stream, lsn, timeline, tablespaces } = started;
         let now = Timestamp::now();
         identity.id = render_id(now, timeline, lsn);
         (identity.timeline, identity.start_lsn, identity.started_at) = (timeline, lsn, now.to_string());
+        identity.method = stream.method().map(str::to_owned);
         identity.parent = parent.as_ref().map(|parent| parent.record.clone());
         let name = |tablespace: &Tablespace| tablespace.oid.map_or_else(|| "base".to_owned(), |oid| oid.to_string());
         let sizes = estimate_bytes(&tablespaces);
@@ -79,13 +87,13 @@ impl<'a> Source<'a> {
             progress.start_lsn = Some(lsn);
         });
         let archives = tablespaces.iter().map(name).collect();
-        Ok(Self { backup, slot, identity, location, archives, kind, parent })
+        Ok(Self { stream, slot, identity, location, archives, kind, parent })
     }
 }
 
 /// A base backup whose checkpoint is done.
 struct Started {
-    backup: BaseBackup,
+    stream: Stream,
     lsn: Lsn,
     timeline: TimelineId,
     tablespaces: Vec<Tablespace>,
@@ -107,6 +115,26 @@ impl Started {
         Self::on(client, options, location, true).await
     }
 
+    async fn local(
+        options: &BackupOptions,
+        location: &ClusterLocation,
+        local: &LocalOptions,
+        slot: &str,
+        system_id: &str,
+    ) -> Result<Self, BackupError> {
+        let start = LocalStart {
+            connect: &options.connect,
+            options: local,
+            label: &render_label(location),
+            fast_checkpoint: options.fast_checkpoint,
+            max_rate: options.max_rate,
+            slot,
+            system_id,
+        };
+        let LocalBegun { backup, lsn, timeline, tablespaces } = LocalBackup::start(start).await?;
+        Ok(Self { stream: Stream::Local(backup), lsn, timeline, tablespaces })
+    }
+
     async fn on(
         client: ReplicationClient,
         options: &BackupOptions,
@@ -114,7 +142,7 @@ impl Started {
         incremental: bool,
     ) -> Result<Self, BackupError> {
         let wire_options = BaseBackupOptions {
-            label: format!("pgherd backup of {}", location.cluster),
+            label: render_label(location),
             fast_checkpoint: options.fast_checkpoint,
             max_rate: options.max_rate,
             manifest: true,
@@ -122,10 +150,16 @@ impl Started {
         };
         let mut backup = BaseBackup::start(client, &wire_options).await?;
         match backup.next().await? {
-            BaseBackupEvent::Start { lsn, timeline, tablespaces } => Ok(Self { backup, lsn, timeline, tablespaces }),
+            BaseBackupEvent::Start { lsn, timeline, tablespaces } => {
+                Ok(Self { stream: Stream::Wire(Box::new(backup)), lsn, timeline, tablespaces })
+            }
             _ => Err(ReplicationError::Protocol("a base backup without a start".to_owned()).into()),
         }
     }
+}
+
+fn render_label(location: &ClusterLocation) -> String {
+    format!("pgherd backup of {}", location.cluster)
 }
 
 /// An incremental backup, or a full one in the same run where the catalogue or the server says that it cannot be.

@@ -43,6 +43,7 @@ pub(super) struct BackupIdentity {
     pub(super) started_at: String,
     pub(super) wal_segment_bytes: u64,
     pub(super) parent: Option<ParentRecord>,
+    pub(super) method: Option<String>,
 }
 
 /// Name of an object as it is stored.
@@ -126,6 +127,7 @@ pub(super) fn build_record(
         index_sha256: None,
         encryption,
         parent: identity.parent,
+        method: identity.method,
         checksum: None,
     };
     let mut index = BackupIndex { format: INDEX_FORMAT, archives: Vec::new() };

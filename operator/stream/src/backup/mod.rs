@@ -8,6 +8,7 @@
 //! + (workers + 1) x context of zstd at the highest level that may be used     see crate::frames::context
 //! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! + 64 KiB where the backup is encrypted
+//! + (readers + 3) x 256 KiB where local files are read, see crate::local
 //! ```
 //! For an incremental backup, before data flows, the parent's manifest (about 140 bytes per file).
 //!
@@ -21,6 +22,7 @@ mod marker;
 mod parent;
 mod run;
 mod source;
+mod stream;
 mod sweep;
 mod upload;
 
@@ -47,6 +49,7 @@ use crate::{
     encryption::KeyError,
     frames::FrameError,
     index::IndexError,
+    local::{LocalError, LocalOptions},
     manifest::ManifestError,
     replication::{ConnectOptions, ReplicationError},
     store::StoreError,
@@ -79,7 +82,7 @@ pub struct BackupOptions {
     pub part_bytes: usize,
     /// Parts uploaded at the same time.
     pub concurrency: usize,
-    /// Kilobytes per second that the server sends at most.
+    /// Kilobytes per second that are read at most.
     pub max_rate: Option<u32>,
     /// An immediate checkpoint instead of a spread one.
     pub fast_checkpoint: bool,
@@ -87,6 +90,9 @@ pub struct BackupOptions {
     pub owner: Option<BackupOwner>,
     /// An incremental backup where that is possible; `None` for a full one.
     pub incremental: Option<IncrementalOptions>,
+    /// The files of the data directory are read here, instead of having the server send them; `None` has it send them. An
+    /// incremental backup is always sent by the server.
+    pub local: Option<LocalOptions>,
 }
 
 impl BackupOptions {
@@ -104,6 +110,7 @@ impl BackupOptions {
             fast_checkpoint: true,
             owner: None,
             incremental: None,
+            local: None,
         }
     }
 }
@@ -127,9 +134,9 @@ pub enum BackupPhase {
 /// How far a backup is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackupProgress {
-    /// Bytes received from PostgreSQL.
+    /// Bytes received from PostgreSQL, or read.
     pub bytes_done: u64,
-    /// The server's estimate of all bytes, without WAL; known once data flows.
+    /// The estimate of all bytes, without WAL; known once data flows.
     pub bytes_total: Option<u64>,
     /// Bytes stored, compressed.
     pub stored_bytes: u64,
@@ -169,6 +176,9 @@ pub enum BackupError {
     /// The stream failed; see [`BaseBackupError::CorruptSource`] for corrupt pages.
     #[error("streaming from the instance")]
     BaseBackup(#[from] BaseBackupError),
+    /// Reading local files failed; see [`LocalError::CorruptPage`] for corrupt pages.
+    #[error("reading the data directory")]
+    Local(#[from] LocalError),
     /// The store failed.
     #[error("writing to the object store")]
     Store(#[from] StoreError),

@@ -17,14 +17,14 @@ use super::{
     finish::{BackupIdentity, build_record, validate_backup, write_companions},
     marker::{Claim, MARKER_NAME, Marker},
     source::{ScannedBackup, read_backup},
+    stream::Stream,
     sweep::{SILENT_AGE, SweepScope, remove_failed, sweep_abandoned},
     upload::{StoredBackup, Uploader},
 };
 use crate::{
-    base_backup::BaseBackup,
     catalogue::render_checksum,
     encryption::Keys,
-    frames,
+    frames, local,
     store::{ObjectStore, PartBuffers},
 };
 
@@ -116,7 +116,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn copy(&self, source: Source<'_>) -> Result<BackupOutcome, BackupError> {
-        let Source { mut backup, slot, identity, location, archives, kind, parent: _ } = source;
+        let Source { mut stream, slot, identity, location, archives, kind, parent: _ } = source;
         let marker = Marker {
             id: identity.id.clone(),
             started_at: identity.started_at.parse().unwrap_or(Timestamp::UNIX_EPOCH),
@@ -129,7 +129,7 @@ impl Run<'_> {
         let began = Instant::now();
         let own_id = identity.id.clone();
         let work = async {
-            let (scanned, stored) = self.stream(&mut backup).await?;
+            let (scanned, stored) = self.stream(&mut stream).await?;
             let seconds = began.elapsed().as_secs_f64();
             let levels = stored.levels.used();
             // Only now is the WAL of no more use.
@@ -164,10 +164,16 @@ impl Run<'_> {
             location,
             peak_rss_bytes: observe_peak_rss(),
             levels,
-            bounded_bytes: frames::bounded_bytes(self.options.workers, self.options.levels.highest())
-                + ((self.options.concurrency + 1) * self.part_bytes()) as u64,
+            bounded_bytes: self.bounded_bytes(),
             seconds,
         })
+    }
+
+    fn bounded_bytes(&self) -> u64 {
+        let options = self.options;
+        let readers = options.local.as_ref().map_or(0, |local| local::bounded_bytes(local.readers));
+        let parts = (options.concurrency + 1) * self.part_bytes();
+        frames::bounded_bytes(options.workers, options.levels.highest()) + parts as u64 + readers
     }
 
     fn part_bytes(&self) -> usize {
@@ -197,7 +203,7 @@ impl Run<'_> {
     }
 
     /// Reads, compresses and uploads at the same time.
-    async fn stream(&self, backup: &mut BaseBackup) -> Result<(ScannedBackup, StoredBackup), BackupError> {
+    async fn stream(&self, stream: &mut Stream) -> Result<(ScannedBackup, StoredBackup), BackupError> {
         let concurrency = self.options.concurrency.max(1);
         let buffers = PartBuffers::new(concurrency + 1, self.part_bytes());
         let gauge = Box::new(buffers.gauge());
@@ -215,7 +221,7 @@ impl Run<'_> {
         let scanned = tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(BackupError::Cancelled),
-            scanned = read_backup(backup, writer, self.progress) => scanned,
+            scanned = read_backup(stream, writer, self.progress) => scanned,
         };
         if !matches!(scanned, Ok(_) | Err(BackupError::Frame(_))) {
             stop_upload.cancel();

@@ -1,4 +1,4 @@
-//! The stream from PostgreSQL: archives pass through the tar scanner into the frame pipeline; the manifest is kept.
+//! The stream from the source: archives pass through the tar scanner into the frame pipeline; the manifest is kept.
 //!
 //! It is complete only when the server said so after everything else ([`BaseBackupEvent::End`]).
 
@@ -7,9 +7,9 @@ use std::sync::Arc;
 use pgherd_core::{lsn::Lsn, timeline::TimelineId};
 use tokio::sync::watch;
 
-use super::{BackupError, BackupProgress};
+use super::{BackupError, BackupProgress, stream::Stream};
 use crate::{
-    base_backup::{BaseBackup, BaseBackupEvent},
+    base_backup::BaseBackupEvent,
     frames::FrameWriter,
     index::IndexEntry,
     tar::{TarPiece, TarScanner},
@@ -47,7 +47,7 @@ struct OpenArchive {
 
 /// Reads everything after [`BaseBackupEvent::Start`] and feeds the pipeline.
 pub(super) async fn read_backup(
-    backup: &mut BaseBackup,
+    stream: &mut Stream,
     mut frames: FrameWriter,
     progress: &Arc<watch::Sender<BackupProgress>>,
 ) -> Result<ScannedBackup, BackupError> {
@@ -56,7 +56,7 @@ pub(super) async fn read_backup(
     let mut manifest = Vec::new();
     let mut untold = 0;
     loop {
-        match backup.next().await? {
+        match stream.next().await? {
             BaseBackupEvent::Start { .. } => return Err(BackupError::Interrupted),
             BaseBackupEvent::Progress(_) => {}
             BaseBackupEvent::Archive { name, path } => {

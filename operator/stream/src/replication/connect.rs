@@ -27,6 +27,8 @@ use super::{
 use crate::tls::TlsError;
 
 const WHAT: &str = "the start of the session";
+/// Every server has it, unless somebody dropped it.
+const DEFAULT_DATABASE: &str = "postgres";
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 4;
@@ -36,13 +38,22 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connected and authenticated session.
 pub(super) type Session = Wire<Box<dyn ByteStream>>;
 
+/// What a session understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SessionKind {
+    /// Replication commands; SQL too where a database is named.
+    Replication,
+    /// SQL alone, in the database that is named or in `postgres`.
+    Sql,
+}
+
 /// Connects within `connect_timeout` and leaves the session ready for a command.
-pub(super) async fn connect(options: &ConnectOptions) -> Result<Session, ReplicationError> {
+pub(super) async fn connect(options: &ConnectOptions, kind: SessionKind) -> Result<Session, ReplicationError> {
     let timeout = options.connect_timeout;
     tokio::time::timeout(timeout, async {
         let stream = open_stream(options).await?;
         let mut wire = Wire::new(stream);
-        start_session(&mut wire, options).await?;
+        start_session(&mut wire, options, kind).await?;
         Ok(wire)
     })
     .await
@@ -99,15 +110,22 @@ async fn start_tls(
     Ok(Box::new(stream))
 }
 
-async fn start_session(wire: &mut Session, options: &ConnectOptions) -> Result<(), ReplicationError> {
+async fn start_session(
+    wire: &mut Session,
+    options: &ConnectOptions,
+    kind: SessionKind,
+) -> Result<(), ReplicationError> {
     let mut parameters = vec![
         ("user", options.user.as_str()),
         ("application_name", options.application_name.as_str()),
         ("client_encoding", "UTF8"),
     ];
-    match options.database.as_deref() {
-        Some(database) => parameters.extend([("database", database), ("replication", "database")]),
-        None => parameters.push(("replication", "true")),
+    match (kind, options.database.as_deref()) {
+        (SessionKind::Sql, database) => parameters.push(("database", database.unwrap_or(DEFAULT_DATABASE))),
+        (SessionKind::Replication, Some(database)) => {
+            parameters.extend([("database", database), ("replication", "database")]);
+        }
+        (SessionKind::Replication, None) => parameters.push(("replication", "true")),
     }
     wire.send(|buffer| frontend::startup_message(parameters, buffer)).await?;
     loop {

@@ -4,6 +4,7 @@ mod connect;
 mod error;
 mod manifest;
 mod query;
+mod sql;
 pub mod wire;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
@@ -15,11 +16,12 @@ use pgherd_core::{
 
 use postgres_protocol::message::frontend;
 
-use connect::Session;
+use connect::{Session, SessionKind};
 pub use error::{ReplicationError, ServerError};
 use query::{query, render_identifier};
 
 pub(crate) use query::{Row, render_literal};
+pub use sql::SqlClient;
 
 use crate::tls::PostgresTls;
 
@@ -81,7 +83,7 @@ impl ReplicationClient {
     /// # Errors
     /// [`ReplicationError`].
     pub async fn connect(options: &ConnectOptions) -> Result<Self, ReplicationError> {
-        Ok(Self { wire: connect::connect(options).await? })
+        Ok(Self { wire: connect::connect(options, SessionKind::Replication).await? })
     }
 
     /// `IDENTIFY_SYSTEM`.
@@ -187,17 +189,8 @@ impl ReplicationClient {
     }
 
     /// Says goodbye and closes the connection.
-    pub async fn close(mut self) {
-        let goodbye = async {
-            let sent = self.wire.send(|buffer| {
-                frontend::terminate(buffer);
-                Ok(())
-            });
-            // The server may be gone already: then there is nobody to tell.
-            let _ = sent.await;
-            self.wire.shutdown().await;
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(2), goodbye).await;
+    pub async fn close(self) {
+        say_goodbye(self.wire).await;
     }
 
     /// The framed connection, for a command with an answer of its own form.
@@ -211,7 +204,20 @@ impl ReplicationClient {
     }
 }
 
-fn column(row: &Row, index: usize) -> Result<&str, ReplicationError> {
+async fn say_goodbye(mut wire: Session) {
+    let goodbye = async {
+        let sent = wire.send(|buffer| {
+            frontend::terminate(buffer);
+            Ok(())
+        });
+        // The server may be gone already: then there is nobody to tell.
+        let _ = sent.await;
+        wire.shutdown().await;
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), goodbye).await;
+}
+
+pub(crate) fn column(row: &Row, index: usize) -> Result<&str, ReplicationError> {
     row.get(index)
         .and_then(Option::as_deref)
         .ok_or_else(|| ReplicationError::Protocol(format!("column {index} is missing")))

@@ -24,12 +24,24 @@ pub(super) async fn query<S>(wire: &mut Wire<S>, sql: &str) -> Result<Vec<Row>, 
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    tokio::time::timeout(ANSWER_TIMEOUT, async {
+    query_within(wire, sql, ANSWER_TIMEOUT).await
+}
+
+/// Runs a command that may take as long as `after`, and returns its rows.
+pub(super) async fn query_within<S>(
+    wire: &mut Wire<S>,
+    sql: &str,
+    after: Duration,
+) -> Result<Vec<Row>, ReplicationError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    tokio::time::timeout(after, async {
         wire.send(|buffer| frontend::query(sql, buffer)).await?;
         read_rows(wire).await
     })
     .await
-    .map_err(|_| ReplicationError::Timeout { what: "answer", after: ANSWER_TIMEOUT })?
+    .map_err(|_| ReplicationError::Timeout { what: "answer", after })?
 }
 
 async fn read_rows<S>(wire: &mut Wire<S>) -> Result<Vec<Row>, ReplicationError>

@@ -37,8 +37,15 @@ async fn start_slow(
     let before = store.list_dirs(&base).await.unwrap();
     let Errand::Backup { sockets, port, .. } = Errand::backup(server, location.clone()) else { panic!() };
     let owner = Some(BackupOwner { id: owner.to_owned(), attempt });
-    let process =
-        Process::start(&Errand::Backup { sockets, port, location: location.clone(), owner, slow: true, level: None });
+    let process = Process::start(&Errand::Backup {
+        sockets,
+        port,
+        location: location.clone(),
+        owner,
+        slow: true,
+        level: None,
+        local: None,
+    });
     let mut first_object = String::new();
     crate::wait_until("an upload is open", async || {
         let ids = store.list_dirs(&base).await.unwrap();

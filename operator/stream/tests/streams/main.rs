@@ -35,6 +35,8 @@ mod imports;
 mod incremental;
 mod killed;
 mod levels;
+mod local;
+mod local_failures;
 mod meanwhile;
 mod measure;
 mod memory;

@@ -4,11 +4,12 @@ use pgherd_core::{
     backup::{BackupLocation, ClusterLocation},
     compression::LevelBounds,
 };
+use pgherd_stream::local::DEFAULT_READERS;
 
 use crate::{
     encryption::{Pair, with_keys},
     fake_server::{Content, FakeServer, SYSTEM_ID},
-    postgres::workspace,
+    postgres::{Postgres, workspace},
     process::{Errand, Findings, Process},
     server::Minio,
 };
@@ -24,8 +25,15 @@ async fn measure(content: Content, megabytes: usize, restore: bool, encrypted: b
         location = with_keys(&location, &[&pair], Some(&pair.file));
     }
     let sockets = server.sockets.to_str().unwrap().to_owned();
-    let errand =
-        Errand::Backup { sockets, port: server.port, location: location.clone(), owner: None, slow: false, level };
+    let errand = Errand::Backup {
+        sockets,
+        port: server.port,
+        location: location.clone(),
+        owner: None,
+        slow: false,
+        level,
+        local: None,
+    };
     let backup = Process::start(&errand).finish().await;
     report("backup", content, &backup);
     assert!(backup.tar_bytes > (megabytes as u64) << 20);
@@ -77,6 +85,50 @@ async fn the_highest_level_of_the_defaults_takes_less_than_64_mebibytes() {
         for content in [Content::Noise, Content::Halves] {
             measure(content, 600, false, true, Some(LevelBounds::default().highest())).await;
         }
+    }
+}
+
+/// Fills a server, and has a process of its own make backups: streamed where `readers` is 0, else from its files.
+async fn measure_files(noise: bool, megabytes: u32, rounds: &[usize]) {
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    if noise {
+        server.fill_with_noise(megabytes * 500)
+    } else {
+        server.fill(megabytes / 15)
+    }
+    for readers in rounds {
+        let mut errand = Errand::backup(&server, minio.location());
+        let Errand::Backup { local, .. } = &mut errand else { panic!() };
+        *local = Some((server.data.clone(), *readers)).filter(|_| *readers > 0);
+        let before = server.cpu_seconds();
+        let found = Process::start(&errand).finish().await;
+        let gigabytes = found.tar_bytes as f64 / 1e9;
+        println!(
+            "{readers} readers: {gigabytes:.2} GB tar, {:.2} GB stored, {:.0} MB/s, CPU s/GB: {:.2} and {:.2} of the server, peak RSS {:.1} MiB",
+            found.stored_bytes as f64 / 1e9,
+            gigabytes * 1e3 / found.seconds,
+            found.cpu_seconds / gigabytes,
+            (server.cpu_seconds() - before) / gigabytes,
+            found.peak_rss_bytes as f64 / f64::from(1 << 20),
+        );
+        assert_eq!(found.error, None);
+        assert!(found.peak_rss_bytes < LIMIT, "{} bytes at the peak", found.peak_rss_bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_read_within_less_than_64_mebibytes() {
+    if !crate::without_real_parts() {
+        measure_files(true, 300, &[DEFAULT_READERS]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "prints figures"]
+async fn measure_files_beside_a_stream() {
+    for noise in [false, true] {
+        measure_files(noise, if noise { 500 } else { 1000 }, &[0, 1, 2, 3, 0, 1, 2, 3]).await;
     }
 }
 

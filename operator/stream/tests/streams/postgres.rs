@@ -140,6 +140,16 @@ impl Postgres {
         }
     }
 
+    /// CPU seconds of the server and of all its processes that have ended.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        let pid = fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.lines().next().unwrap())).unwrap();
+        let fields: Vec<f64> =
+            stat.rsplit_once(')').unwrap().1.split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
+        let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap();
+        fields[11..15].iter().sum::<f64>() / ticks as f64
+    }
+
     /// Runs SQL and gives the answer as text.
     pub(crate) fn sql(&self, sql: &str) -> String {
         let output = run(self.client("psql").args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]));

@@ -15,6 +15,7 @@ use pgherd_core::{
 };
 use pgherd_stream::{
     backup::{BackupOptions, BackupOwner, BackupProgress, observe_peak_rss, run_backup},
+    local::LocalOptions,
     replication::ConnectOptions,
     restore::{RestoreProgress, restore_backup, verify_backup},
     store::ObjectStore,
@@ -38,6 +39,9 @@ pub(crate) enum Errand {
         owner: Option<BackupOwner>,
         slow: bool,
         level: Option<i32>,
+        /// The data directory, where its files are to be read, and how many at a time.
+        #[serde(default)]
+        local: Option<(PathBuf, usize)>,
     },
     Restore {
         location: BackupLocation,
@@ -55,7 +59,7 @@ pub(crate) enum Errand {
 impl Errand {
     pub(crate) fn backup(server: &Postgres, location: ClusterLocation) -> Self {
         let sockets = server.sockets.to_str().unwrap().to_owned();
-        Self::Backup { sockets, port: server.port, location, owner: None, slow: false, level: None }
+        Self::Backup { sockets, port: server.port, location, owner: None, slow: false, level: None, local: None }
     }
 }
 
@@ -143,9 +147,10 @@ async fn perform(errand: Errand) -> Findings {
             mutate_all(&captures, cases);
             return findings;
         }
-        Errand::Backup { sockets, port, location, owner, slow, level } => {
+        Errand::Backup { sockets, port, location, owner, slow, level, local } => {
             let mut options = BackupOptions::new(connect(sockets, port), location);
             options.owner = owner;
+            options.local = local.map(|(data, readers)| LocalOptions { data, readers });
             if slow {
                 (options.max_rate, options.part_bytes, options.levels) = (Some(12 << 10), 5 << 20, fixed(-7));
             }

@@ -197,6 +197,22 @@ impl Instance {
     /// Asks the agent's API with one of the test's certificates (`replication` or `operator`); the answer's first line
     /// and everything after.
     pub async fn ask(&self, root: &Path, client: &str, method: &str, path: &str, body: &str) -> (String, String) {
+        let mut stream = self.begin(root, client, method, path, body).await;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (first, rest) = answer.split_once("\r\n").unwrap();
+        (first.to_owned(), rest.to_owned())
+    }
+
+    /// The same, of which the answer has yet to be read.
+    pub async fn begin(
+        &self,
+        root: &Path,
+        client: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
         let folder = root.join(format!("client-{client}"));
         fs::create_dir_all(&folder).unwrap();
         let source = root.join("certificates");
@@ -212,10 +228,7 @@ impl Instance {
             "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
         );
         stream.write_all(format!("{head}content-length: {length}\r\n\r\n{body}").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        let (first, rest) = answer.split_once("\r\n").unwrap();
-        (first.to_owned(), rest.to_owned())
+        stream
     }
 
     /// Ends as SIGTERM does.

@@ -10,17 +10,18 @@ use pgherd_core::instance::AGENT_PORT;
 use pgherd_crds::names::{self, keys};
 
 use super::{metadata, selector, services::POSTGRES_PORT};
-use crate::controllers::postgres_cluster::validate::ValidatedCluster;
+use crate::controllers::{backup::build::BACKUP_APP, postgres_cluster::validate::ValidatedCluster};
 
 /// Labels of the operator's pods, as the chart sets them.
 const OPERATOR_LABELS: [(&str, &str); 1] = [(keys::NAME, "pgherd")];
 
 /// PostgreSQL from everywhere (pg_hba.conf demands TLS and a password or a certificate); the agents' API only from the
-/// cluster's own pods and from the operator. Probes come from the node, which no policy stops.
+/// cluster's own pods, from backup Jobs and from the operator. Probes come from the node, which no policy stops.
 #[must_use]
 pub fn build_network_policy(cluster: &ValidatedCluster) -> NetworkPolicy {
     let own = peer([(keys::CLUSTER, cluster.name.as_str())].into_iter(), None);
     let operator = peer(OPERATOR_LABELS.into_iter(), Some(LabelSelector::default()));
+    let jobs = peer([(keys::NAME, BACKUP_APP)].into_iter(), None);
     NetworkPolicy {
         metadata: metadata(cluster, names::network_policy(&cluster.name)),
         spec: Some(NetworkPolicySpec {
@@ -28,7 +29,7 @@ pub fn build_network_policy(cluster: &ValidatedCluster) -> NetworkPolicy {
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
                 NetworkPolicyIngressRule { ports: Some(vec![port(POSTGRES_PORT)]), from: None },
-                NetworkPolicyIngressRule { ports: Some(vec![port(AGENT_PORT)]), from: Some(vec![own, operator]) },
+                NetworkPolicyIngressRule { ports: Some(vec![port(AGENT_PORT)]), from: Some(vec![own, jobs, operator]) },
             ]),
             ..NetworkPolicySpec::default()
         }),

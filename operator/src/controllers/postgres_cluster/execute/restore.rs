@@ -69,6 +69,7 @@ fn build_backup(name: &str, cluster: &str, namespace: &str) -> Backup {
         cluster_ref: LocalReference { name: cluster.to_owned() },
         target: None,
         incremental: None,
+        method: None,
         deletion_policy: None,
     };
     let mut backup = Backup::new(name, spec);

@@ -155,6 +155,7 @@ fn backup(restorable: bool) -> Backup {
             cluster_ref: LocalReference { name: "shop-old".into() },
             target: None,
             incremental: None,
+            method: None,
             deletion_policy: None,
         },
         status: Some(BackupStatus {
