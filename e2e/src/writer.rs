@@ -128,7 +128,8 @@ impl WriterPod {
 /// # Errors
 /// kubectl failed.
 pub async fn remove(namespace: &str) -> Result<()> {
-    kubectl(namespace, &["delete", "pod", "writer", "--ignore-not-found", "--force", "--grace-period=0"])
+    // Not by force: its container would go on writing for a moment, into the tables of the next one.
+    kubectl(namespace, &["delete", "pod", "writer", "--ignore-not-found", "--grace-period=1", "--timeout=60s"])
         .await
         .map(drop)
 }
