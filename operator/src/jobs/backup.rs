@@ -19,7 +19,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use pgherd_core::{backup::LOCAL_METHOD, chain::ParentChoice};
+use pgherd_core::{backup::LOCAL_METHOD, chain::ParentChoice, compression::LevelBounds};
 use pgherd_stream::{
     backup::{BackupError, BackupKind, BackupOptions, BackupOwner, BackupProgress, IncrementalOptions, run_backup},
     process::build_runtime,
@@ -118,22 +118,12 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
         let cancel = cancel.clone();
         tokio::spawn(async move { reporter.report_progress(receiver, cancel).await })
     });
-    let mut options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
-    options.levels = levels;
-    options.owner = Some(BackupOwner { id: config.backup_uid.clone(), attempt: config.attempt });
-    options.incremental = config.incremental.as_ref().map(|wanted| IncrementalOptions {
-        parent: ParentChoice::Newest,
-        max_chain: wanted.max_chain,
-        damaged: wanted.damaged.clone(),
-    });
     let outcome = match config.local {
         Some(local) => local::ask::back_up_by_agent(config, local, sender, &cancel).await,
-        None => match run_backup(options, sender, cancel.clone()).await {
-            Ok(outcome) => {
-                BackupOutcome::Completed(Box::new(build_summary(&outcome, started_at.clone(), started.elapsed())))
-            }
-            Err(error) => BackupOutcome::Failed(describe_failure(&error)),
-        },
+        None => {
+            let done = run_backup(build_options(config, levels), sender, cancel.clone()).await;
+            conclude(done, started_at, started)
+        }
     };
     // The sender is gone, so the task ends by itself; the last status must come after its last patch.
     cancel.cancel();
@@ -147,6 +137,30 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
         reporter.report_completed(summary).await;
     }
     outcome
+}
+
+fn build_options(config: &BackupJobConfig, levels: LevelBounds) -> BackupOptions {
+    let mut options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
+    options.levels = levels;
+    options.owner = Some(BackupOwner { id: config.backup_uid.clone(), attempt: config.attempt });
+    options.incremental = config.incremental.as_ref().map(|wanted| IncrementalOptions {
+        parent: ParentChoice::Newest,
+        max_chain: wanted.max_chain,
+        damaged: wanted.damaged.clone(),
+    });
+    options
+}
+
+/// What came of a backup that began at these times.
+fn conclude(
+    done: Result<pgherd_stream::backup::BackupOutcome, BackupError>,
+    started_at: String,
+    started: Instant,
+) -> BackupOutcome {
+    match done {
+        Ok(outcome) => BackupOutcome::Completed(Box::new(build_summary(&outcome, started_at, started.elapsed()))),
+        Err(error) => BackupOutcome::Failed(describe_failure(&error)),
+    }
 }
 
 async fn probe(config: &BackupJobConfig) -> Result<(), BackupError> {

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-const BLOCK: usize = 512;
+/// Size of a header, and what content is padded to.
+pub(crate) const TAR_BLOCK: usize = 512;
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +100,7 @@ enum State {
 #[derive(Debug)]
 pub struct TarScanner {
     state: State,
-    header: Box<[u8; BLOCK]>,
+    header: Box<[u8; TAR_BLOCK]>,
     filled: usize,
     zero_blocks: u8,
     position: u64,
@@ -115,7 +116,7 @@ impl TarScanner {
     /// A scanner at the start of an archive.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::Header, header: Box::new([0; BLOCK]), filled: 0, zero_blocks: 0, position: 0 }
+        Self { state: State::Header, header: Box::new([0; TAR_BLOCK]), filled: 0, zero_blocks: 0, position: 0 }
     }
 
     /// Bytes consumed so far.
@@ -172,19 +173,19 @@ impl TarScanner {
     /// [`TarError::Truncated`].
     pub fn finish(self) -> Result<(), TarError> {
         match self.state {
-            State::End if self.position.is_multiple_of(BLOCK as u64) => Ok(()),
+            State::End if self.position.is_multiple_of(TAR_BLOCK as u64) => Ok(()),
             _ => Err(TarError::Truncated(self.position)),
         }
     }
 
     fn take_header(&mut self, input: &mut &[u8]) -> Result<Option<TarEntry>, TarError> {
-        let piece = take(input, (BLOCK - self.filled) as u64);
+        let piece = take(input, (TAR_BLOCK - self.filled) as u64);
         if let Some(space) = self.header.get_mut(self.filled..self.filled + piece.len()) {
             space.copy_from_slice(piece);
         }
         self.filled += piece.len();
         self.position += piece.len() as u64;
-        if self.filled < BLOCK {
+        if self.filled < TAR_BLOCK {
             return Ok(None);
         }
         self.filled = 0;
@@ -199,12 +200,17 @@ impl TarScanner {
             return Err(TarError::BehindEnd);
         }
         let entry = parse_header(&self.header, self.position)?;
-        let padding = entry.size.wrapping_neg() % BLOCK as u64;
+        let padding = padding(entry.size);
         if entry.kind == TarKind::File {
             self.state = State::Data { left: entry.size, padding, crc32c: 0 };
         }
         Ok(Some(entry))
     }
+}
+
+/// Zeros between the end of a file of `size` bytes and the next header.
+pub(crate) fn padding(size: u64) -> u64 {
+    size.wrapping_neg() % TAR_BLOCK as u64
 }
 
 fn take<'a>(input: &mut &'a [u8], limit: u64) -> &'a [u8] {
@@ -215,8 +221,8 @@ fn take<'a>(input: &mut &'a [u8], limit: u64) -> &'a [u8] {
 }
 
 /// Parses one header; `offset` is where its content begins.
-fn parse_header(header: &[u8; BLOCK], offset: u64) -> Result<TarEntry, TarError> {
-    let at = offset.saturating_sub(BLOCK as u64);
+fn parse_header(header: &[u8; TAR_BLOCK], offset: u64) -> Result<TarEntry, TarError> {
+    let at = offset.saturating_sub(TAR_BLOCK as u64);
     let number = |field: &'static str, range: std::ops::Range<usize>| {
         header.get(range).and_then(parse_number).ok_or(TarError::Number { offset: at, field })
     };
@@ -247,7 +253,7 @@ fn parse_header(header: &[u8; BLOCK], offset: u64) -> Result<TarEntry, TarError>
     Ok(TarEntry { path, kind, mode, size, offset })
 }
 
-fn text(header: &[u8; BLOCK], range: std::ops::Range<usize>) -> Result<String, TarError> {
+fn text(header: &[u8; TAR_BLOCK], range: std::ops::Range<usize>) -> Result<String, TarError> {
     let field = header.get(range).unwrap_or_default();
     let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
     let bytes = field.get(..end).unwrap_or_default();
@@ -285,8 +291,8 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     /// A ustar header like PostgreSQL's.
-    pub(crate) fn header(path: &str, kind: u8, size: u64, link: &str) -> [u8; BLOCK] {
-        let mut block = [0u8; BLOCK];
+    pub(crate) fn header(path: &str, kind: u8, size: u64, link: &str) -> [u8; TAR_BLOCK] {
+        let mut block = [0u8; TAR_BLOCK];
         block[..path.len()].copy_from_slice(path.as_bytes());
         block[100..107].copy_from_slice(b"0000600");
         if size < 1 << 33 {
@@ -308,9 +314,9 @@ pub(crate) mod tests {
         for (path, content) in files {
             out.extend_from_slice(&header(path, b'0', content.len() as u64, ""));
             out.extend_from_slice(content);
-            out.resize(out.len().next_multiple_of(BLOCK), 0);
+            out.resize(out.len().next_multiple_of(TAR_BLOCK), 0);
         }
-        out.resize(out.len() + 2 * BLOCK, 0);
+        out.resize(out.len() + 2 * TAR_BLOCK, 0);
         out
     }
 
@@ -357,14 +363,14 @@ pub(crate) mod tests {
         /// The header's checksum is made right again: it is no defence against somebody who means it.
         #[test]
         fn a_changed_header_names_no_way_out_and_no_more_bytes_than_a_file_can_have(
-            changes in prop::collection::vec((0usize..BLOCK, prop_oneof![any::<u8>(), Just(b'/'), Just(b'.'), Just(b'7')]), 1..12),
+            changes in prop::collection::vec((0usize..TAR_BLOCK, prop_oneof![any::<u8>(), Just(b'/'), Just(b'.'), Just(b'7')]), 1..12),
             content in prop::collection::vec(any::<u8>(), 0..700),
         ) {
             let mut bytes = archive(&[("base/1/1259".to_owned(), content)]);
             for (at, byte) in changes {
                 bytes[at] = byte;
             }
-            let sum: u64 = bytes[..BLOCK].iter().enumerate()
+            let sum: u64 = bytes[..TAR_BLOCK].iter().enumerate()
                 .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u64::from(*byte) }).sum();
             bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
             let (mut scanner, mut input, mut passed) = (TarScanner::new(), &bytes[..], 0);

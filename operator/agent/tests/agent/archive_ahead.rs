@@ -7,7 +7,6 @@ use crate::support::{
     Cluster, Instance,
     archive::{archive, ask, restore},
     minio::{self, Minio},
-    ran_as_postgres_with,
     takeover::{bring_up, first_register, session},
 };
 use pgherd_agent::{
@@ -38,9 +37,7 @@ async fn write_segments(instance: &Instance, count: usize) {
 async fn the_next_segments_are_archived_before_they_are_asked_for_and_come_back_as_they_were() {
     const NAME: &str =
         "archive_ahead::the_next_segments_are_archived_before_they_are_asked_for_and_come_back_as_they_were";
-    let shared = tempfile::tempdir_in("/tmp").unwrap();
-    let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
-    if ran_as_postgres_with(NAME, &env) {
+    if minio::ran_as_postgres(NAME) {
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
@@ -90,9 +87,7 @@ async fn the_next_segments_are_archived_before_they_are_asked_for_and_come_back_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_ends_archives_what_postgresql_did_not() {
     const NAME: &str = "archive_ahead::a_pod_that_ends_archives_what_postgresql_did_not";
-    let shared = tempfile::tempdir_in("/tmp").unwrap();
-    let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
-    if ran_as_postgres_with(NAME, &env) {
+    if minio::ran_as_postgres(NAME) {
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);

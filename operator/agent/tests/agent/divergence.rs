@@ -11,7 +11,6 @@ use std::{
 use crate::support::{
     Cluster, Instance,
     minio::{self, Minio},
-    ran_as_postgres_with,
     takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
 };
 use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};
@@ -38,10 +37,7 @@ async fn count(instance: &Instance) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart() {
-    let shared = tempfile::tempdir_in("/tmp").unwrap();
-    let env = if nix::unistd::getuid().is_root() { vec![minio::share(shared.path())] } else { Vec::new() };
-    if ran_as_postgres_with("divergence::the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart", &env)
-    {
+    if minio::ran_as_postgres("divergence::the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart") {
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);

@@ -1,6 +1,6 @@
 //! A primary that goes on purpose: it stops cleanly, gives its role back, and follows its successor without a rewind.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, time::Duration};
 
 use crate::support::{
     Cluster, Instance, ran_as_postgres,
@@ -10,7 +10,6 @@ use crate::support::{
 };
 use pgherd_agent::register_store::MemoryRegister;
 use pgherd_core::{
-    backup::StoreConfig,
     instance::InstanceStatus,
     register::{Handover, Term},
 };
@@ -104,21 +103,8 @@ async fn an_archive_that_hangs_does_not_hold_a_stop_up() {
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
-    let script = cluster.root.path().join("hangs");
-    fs::write(&script, "#!/bin/sh\n[ \"$1\" = archive-wal ] && exec sleep 600\nexit 1\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    cluster.executable = script;
+    cluster.stand_in("#!/bin/sh\n[ \"$1\" = archive-wal ] && exec sleep 600\nexit 1\n");
     cluster.register.edit(|register| register.quorum.acks = 0);
-    cluster.config.store = Some(StoreConfig {
-        endpoint: "http://127.0.0.1:9".into(),
-        bucket: "b".into(),
-        prefix: String::new(),
-        region: None,
-        path_style: true,
-        credentials_dir: "/nowhere".into(),
-        ca_file: None,
-        encryption: None,
-    });
     let first = bring_up(&cluster, 1).await.pop().unwrap();
     session(&first, "app").await.execute(TABLE).await.unwrap();
     session(&first, "app").await.execute("SELECT pg_switch_wal()").await.unwrap();

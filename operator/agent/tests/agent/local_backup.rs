@@ -1,17 +1,14 @@
 //! A backup from local files that a Job asks for: who may ask and when, one at a time, and its process ends with the connection or the
 //! instance. A script stands for the process; what a backup is belongs to other tests.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use crate::support::{
     Cluster, Instance, ran_as_postgres,
     takeover::{bring_up, first_register},
 };
 use pgherd_agent::{archive::own_location, register_store::MemoryRegister};
-use pgherd_core::{
-    backup::StoreConfig,
-    local_backup::{LOCAL_BACKUP_PATH, LocalBackupOrder, LocalBackupRequest},
-};
+use pgherd_core::local_backup::{LOCAL_BACKUP_PATH, LocalBackupOrder, LocalBackupRequest};
 use tokio::{io::AsyncReadExt, time::Instant};
 
 /// Keeps its order, says a line, and ends when it is told to, or at once unless there is a file `stay`.
@@ -60,21 +57,8 @@ async fn a_backup_lasts_as_long_as_its_connection_and_there_is_one_at_a_time() {
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
     let root = cluster.root.path().to_owned();
-    let script = root.join("process");
-    fs::write(&script, PROCESS).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    cluster.executable = script;
+    cluster.stand_in(PROCESS);
     cluster.register.edit(|register| register.quorum.acks = 0);
-    cluster.config.store = Some(StoreConfig {
-        endpoint: "http://127.0.0.1:9".into(),
-        bucket: "b".into(),
-        prefix: String::new(),
-        region: None,
-        path_style: true,
-        credentials_dir: "/nowhere".into(),
-        ca_file: None,
-        encryption: None,
-    });
     let instance = bring_up(&cluster, 1).await.pop().unwrap();
     let request = render_request(&instance, |_| ());
     let ask = async |client: &str, request: &str| instance.ask(&root, client, "POST", LOCAL_BACKUP_PATH, request).await;

@@ -1,13 +1,12 @@
 //! A replica whose slot lost its WAL: with an archive it catches up by itself, without one it is built anew, with a reason.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::fs;
 
 use crate::support::{
     Cluster, Instance, ran_as_postgres,
     takeover::{bring_up, first_register, session, streams, wait_for},
 };
 use pgherd_agent::register_store::MemoryRegister;
-use pgherd_core::backup::StoreConfig;
 
 /// A cluster whose primary keeps no more WAL than it must.
 fn small_wal() -> Cluster {
@@ -63,25 +62,13 @@ async fn a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is() {
         return;
     }
     let mut cluster = small_wal();
-    let (script, archive) = (cluster.root.path().join("archive.sh"), cluster.root.path().join("archive"));
+    let archive = cluster.root.path().join("archive");
     fs::create_dir(&archive).unwrap();
     let folder = archive.display();
     let text = format!(
         "#!/bin/sh\ncase $1 in archive-wal) exec cp \"$2\" \"{folder}/$3\";; esac\n[ -f \"{folder}/$2\" ] && exec cp \"{folder}/$2\" \"$3\"\nexit 1\n"
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    cluster.executable = script;
-    cluster.config.store = Some(StoreConfig {
-        endpoint: "http://127.0.0.1:9".into(),
-        bucket: "b".into(),
-        prefix: String::new(),
-        region: None,
-        path_style: true,
-        credentials_dir: "/nowhere".into(),
-        ca_file: None,
-        encryption: None,
-    });
+    cluster.stand_in(&text);
     let mut all = bring_up(&cluster, 2).await;
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
     let member = second.agent.board.status().member;

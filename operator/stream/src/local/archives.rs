@@ -15,10 +15,13 @@ use super::{
     rules::RelationFile,
     session::ServerFacts,
     tablespaces::Space,
-    tar_header::{HeaderFields, HeaderKind, TAR_BLOCK, padding, render_header},
+    tar_header::{HeaderFields, HeaderKind, render_header},
     walk::{CONTROL_FILE, Found, Walk},
 };
-use crate::backup::render_data_path;
+use crate::{
+    backup::render_data_path,
+    tar::{TAR_BLOCK, padding},
+};
 
 /// Files below this size are read in one go: the kernel needs no hint.
 const HINT_BYTES: u64 = 128 << 10;
@@ -70,7 +73,7 @@ impl Sources {
             self.visit(space, &mut |found| {
                 bytes += TAR_BLOCK as u64;
                 if let Found::File { metadata, .. } = found {
-                    bytes += metadata.len() + padding(metadata.len()) as u64;
+                    bytes += metadata.len() + padding(metadata.len());
                 }
                 Ok(())
             })?;

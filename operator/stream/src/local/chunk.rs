@@ -13,10 +13,8 @@ use std::{
 use pgherd_core::{lsn::Lsn, pg::page::is_sound};
 use tokio::sync::mpsc;
 
-use super::{
-    LocalError,
-    tar_header::{TAR_BLOCK, padding},
-};
+use super::LocalError;
+use crate::tar::{TAR_BLOCK, padding};
 
 /// Longest chunk in bytes. A reader holds one, and so does each place between it and the compressors.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
@@ -143,7 +141,8 @@ impl ChunkWriter {
                 break;
             }
         }
-        self.push_bytes(ZEROS.get(..padding(file.size)).unwrap_or_default())
+        let padding = usize::try_from(padding(file.size)).unwrap_or_default();
+        self.push_bytes(ZEROS.get(..padding).unwrap_or_default())
     }
 
     /// Sends what was collected.

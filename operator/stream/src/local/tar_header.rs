@@ -1,7 +1,7 @@
 //! Headers of the tar archives, in the form that PostgreSQL writes (`src/port/tar.c`). Pure.
 
-/// Size of a header, and what content is padded to.
-pub(super) const TAR_BLOCK: usize = 512;
+use crate::tar::TAR_BLOCK;
+
 /// Longest name that PostgreSQL puts into an archive, in bytes.
 const MAX_NAME: usize = 99;
 
@@ -49,11 +49,6 @@ pub(super) fn render_header(path: &str, fields: &HeaderFields) -> Option<[u8; TA
     let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
     block.iter_mut().skip(148).zip(render_number::<8>(sum)).for_each(|(to, from)| *to = from);
     Some(block)
-}
-
-/// Zeros between the end of a file of `size` bytes and the next header.
-pub(super) fn padding(size: u64) -> usize {
-    usize::try_from(size.wrapping_neg() % TAR_BLOCK as u64).unwrap_or_default()
 }
 
 /// Octal digits and a blank; base 256 for what has more digits than there is room for.

@@ -9,10 +9,13 @@ use super::{
     LocalError,
     archives::{Sources, header},
     chunk::{ChunkWriter, Content, SourceFile, open},
-    tar_header::{HeaderKind, TAR_BLOCK},
+    tar_header::HeaderKind,
     walk::read_names,
 };
-use crate::wal::segment_names;
+use crate::{
+    tar::TAR_BLOCK,
+    wal::{WalName, segment_names},
+};
 
 /// From where to where.
 #[derive(Clone, Copy, Debug)]
@@ -47,14 +50,12 @@ fn select_wal(names: &[String], span: WalSpan) -> Result<(Vec<String>, Vec<Strin
     }
     let position = |name: &str| name.get(8..).map(str::to_owned);
     let (first, last) = (needed.first().and_then(|name| position(name)), needed.last().and_then(|name| position(name)));
-    let is_segment =
-        |name: &str| name.len() == 24 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
+    let parse = |name: &str| WalName::parse(name).ok();
+    let is_segment = |name: &str| matches!(parse(name), Some(WalName::Segment { partial: false, .. }));
     let in_span = |name: &str| is_segment(name) && position(name) >= first && position(name) <= last;
     let mut segments: Vec<String> = names.iter().filter(|name| in_span(name)).cloned().collect();
     segments.sort_by_key(|name| position(name));
-    let is_history = |name: &str| {
-        name.strip_suffix(".history").is_some_and(|stem| stem.len() == 8 && stem.bytes().all(|b| b.is_ascii_hexdigit()))
-    };
+    let is_history = |name: &str| matches!(parse(name), Some(WalName::History(_)));
     Ok((segments, names.iter().filter(|name| is_history(name)).cloned().collect()))
 }
 

@@ -30,8 +30,15 @@ fn find() -> PathBuf {
     cached.or_else(on_path).expect("no MinIO: set PGHERD_MINIO")
 }
 
+/// [`super::ran_as_postgres`] for a test that starts MinIO.
+pub fn ran_as_postgres(test: &str) -> bool {
+    let shared = tempfile::tempdir_in("/tmp").unwrap();
+    let env = if nix::unistd::getuid().is_root() { vec![share(shared.path())] } else { Vec::new() };
+    super::ran_as_postgres_with(test, &env)
+}
+
 /// For [`super::ran_as_postgres_with`]: a copy of the program where another user may run it. Removed with the folder.
-pub fn share(folder: &Path) -> (&'static str, String) {
+fn share(folder: &Path) -> (&'static str, String) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let copy = folder.join("minio");
     fs::copy(find(), &copy).unwrap();

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -26,7 +26,10 @@ use pgherd_agent::{
     settings::Identity,
     tls::{apply_certificates, build_client_config},
 };
-use pgherd_core::instance::{Bootstrap, InstanceConfig, ReplicaSourcePolicy, Timings};
+use pgherd_core::{
+    backup::StoreConfig,
+    instance::{Bootstrap, InstanceConfig, ReplicaSourcePolicy, Timings},
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -170,6 +173,23 @@ impl Cluster {
             executable: self.executable.clone(),
             peers: Peers::Fixed(peers),
         }
+    }
+
+    /// Runs this script where pgherd would be called, and names an object store that nobody serves.
+    pub fn stand_in(&mut self, script: &str) {
+        self.executable = self.root.path().join("executable");
+        fs::write(&self.executable, script).unwrap();
+        fs::set_permissions(&self.executable, fs::Permissions::from_mode(0o755)).unwrap();
+        self.config.store = Some(StoreConfig {
+            endpoint: "http://127.0.0.1:9".into(),
+            bucket: "b".into(),
+            prefix: String::new(),
+            region: None,
+            path_style: true,
+            credentials_dir: "/nowhere".into(),
+            ca_file: None,
+            encryption: None,
+        });
     }
 
     /// Starts an agent for a pod; `uid` tells a new pod of an old name apart.

@@ -96,12 +96,9 @@ impl Round<'_> {
     }
 
     async fn route(&mut self, change: &RoleChange) -> Result<(), ExecuteError> {
-        if self.done.roles.get(&change.pod).is_some_and(|role| role.as_deref() == change.role) {
-            return Ok(());
-        }
         // Of a planned change the old primary still has its label.
         let mut others = decide_unrouted(self.observed, None);
-        others.retain(|other| other.pod != change.pod && self.done.roles.get(&other.pod) != Some(&None));
+        others.retain(|other| other.pod != change.pod);
         self.change_roles(&others).await?;
         self.change_role(change).await
     }

@@ -118,17 +118,15 @@ impl Round<'_> {
             .max_by_key(|pod| pod.status().map(|status| status.received_lsn))
             .map(|pod| RoleChange { pod: pod.name.clone(), uid: pod.uid.clone(), role: None });
         match successor {
-            Some(change) if !self.done.roles.contains_key(&change.pod) => self.change_role(&change).await,
-            _ => Ok(()),
+            Some(change) => self.change_role(&change).await,
+            None => Ok(()),
         }
     }
 
     /// Nobody is led to the holder any more.
     async fn unroute_holder(&mut self) -> Result<(), ExecuteError> {
         let holder = self.observed.holder_pod().map(|pod| pod.name.as_str());
-        let mut changes = decide_unrouted(self.observed, holder);
-        changes.retain(|change| self.done.roles.get(&change.pod) != Some(&None));
-        self.change_roles(&changes).await
+        self.change_roles(&decide_unrouted(self.observed, holder)).await
     }
 
     /// The holder has stopped, and the failover follows.

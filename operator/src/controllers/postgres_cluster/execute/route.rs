@@ -21,8 +21,11 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Changes one label. A pod that is gone, or that was made again, has no label to change.
+    /// Changes one label, unless this round has done so. A pod that is gone, or that was made again, has no label to change.
     pub(super) async fn change_role(&mut self, change: &RoleChange) -> Result<(), ExecuteError> {
+        if self.done.roles.get(&change.pod).is_some_and(|role| role.as_deref() == change.role) {
+            return Ok(());
+        }
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.cluster.namespace);
         // The UID makes the API server refuse the patch for another pod of the same name.
         let patch = json!({"metadata": {"uid": change.uid, "labels": {keys::ROLE: change.role}}});

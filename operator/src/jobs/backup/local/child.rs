@@ -24,10 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Line, ProgressLine};
 use crate::{
-    jobs::backup::{
-        CONNECT_TIMEOUT, bad_config, build_summary, cancel_on_signal, failure::describe_failure,
-        outcome::BackupOutcome, render_time,
-    },
+    jobs::backup::{CONNECT_TIMEOUT, bad_config, cancel_on_signal, conclude, outcome::BackupOutcome, render_time},
     telemetry::logs,
 };
 
@@ -64,14 +61,11 @@ async fn perform(order: LocalBackupOrder) -> BackupOutcome {
     cancel_on_signal(&cancel);
     let (sender, receiver) = watch::channel(BackupProgress::default());
     let backup = run_backup(options, sender, cancel.clone());
-    let outcome = tokio::select! {
-        outcome = backup => outcome,
+    let done = tokio::select! {
+        done = backup => done,
         never = keep_saying(receiver, &cancel) => match never {},
     };
-    match outcome {
-        Ok(outcome) => BackupOutcome::Completed(Box::new(build_summary(&outcome, started_at, started.elapsed()))),
-        Err(error) => BackupOutcome::Failed(describe_failure(&error)),
-    }
+    conclude(done, started_at, started)
 }
 
 fn build_options(order: LocalBackupOrder) -> Result<BackupOptions, pgherd_core::compression::LevelError> {
