@@ -11,6 +11,7 @@ use std::{
 use crate::support::{
     Cluster, Instance,
     minio::{self, Minio},
+    ran_as_postgres_with,
     takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
 };
 use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};

@@ -70,6 +70,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tar::padding;
     use crate::tar::{TarKind, TarPiece, TarScanner};
 
     proptest! {
