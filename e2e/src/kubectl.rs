@@ -1,18 +1,18 @@
 //! The real command-line programs: kubectl, helm, and this project's own scripts.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{path::PathBuf, process::Stdio};
 
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::Result;
 
-/// The checkout's root.
+/// The checkout's root: the folder that this program runs in, or one above it. The place where it was compiled may be gone
+/// (cargo takes programs from a shared target folder whichever checkout they were compiled in).
 #[must_use]
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let here = std::env::current_dir().unwrap_or_default();
+    let above = here.ancestors().find(|folder| folder.join("e2e/cluster/cluster.sh").exists());
+    above.unwrap_or(&here).to_path_buf()
 }
 
 /// Runs a program and returns what it printed.
