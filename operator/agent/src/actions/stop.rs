@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_core::{instance::Phase, lsn::Lsn, register::Term};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{ActionError, volume};
 use crate::{
@@ -86,23 +86,25 @@ pub async fn hand_over(agent: &Agent, term: Term, why: &str) -> Result<(), Actio
     let end = stop_cleanly(agent, why).await;
     lease::release_at(agent, term, end).await?;
     agent.board.say(Phase::Stopped, format!("{why}: the primary role is given back"));
-    stay_down(agent).await;
-    Ok(())
-}
-
-/// Not where the new primary waits for what this one acknowledges.
-async fn stay_down(agent: &Agent) {
-    let spared = agent.register.borrow().as_ref().is_some_and(|seen| seen.lease.register.can_spare_holder());
-    if spared {
+    if is_spared(agent) {
         tokio::select! {
             () = sleep(STAYS_DOWN) => {}
             () = agent.shutdown.cancelled() => {}
         }
     }
+    Ok(())
+}
+
+/// Not where the new primary waits for what this one acknowledges.
+fn is_spared(agent: &Agent) -> bool {
+    agent.register.borrow().as_ref().is_some_and(|seen| seen.lease.register.can_spare_holder())
 }
 
 /// The pod ends: as [`hand_over`] for a primary, which then archives what PostgreSQL did not: there may be nobody else who
 /// has it. A replica just stops.
+///
+/// Until the nodes lead to the successor they lead to this pod, and a pod that is there refuses a client at once. One that is gone
+/// does not answer, and the client tries again after a second.
 pub async fn shut_down(agent: &Agent) {
     let tenure = *agent.tenure.borrow();
     let last = agent.board.status().history.zip(agent.sample().map(|sample| sample.segment_bytes));
@@ -115,9 +117,13 @@ pub async fn shut_down(agent: &Agent) {
     {
         tracing::warn!(error = %error, "the Lease could not be released; it will run out");
     }
+    let gone_at = Instant::now() + STAYS_DOWN;
     if let (Some(end), Some((history, segment_bytes))) = (end, last) {
         let deadline = Instant::now() + LAST_ARCHIVING;
         Box::pin(leftovers::bring_ready(agent, &history, end, segment_bytes, deadline)).await;
+    }
+    if tenure.is_some() && is_spared(agent) {
+        sleep_until(gone_at).await;
     }
 }
 
