@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    backup::Incremental,
+    backup::{BackupMethod, Incremental},
     shared::{Condition, LocalReference},
     verification::{VerificationStatus, Verify},
 };
@@ -54,6 +54,9 @@ pub struct BackupScheduleSpec {
     /// full backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
+    /// How the data directory is read. Without it: as `spec.backup.method` of the cluster says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<BackupMethod>,
     /// A run that could not start within this many seconds is left out. Without it: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 10, max = 31_536_000))]

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::status::{
     ArchiveFailure, DivergentStatus, EffectiveValues, FailoverCandidate, LastBackup, LastFailover, MemberSource,
-    MemberStatus, PostgresClusterStatus, RestorableStatus, RestoreStatus, SwitchoverStatus, SynchronousStatus,
+    MemberStatus, PostgresClusterStatus, RecoveryStatus, RestorableStatus, RestoreStatus, SwitchoverStatus,
+    SynchronousStatus,
 };
 use super::{
     backup::BackupMethod,
@@ -376,7 +377,8 @@ pub struct RecoverySource {
     #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,20}$')").message("systemId must be a decimal number"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_id: Option<String>,
-    /// The backup's id. Without it: the newest.
+    /// The backup's id. Without it: the newest from before the target. With target.name it has to be one from before that restore
+    /// point.
     #[x_kube(validation = Rule::new("self.matches('^[0-9A-Za-z-]{1,80}$')").message("backupId must be an id as status.id of a Backup shows it"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_id: Option<String>,

@@ -26,6 +26,9 @@ pub(crate) fn fill(rows: u64) -> String {
 pub(crate) const DIGEST: &str =
     "SELECT count(*) || ' ' || sum(hashtext(id::text || name || price::text)::bigint) FROM goods";
 
+/// The present time, as `target.time` takes it.
+pub(crate) const NOW: &str = r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+
 /// Fails a test with a sentence unless the claim holds.
 pub(crate) fn claim(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(otherwise().into()) }

@@ -70,7 +70,7 @@ async fn check(agent: &Agent, question: &RestoreQuestion) -> Result<RestoreAnswe
     let asked = RecoveryQuestion {
         backup_id: question.backup_id.clone(),
         target: question.target.clone(),
-        timeline,
+        timeline: Some(timeline),
         written: (timeline == present).then_some(written),
         now: Timestamp::now(),
     };

@@ -1,9 +1,11 @@
 //! Whether a cluster can be recovered to a target from what its store holds, before anything is given up for it: by which
 //! backup, along which history, and with every WAL file in between. Reads only.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use pgherd_core::{
-    backup::{BackupRecord, ClusterLocation},
+    backup::{BackupLocation, BackupRecord, ClusterLocation},
     chain::{ChainError, resolve_chain},
     instance::RecoveryTarget,
     lsn::Lsn,
@@ -11,9 +13,9 @@ use pgherd_core::{
 };
 
 use crate::{
-    catalogue::{CatalogueError, list_backups},
+    catalogue::{CatalogueError, list_backups, resolve},
     store::ObjectStore,
-    wal::{self, WalError, missing_segments},
+    wal::{self, WalError, WalName, is_archived, missing_segments},
 };
 
 /// So many missing files are named.
@@ -26,8 +28,8 @@ pub struct RecoveryQuestion {
     pub backup_id: Option<String>,
     /// Where recovery stops.
     pub target: RecoveryTarget,
-    /// Whose history it follows.
-    pub timeline: TimelineId,
+    /// Whose history it follows; None for the newest one in the archive that the backup lies on.
+    pub timeline: Option<TimelineId>,
     /// Up to where WAL was written on that timeline; None for whatever the archive has of it.
     pub written: Option<Lsn>,
     /// Now.
@@ -39,8 +41,8 @@ pub struct RecoveryQuestion {
 pub struct ProvenRecovery {
     /// The backup that it begins with.
     pub backup: BackupRecord,
-    /// The history that it follows.
-    pub history: TimelineHistory,
+    /// The timeline whose history it follows.
+    pub timeline: TimelineId,
     /// Room that the restore needs, in bytes: a chain is put together beside its members.
     pub needed_bytes: u64,
 }
@@ -103,6 +105,9 @@ pub enum ProofError {
     /// There is none.
     #[error("the object store holds no backup on the history of timeline {0}")]
     NoBackup(TimelineId),
+    /// There is none at all.
+    #[error("the object store holds no complete backup of this cluster")]
+    Empty,
     /// There is none so old.
     #[error("no backup is as old as the target: the oldest one ended at {stop_lsn} ({stopped_at})")]
     TooEarly {
@@ -115,13 +120,22 @@ pub enum ProofError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// Files are missing.
-    #[error("the archive lacks {} file(s) that the recovery needs: {}", .0.len(), render_names(.0))]
-    Missing(Vec<String>),
+    #[error("the archive lacks {} file(s) that the recovery needs: {}{}", .names.len(), render_names(.names), render_reachable(*.reachable))]
+    Missing {
+        /// Their names.
+        names: Vec<String>,
+        /// Up to here nothing is missing.
+        reachable: Option<Lsn>,
+    },
 }
 
 fn render_names(names: &[String]) -> String {
     let more = if names.len() > NAMED { ", …" } else { "" };
     format!("{}{more}", names.get(..NAMED).unwrap_or(names).join(", "))
+}
+
+fn render_reachable(reachable: Option<Lsn>) -> String {
+    reachable.map_or(String::new(), |end| format!("; a target.lsn before {end} can be reached"))
 }
 
 /// Proves a recovery, or names what is in its way.
@@ -134,30 +148,74 @@ pub async fn prove_recovery(
     question: &RecoveryQuestion,
 ) -> Result<ProvenRecovery, ProofError> {
     let target = Target::parse(question)?;
-    let history = read_history(store, location, question.timeline).await?;
     let all = list_backups(store, location).await?;
-    if let Some(id) = &question.backup_id
-        && !all.iter().any(|backup| backup.id == *id)
-    {
-        return Err(ProofError::NoSuchBackup(id.clone()));
+    let named = question.backup_id.as_deref();
+    if let Some(id) = named.filter(|id| !all.iter().any(|backup| backup.id == **id)) {
+        return Err(ProofError::NoSuchBackup(id.to_owned()));
     }
+    let history = match question.timeline {
+        Some(timeline) => read_history(store, location, timeline).await?,
+        None => find_history(store, location, &all, named).await?,
+    };
     let on_history = |backup: &&BackupRecord| history.contains(backup.timeline, backup.stop_lsn);
     let backups: Vec<BackupRecord> = all.iter().filter(on_history).cloned().collect();
-    let backup = choose(&backups, question, &target)?.clone();
+    let backup = choose(&backups, named, history.timeline, target)?.clone();
     let needed_bytes = measure(&backup, &all)?;
     let written = match question.written {
         Some(written) => written,
         None => observe_end(store, location, &history, backup.wal_segment_bytes).await?,
     };
+    // What was written while the backup was made is in it.
+    let written = written.max(backup.stop_lsn);
     let to = target.replay_to(&backup, &backups, written);
     if to > written {
-        return Err(ProofError::Ahead { target: to, timeline: question.timeline, written });
+        return Err(ProofError::Ahead { target: to, timeline: history.timeline, written });
     }
-    let missing = missing_segments(store, location, &history, backup.start_lsn, to, backup.wal_segment_bytes).await?;
-    if !missing.is_empty() {
-        return Err(ProofError::Missing(missing));
+    let names = list_missing(store, location, &history, &backup, to).await?;
+    if !names.is_empty() {
+        let reachable = names.first().and_then(|name| segment_start(name, backup.wal_segment_bytes));
+        return Err(ProofError::Missing { names, reachable });
     }
-    Ok(ProvenRecovery { backup, history, needed_bytes })
+    Ok(ProvenRecovery { backup, timeline: history.timeline, needed_bytes })
+}
+
+/// What the archive lacks behind the end of the backup, whose own WAL is in it.
+async fn list_missing(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    history: &TimelineHistory,
+    backup: &BackupRecord,
+    to: Lsn,
+) -> Result<Vec<String>, WalError> {
+    if to <= backup.stop_lsn {
+        return Ok(Vec::new());
+    }
+    let bytes = backup.wal_segment_bytes.max(1);
+    // The segment in which the backup ended is in it as far as it was written then.
+    let from = Lsn(backup.stop_lsn.0 / bytes * bytes);
+    missing_segments(store, location, history, from, to, bytes).await
+}
+
+/// What a recovery of somebody else's data begins with, and the timeline that it follows (None up to the end of the backup: then the
+/// archive isn't needed). Nothing is written before it is clear that the target can be reached.
+///
+/// # Errors
+/// [`ProofError`].
+pub async fn plan_recovery(
+    store: &ObjectStore,
+    from: &BackupLocation,
+    target: &RecoveryTarget,
+    now: Timestamp,
+) -> Result<(BackupLocation, BackupRecord, Option<TimelineId>), ProofError> {
+    let (mut location, newest) = resolve(store, from).await?;
+    if *target == RecoveryTarget::Immediate {
+        return Ok((location, newest, None));
+    }
+    let backup_id = Some(from.backup_id.clone()).filter(|id| !id.is_empty());
+    let question = RecoveryQuestion { backup_id, target: target.clone(), timeline: None, written: None, now };
+    let proven = prove_recovery(store, &location.cluster, &question).await?;
+    location.backup_id.clone_from(&proven.backup.id);
+    Ok((location, proven.backup, Some(proven.timeline)))
 }
 
 /// A target that can be compared with backups.
@@ -212,18 +270,18 @@ impl Target {
 
 fn choose<'a>(
     backups: &'a [BackupRecord],
-    question: &RecoveryQuestion,
-    target: &Target,
+    named: Option<&str>,
+    timeline: TimelineId,
+    target: Target,
 ) -> Result<&'a BackupRecord, ProofError> {
-    let timeline = question.timeline;
-    if let Some(id) = &question.backup_id {
-        let named = backups.iter().find(|backup| backup.id == *id);
-        let named = named.ok_or_else(|| ProofError::OffHistory { id: id.clone(), timeline })?;
+    if let Some(id) = named {
+        let found = backups.iter().find(|backup| backup.id == id);
+        let named = found.ok_or_else(|| ProofError::OffHistory { id: id.to_owned(), timeline })?;
         let (stop_lsn, stopped_at) = (named.stop_lsn, named.stopped_at.clone());
         return if target.is_after(named) {
             Ok(named)
         } else {
-            Err(ProofError::AfterTarget { id: id.clone(), stop_lsn, stopped_at })
+            Err(ProofError::AfterTarget { id: id.to_owned(), stop_lsn, stopped_at })
         };
     }
     let oldest = backups.first().ok_or(ProofError::NoBackup(timeline))?;
@@ -241,6 +299,35 @@ fn measure(backup: &BackupRecord, all: &[BackupRecord]) -> Result<u64, ProofErro
     Ok(if chain.len() > 1 { bytes.saturating_mul(2) } else { bytes })
 }
 
+/// The newest timeline that left anything in the archive and on whose history the named backup lies, or any at all. Each restore in
+/// place and each promotion begins a timeline above all others, so that is the present one, or the last one that there was.
+async fn find_history(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    backups: &[BackupRecord],
+    named: Option<&str>,
+) -> Result<TimelineHistory, ProofError> {
+    let wanted: Vec<&BackupRecord> = backups.iter().filter(|backup| named.is_none_or(|id| backup.id == id)).collect();
+    let oldest = wanted.iter().map(|backup| backup.timeline).min().ok_or(ProofError::Empty)?;
+    let folders = store.list_dirs(&format!("{}/wal/", location.root())).await.map_err(WalError::from)?;
+    let archived = folders.iter().filter_map(|name| u32::from_str_radix(name, 16).ok()).map(TimelineId);
+    let mut timelines: BTreeSet<TimelineId> = archived.chain(wanted.iter().map(|backup| backup.timeline)).collect();
+    // One that was begun and archived no segment yet has a history.
+    while let Some(next) = timelines.last().and_then(|last| last.0.checked_add(1)).map(TimelineId) {
+        if !is_archived(store, location, &format!("{next}.history")).await? {
+            break;
+        }
+        timelines.insert(next);
+    }
+    for timeline in timelines.into_iter().rev().filter(|timeline| *timeline >= oldest) {
+        let history = read_history(store, location, timeline).await?;
+        if wanted.iter().any(|backup| history.contains(backup.timeline, backup.stop_lsn)) {
+            return Ok(history);
+        }
+    }
+    Err(ProofError::Empty)
+}
+
 /// PostgreSQL asks for the file of the timeline that it is told to follow, whatever else it needs.
 async fn read_history(
     store: &ObjectStore,
@@ -252,7 +339,7 @@ async fn read_history(
     }
     let name = format!("{timeline}.history");
     let Some(content) = wal::read(store, location, &name).await? else {
-        return Err(ProofError::Missing(vec![name]));
+        return Err(ProofError::Missing { names: vec![name], reachable: None });
     };
     TimelineHistory::parse(timeline, &String::from_utf8_lossy(&content))
         .map_err(|source| ProofError::History { name, source })
@@ -269,15 +356,14 @@ async fn observe_end(
     let folder = format!("{}/wal/{}/", location.root(), history.timeline);
     let keys = store.list(&folder).await.map_err(WalError::from)?;
     let names = keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.split('.').next());
-    let ends = names.filter_map(|name| segment_end(name, segment_bytes));
+    let ends = names.filter_map(|name| segment_start(name, segment_bytes)?.0.checked_add(segment_bytes)).map(Lsn);
     Ok(ends.max().unwrap_or(begin).max(begin))
 }
 
-fn segment_end(name: &str, segment_bytes: u64) -> Option<Lsn> {
-    let (log, segment) = (name.get(8..16)?, name.get(16..24).filter(|_| name.len() == 24)?);
-    let (log, segment) = (u64::from_str_radix(log, 16).ok()?, u64::from_str_radix(segment, 16).ok()?);
-    let start = (log << 32).checked_add(segment.checked_mul(segment_bytes)?)?;
-    start.checked_add(segment_bytes).map(Lsn)
+/// None for what is no segment.
+fn segment_start(name: &str, segment_bytes: u64) -> Option<Lsn> {
+    let WalName::Segment { log, segment, .. } = WalName::parse(name).ok()? else { return None };
+    (u64::from(log) << 32).checked_add(u64::from(segment).checked_mul(segment_bytes)?).map(Lsn)
 }
 
 #[cfg(test)]
@@ -288,9 +374,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_listed_ends_somewhere_or_nowhere(name in "[0-9A-Fa-f.+-]{0,30}|\\PC{0,30}", power in 0u32..64) {
-            let end = segment_end(&name, 1 << power);
-            prop_assert!(end.is_none_or(|end| name.len() == 24 && end.0 >= 1 << power));
+        fn whatever_is_listed_begins_somewhere_or_nowhere(name in "[0-9A-Fa-f.+-]{0,30}|\\PC{0,30}", power in 0u32..64) {
+            prop_assert!(segment_start(&name, 1 << power).is_none() || name.len() >= 24);
         }
     }
 
@@ -310,7 +395,7 @@ mod tests {
         RecoveryQuestion {
             backup_id: backup_id.map(str::to_owned),
             target,
-            timeline: TimelineId(1),
+            timeline: Some(TimelineId(1)),
             written: None,
             now: "2026-11-22T12:00:00Z".parse().unwrap(),
         }
@@ -320,7 +405,8 @@ mod tests {
         let backups = [backup(1, 1_000), backup(5, 5_000), backup(9, 9_000)];
         let question = question(target, backup_id);
         let target = Target::parse(&question).map_err(|error| error.to_string())?;
-        choose(&backups, &question, &target).map(|found| found.id.clone()).map_err(|error| error.to_string())
+        let found = choose(&backups, backup_id, TimelineId(1), target);
+        found.map(|found| found.id.clone()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -354,8 +440,8 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_ends_where_the_next_begins() {
-        assert_eq!(segment_end("0000000200000001000000FF", 16 << 20), Some(Lsn(0x2_0000_0000)));
-        assert_eq!(segment_end("00000002", 16 << 20), None);
+    fn a_segment_begins_where_its_name_says() {
+        assert_eq!(segment_start("0000000200000001000000FF", 16 << 20), Some(Lsn(0x1_FF00_0000)));
+        assert_eq!(segment_start("00000002.history", 16 << 20), None);
     }
 }

@@ -53,6 +53,9 @@ pub struct PostgresClusterStatus {
     /// The last planned change of the primary that was asked for, or became necessary, and what became of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switchover: Option<SwitchoverStatus>,
+    /// What `spec.bootstrap.recovery` came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryStatus>,
     /// The last restore in place that was asked for, and what became of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<RestoreStatus>,
@@ -68,6 +71,27 @@ pub struct PostgresClusterStatus {
     /// What can be restored from the object store; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<RestorableStatus>,
+}
+
+/// A recovery that a cluster began with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryStatus {
+    /// The backup's id, or the key of the archive that was imported.
+    pub from: String,
+    /// The timeline that began with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// The position that was reached, such as 0/3000060.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lsn: Option<String>,
+    /// The commit time of the last transaction that was replayed, as PostgreSQL says it; absent where it replayed none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transaction: Option<String>,
+    /// When the cluster served, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub completed_at: Option<String>,
 }
 
 /// A restore in place.

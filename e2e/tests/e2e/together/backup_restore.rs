@@ -3,14 +3,15 @@
 use pgherd_crds::Backup;
 use pgherd_e2e::{
     Result,
-    cluster::Cluster,
+    cluster::{Cluster, PATIENCE},
     kubectl::{apply, kubectl},
     postgres::psql,
     toolbox::Toolbox,
+    wait::{Look, until},
 };
 
 use crate::{
-    checks::{DIGEST, archive_segment, claim, fill, take_backup},
+    checks::{DIGEST, NOW, archive_segment, claim, fill, take_backup},
     in_namespace, manifests, secrecy,
 };
 
@@ -29,6 +30,7 @@ async fn a_backup_is_restored_by_hand_by_its_object_and_from_the_bucket_alone() 
         let expected = psql(namespace, &primary, "app", DIGEST).await?;
         let backup = take_backup(client, namespace, "by-hand", "c").await?;
         check_figures(&backup, &primary)?;
+        let between = psql(namespace, &primary, "app", NOW).await?;
         // What comes after the backup is in the archive alone.
         psql(namespace, &primary, "app", "CREATE TABLE later AS SELECT generate_series(1, 1000) AS id").await?;
         archive_segment(namespace, &primary).await?;
@@ -37,12 +39,46 @@ async fn a_backup_is_restored_by_hand_by_its_object_and_from_the_bucket_alone() 
         restore_by_hand(namespace, &backup, &expected).await?;
         let more = manifests::recovery_from_object("by-hand");
         check_recovered(&Cluster::new(client, namespace, "from-object"), &more, &expected).await?;
+        take_backup(client, namespace, "later", "c").await?;
         // The bucket is all that is left.
-        kubectl(namespace, &["delete", "pgc/c", "pgb/by-hand", "--timeout=120s"]).await?;
+        kubectl(namespace, &["delete", "pgc/c", "pgb/by-hand", "pgb/later", "--timeout=120s"]).await?;
+        recover_to_a_time(&Cluster::new(client, namespace, "to-a-time"), &between, &expected).await?;
         let more = manifests::recovery_from_bucket("c");
         check_recovered(&Cluster::new(client, namespace, "from-bucket"), &more, &expected).await
     })
     .await
+}
+
+/// The newest backup is from after that time. A time before all backups is refused, and says so.
+async fn recover_to_a_time(cluster: &Cluster, time: &str, expected: &str) -> Result<()> {
+    let (namespace, name) = (&cluster.namespace, &cluster.name);
+    let to = |time: &str| {
+        manifests::cluster(
+            name,
+            1,
+            &format!("{}      target: {{time: \"{time}\"}}\n", manifests::recovery_from_bucket("c")),
+        )
+    };
+    apply(namespace, &to("2020-01-01T00:00:00Z")).await?;
+    until("the refusal of a time before all backups", PATIENCE, async || {
+        let said = kubectl(namespace, &["get", "pgc", name, "-o", "jsonpath={.status}"]).await?;
+        Ok(if said.contains("no backup is as old as the target") { Look::Done(()) } else { Look::NotYet(said) })
+    })
+    .await?;
+    kubectl(namespace, &["delete", "pgc", name, "--timeout=120s"]).await?;
+    apply(namespace, &to(time)).await?;
+    cluster.wait_ready(1).await?;
+    let primary = cluster.primary().await?;
+    let found = psql(namespace, &primary, "app", DIGEST).await?;
+    claim(found == expected, || format!("{name} has {found} instead of {expected}"))?;
+    let later = psql(namespace, &primary, "app", "SELECT to_regclass('later') IS NULL").await?;
+    claim(later == "t", || format!("{name} has a table that was made after {time}"))?;
+    let reached = cluster.status().await?.recovery.unwrap_or_default();
+    claim(reached.timeline.is_some() && reached.lsn.is_some() && reached.last_transaction.is_some(), || {
+        format!("{reached:?}")
+    })?;
+    println!("{name}: {found}, as it was at {time}");
+    Ok(())
 }
 
 fn check_figures(backup: &Backup, primary: &str) -> Result<()> {

@@ -10,12 +10,11 @@ use pgherd_e2e::{
 };
 
 use crate::{
-    checks::{DIGEST, claim, fill, take_backup, wait_follows},
+    checks::{DIGEST, NOW, claim, fill, take_backup, wait_follows},
     in_namespace, manifests,
 };
 
 const MARKS: &str = "SELECT string_agg(name, ' ' ORDER BY name) FROM marks";
-const NOW: &str = r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]

@@ -4,13 +4,16 @@
 
 use std::{ffi::OsStr, time::Duration};
 
+use jiff::Timestamp;
 use pgherd_core::{
     backup::{BackupLocation, StoreConfig},
     instance::{Bootstrap, Phase, RecoveryTarget, SourceReport},
     register::Register,
     timeline::TimelineId,
 };
-use pgherd_stream::{catalogue::resolve, import::import_archive, restore::restore_backup_with, store::ObjectStore};
+use pgherd_stream::{
+    catalogue::resolve, import::import_archive, proof::plan_recovery, restore::restore_backup_with, store::ObjectStore,
+};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -99,8 +102,16 @@ async fn recover(
     let store = ObjectStore::connect(&from.cluster.store)
         .await
         .map_err(|error| failed("failed to reach the object store")(describe_chain(&error)))?;
-    let (location, record) =
-        resolve(&store, from).await.map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?;
+    let (location, record, follow) = match timeline {
+        // A restore in place was looked at before the primary stopped for it.
+        Some(_) => resolve(&store, from)
+            .await
+            .map(|(location, record)| (location, record, timeline))
+            .map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?,
+        None => plan_recovery(&store, from, &target, Timestamp::now())
+            .await
+            .map_err(|error| failed("this recovery is not possible")(describe_chain(&error)))?,
+    };
     agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
     let cancel = CancellationToken::new();
     let _cancelled_when_dropped = cancel.clone().drop_guard();
@@ -110,7 +121,7 @@ async fn recover(
     agent.set_recovery_source(Some(location.cluster.clone()));
     let reason =
         format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
-    run_recovery(agent, Role::Recovery { target, archived: true, timeline }).await?;
+    run_recovery(agent, Role::Recovery { target, archived: true, timeline: follow }).await?;
     if timeline.is_some() {
         restore::forget_partial(&agent.layout.pgdata.join("pg_wal"));
     }

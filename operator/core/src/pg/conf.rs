@@ -201,23 +201,30 @@ fn render_standby(text: &mut String, standby: &StandbyConf) {
     let Some(target) = &standby.recovery_target else {
         return;
     };
-    set(text, "recovery_target_action", "promote");
-    if let Some(timeline) = standby.recovery_timeline {
-        set(text, "recovery_target_timeline", &timeline.0.to_string());
+    text.push_str(&render_recovery(target, standby.recovery_timeline));
+}
+
+/// The settings of a recovery to a target, along the history of a timeline (or of the newest one), after which the server promotes itself.
+#[must_use]
+pub fn render_recovery(target: &RecoveryTarget, timeline: Option<TimelineId>) -> String {
+    let mut text = String::new();
+    set(&mut text, "recovery_target_action", "promote");
+    if let Some(timeline) = timeline {
+        set(&mut text, "recovery_target_timeline", &timeline.0.to_string());
     }
     match target {
         RecoveryTarget::Latest => {}
-        RecoveryTarget::Immediate => set(text, "recovery_target", "immediate"),
-        RecoveryTarget::Time(time) => set(text, "recovery_target_time", &render_target_time(time)),
-        RecoveryTarget::Lsn(lsn) => set(text, "recovery_target_lsn", &lsn.to_string()),
-        RecoveryTarget::Name(name) => set(text, "recovery_target_name", name),
+        RecoveryTarget::Immediate => set(&mut text, "recovery_target", "immediate"),
+        RecoveryTarget::Time(time) => set(&mut text, "recovery_target_time", &render_target_time(time)),
+        RecoveryTarget::Lsn(lsn) => set(&mut text, "recovery_target_lsn", &lsn.to_string()),
+        RecoveryTarget::Name(name) => set(&mut text, "recovery_target_name", name),
     }
+    text
 }
 
 /// A time for `recovery_target_time`, which takes an offset from UTC but neither the `Z` of RFC 3339 nor any other name of a
 /// zone. What is no time stays as it is, for PostgreSQL to refuse.
-#[must_use]
-pub fn render_target_time(time: &str) -> String {
+fn render_target_time(time: &str) -> String {
     time.parse::<Timestamp>().map_or_else(|_| time.to_owned(), |time| time.to_string().replace('Z', "+00"))
 }
 

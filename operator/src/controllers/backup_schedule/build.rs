@@ -26,7 +26,7 @@ pub fn build_backup(schedule: &BackupSchedule, namespace: &str, scheduled: Times
         cluster_ref: schedule.spec.cluster_ref.clone(),
         target: schedule.spec.target,
         incremental: schedule.spec.incremental.clone(),
-        method: None,
+        method: schedule.spec.method,
         deletion_policy: None,
     };
     let mut backup = Backup::new(&render_backup_name(&name, scheduled), spec);

@@ -6,7 +6,10 @@ use jiff::{SignedDuration, Timestamp};
 use pgherd_core::schedule::Schedule;
 use pgherd_crds::{
     BackupSchedule, BackupScheduleSpec, BackupScheduleStatus,
-    v1alpha1::{backup::Incremental, shared::LocalReference},
+    v1alpha1::{
+        backup::{BackupMethod, Incremental},
+        shared::LocalReference,
+    },
 };
 
 use super::{
@@ -145,6 +148,7 @@ fn schedule() -> BackupSchedule {
         suspend: None,
         target: None,
         incremental: Some(Incremental { max_chain: Some(3) }),
+        method: Some(BackupMethod::Local),
         starting_deadline_seconds: None,
         successful_backups_history_limit: None,
         failed_backups_history_limit: None,
@@ -161,6 +165,7 @@ fn a_run_is_named_after_its_time_and_has_no_owner() {
     assert_eq!(backup.metadata.owner_references, None);
     assert_eq!(backup.metadata.labels.unwrap()["pgherd.dev/schedule"], "shop-nightly");
     assert_eq!(backup.spec.incremental, schedule().spec.incremental);
+    assert_eq!(backup.spec.method, Some(BackupMethod::Local));
 }
 
 #[test]

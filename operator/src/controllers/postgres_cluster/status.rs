@@ -6,6 +6,7 @@
 pub mod backups;
 pub mod conditions;
 pub mod members;
+pub mod recovery;
 pub mod restore;
 pub mod sample;
 pub mod scene;
@@ -99,6 +100,7 @@ pub fn build_status(input: StatusInput<'_>) -> PostgresClusterStatus {
         effective: Some(effective(cluster)),
         synchronous: synchronous(&scene).or_else(|| published.synchronous.clone()),
         switchover: switchover::build_switchover(&scene),
+        recovery: recovery::build_recovery(&scene, now),
         restore: restore::build_restore(&scene, now),
         last_failover: last_failover(&scene, memory),
         last_backup: backups::last_backup(&scene.observed.backups).or_else(|| published.last_backup.clone()),

@@ -13,7 +13,7 @@ use pgherd_core::{
     backup::{BackupLocation, ClusterLocation, EncryptionConfig, StoreConfig},
     chain::{DEFAULT_MAX_CHAIN, ParentChoice},
     compression::{LevelBounds, LevelError},
-    pg::conf::render_target_time,
+    instance::RecoveryTarget,
 };
 use pgherd_stream::{
     backup::IncrementalOptions,
@@ -23,8 +23,6 @@ use pgherd_stream::{
     restore::TablespacePlaces,
     tls::PostgresTls,
 };
-
-use super::recovery::Target;
 
 /// PostgreSQL's own.
 const DEFAULT_PORT: u16 = 5432;
@@ -290,7 +288,7 @@ pub struct RestoreArgs {
     /// OID=DIR: puts a tablespace there. May be given again.
     #[arg(long, value_name = "OID=DIR")]
     pub tablespace: Vec<String>,
-    /// Recover up to this time (as PostgreSQL writes it).
+    /// Recover up to this time, such as 2026-11-22T02:00:00Z or '2026-11-22 02:00:00+00'.
     #[arg(long, group = "until")]
     pub target_time: Option<String>,
     /// Recover up to this position.
@@ -340,18 +338,18 @@ impl RestoreArgs {
     /// Where recovery is to end; `None` leaves the directory as the backup has it.
     ///
     /// # Errors
-    /// When a value cannot stand in a configuration file.
-    pub fn recovery_target(&self) -> Result<Option<Target>, Box<dyn Error>> {
+    /// When a value cannot stand in a configuration file, or is no position.
+    pub fn recovery_target(&self) -> Result<Option<RecoveryTarget>, Box<dyn Error>> {
         let target = match self {
-            Self { target_time: Some(time), .. } => Target::Setting("recovery_target_time", render_target_time(time)),
-            Self { target_lsn: Some(lsn), .. } => Target::Setting("recovery_target_lsn", lsn.clone()),
-            Self { target_name: Some(name), .. } => Target::Setting("recovery_target_name", name.clone()),
-            Self { target_immediate: true, .. } => Target::Setting("recovery_target", "immediate".to_owned()),
-            Self { target_latest: true, .. } => Target::Latest,
+            Self { target_time: Some(time), .. } => RecoveryTarget::Time(time.clone()),
+            Self { target_lsn: Some(lsn), .. } => RecoveryTarget::Lsn(lsn.parse()?),
+            Self { target_name: Some(name), .. } => RecoveryTarget::Name(name.clone()),
+            Self { target_immediate: true, .. } => RecoveryTarget::Immediate,
+            Self { target_latest: true, .. } => RecoveryTarget::Latest,
             _ => return Ok(None),
         };
         match &target {
-            Target::Setting(_, value) if value.contains(['\n', '\r', '\0']) => Err("a target is one line".into()),
+            RecoveryTarget::Name(name) if name.contains(['\n', '\r', '\0']) => Err("a target is one line".into()),
             _ => Ok(Some(target)),
         }
     }

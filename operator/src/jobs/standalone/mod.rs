@@ -13,6 +13,7 @@ use pgherd_stream::{
     backup::{BackupKind, BackupOptions, BackupProgress, observe_peak_rss, run_backup},
     catalogue::{list_backups, resolve},
     process::build_runtime,
+    proof::plan_recovery,
     prune::{PruneOptions, apply_prune, plan_prune},
     restore::{RestoreProgress, RestoreSettings, restore_backup_with, verify_backup},
     store::ObjectStore,
@@ -84,17 +85,20 @@ pub fn restore(args: &RestoreArgs) -> Outcome {
     let location = args.location.read()?;
     let places = args.places()?;
     let target = args.recovery_target()?;
-    let (outcome, location) = build_runtime()?.block_on(async {
+    let (outcome, location, timeline) = build_runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         super::backup::cancel_on_signal(&cancel);
         let store = ObjectStore::connect(&location.cluster.store).await?;
-        let (location, record) = resolve(&store, &location).await?;
+        let (location, record, timeline) = match &target {
+            Some(target) => plan_recovery(&store, &location, target, Timestamp::now()).await?,
+            None => resolve(&store, &location).await.map(|(location, record)| (location, record, None))?,
+        };
         let settings = RestoreSettings { places, combine: args.find_combine(record.server_version / 10_000) };
         let (sender, _receiver) = watch::channel(RestoreProgress::default());
         let outcome = restore_backup_with(&store, &location, &args.target, &settings, sender, cancel).await?;
-        Ok::<_, Box<dyn Error>>((outcome, location))
+        Ok::<_, Box<dyn Error>>((outcome, location, timeline))
     })?;
-    recovery::write_recovery(&args.target, &location, target.as_ref())?;
+    recovery::write_recovery(&args.target, &location, target.as_ref(), timeline)?;
     print(&json!({
         "id": outcome.record.id,
         "files": outcome.files,

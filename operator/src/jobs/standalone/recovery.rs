@@ -8,16 +8,12 @@ use std::{
     path::Path,
 };
 
-use pgherd_core::{backup::BackupLocation, pg::quote::quote_conf_value};
-
-/// Where recovery ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// At the end of the archive.
-    Latest,
-    /// By this setting with this value.
-    Setting(&'static str, String),
-}
+use pgherd_core::{
+    backup::BackupLocation,
+    instance::RecoveryTarget,
+    pg::{conf::render_recovery, quote::quote_conf_value},
+    timeline::TimelineId,
+};
 
 /// Name of the file in the data directory that `pgherd fetch-wal` reads.
 const LOCATION_FILE: &str = "pgherd-location.json";
@@ -29,7 +25,8 @@ const LOCATION_FILE: &str = "pgherd-location.json";
 pub(super) fn write_recovery(
     data: &Path,
     location: &BackupLocation,
-    target: Option<&Target>,
+    target: Option<&RecoveryTarget>,
+    timeline: Option<TimelineId>,
 ) -> Result<(), Box<dyn Error>> {
     let standby = data.join("standby.signal");
     if standby.exists() {
@@ -47,19 +44,15 @@ pub(super) fn write_recovery(
     }
     fs::write(data.join(LOCATION_FILE), serde_json::to_vec_pretty(&location)?)?;
     let mut settings = OpenOptions::new().append(true).create(true).open(data.join("postgresql.auto.conf"))?;
-    settings.write_all(render_settings(&program.display().to_string(), target).as_bytes())?;
+    settings.write_all(render_settings(&program.display().to_string(), target, timeline).as_bytes())?;
     settings.sync_all()?;
     fs::write(data.join("recovery.signal"), "")?;
     Ok(())
 }
 
-fn render_settings(program: &str, target: &Target) -> String {
+fn render_settings(program: &str, target: &RecoveryTarget, timeline: Option<TimelineId>) -> String {
     let command = format!("\"{program}\" fetch-wal --location {LOCATION_FILE} \"%f\" \"%p\"");
-    let mut text = format!("restore_command = {}\nrecovery_target_action = 'promote'\n", quote_conf_value(&command));
-    if let Target::Setting(name, value) = target {
-        text.push_str(&format!("{name} = {}\n", quote_conf_value(value)));
-    }
-    text
+    format!("restore_command = {}\n{}", quote_conf_value(&command), render_recovery(target, timeline))
 }
 
 #[cfg(test)]
@@ -68,9 +61,11 @@ mod tests {
 
     #[test]
     fn a_target_cannot_leave_its_quotes() {
-        let text = render_settings("/bin/pgherd", &Target::Setting("recovery_target_name", "a' b".to_owned()));
+        let named = RecoveryTarget::Name("a' b".to_owned());
+        let text = render_settings("/bin/pgherd", &named, Some(TimelineId(3)));
         assert!(text.contains("recovery_target_name = 'a'' b'\n"), "{text}");
         assert!(text.starts_with("restore_command = '\"/bin/pgherd\" fetch-wal --location pgherd-location.json"));
-        assert!(!render_settings("/bin/pgherd", &Target::Latest).contains("recovery_target_time"));
+        assert!(text.contains("recovery_target_timeline = '3'\n"), "{text}");
+        assert!(!render_settings("/bin/pgherd", &RecoveryTarget::Latest, None).contains("recovery_target_time"));
     }
 }

@@ -44,6 +44,7 @@ mod mutations;
 mod postgres;
 mod process;
 mod proxy;
+mod recovery_plans;
 mod retention;
 mod server;
 mod stores;

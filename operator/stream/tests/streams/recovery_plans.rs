@@ -1,0 +1,124 @@
+//! What a recovery begins with is found in the store, and what it lacks is named before anything is written.
+
+use std::fs;
+
+use jiff::Timestamp;
+use pgherd_core::{
+    backup::{BackupLocation, ClusterLocation},
+    instance::RecoveryTarget,
+    lsn::Lsn,
+    timeline::TimelineId,
+};
+use pgherd_stream::{
+    proof::{ProofError, plan_recovery},
+    store::ObjectStore,
+    wal::push,
+};
+
+use crate::{
+    backups::back_up,
+    postgres::{Postgres, workspace},
+    server::{Brand, Server},
+};
+
+on_each_server!(the_backup_before_the_target_is_found_and_what_is_missing_is_named);
+
+const NOW: &str = r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+
+/// A database with a store, and what was archived from it.
+struct Archived {
+    server: Postgres,
+    store: ObjectStore,
+    location: ClusterLocation,
+}
+
+impl Archived {
+    /// Ends the segment that is being written, and archives all that are complete.
+    async fn archive(&self) {
+        self.server.sql("SELECT pg_logical_emit_message(true, 'x', 'y')");
+        self.server.sql("SELECT pg_switch_wal()");
+        let complete = "SELECT string_agg(name, ' ') FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' AND name < \
+                        pg_walfile_name(pg_current_wal_insert_lsn())";
+        for name in self.server.sql(complete).split_whitespace() {
+            self.push(name).await;
+        }
+    }
+
+    async fn push(&self, name: &str) {
+        push(&self.store, &self.location, &self.server.data.join("pg_wal").join(name), name).await.unwrap();
+    }
+
+    async fn back_up(&mut self) -> String {
+        let (outcome, _) = back_up(&self.server, self.location.clone()).await;
+        self.location = outcome.location;
+        self.archive().await;
+        // An id has seconds, and so have the times of a backup.
+        tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
+        outcome.record.id
+    }
+
+    async fn plan(&self, id: &str, target: RecoveryTarget) -> Result<(String, Option<TimelineId>), ProofError> {
+        let unnamed = ClusterLocation { system_id: String::new(), ..self.location.clone() };
+        let from = BackupLocation { cluster: unnamed, backup_id: id.to_owned() };
+        let (location, record, timeline) = plan_recovery(&self.store, &from, &target, Timestamp::now()).await?;
+        assert_eq!((&location.backup_id, &location.cluster), (&record.id, &self.location));
+        Ok((record.id, timeline))
+    }
+}
+
+async fn the_backup_before_the_target_is_found_and_what_is_missing_is_named(brand: Brand) {
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(brand, dir.path()).await);
+    let mut db = Archived { server, store: minio.store().await, location: minio.location() };
+    let too_early = db.server.sql(NOW);
+    let first = db.back_up().await;
+    let between = db.server.sql(NOW);
+    let inside = db.server.sql("SELECT pg_current_wal_insert_lsn()").parse::<Lsn>().unwrap();
+    db.archive().await;
+    let second = db.back_up().await;
+    let time = |text: &str| RecoveryTarget::Time(text.to_owned());
+    let one = Some(TimelineId(1));
+
+    assert_eq!(db.plan("", RecoveryTarget::Latest).await.unwrap(), (second.clone(), one));
+    assert_eq!(db.plan("", time(&between)).await.unwrap(), (first.clone(), one));
+    assert_eq!(db.plan("", RecoveryTarget::Lsn(inside)).await.unwrap(), (first.clone(), one));
+    assert_eq!(db.plan(&first, RecoveryTarget::Latest).await.unwrap(), (first.clone(), one));
+    assert_eq!(db.plan("", RecoveryTarget::Immediate).await.unwrap(), (second.clone(), None));
+    assert!(matches!(db.plan("", time(&too_early)).await, Err(ProofError::TooEarly { .. })));
+    assert!(matches!(db.plan(&second, time(&between)).await, Err(ProofError::AfterTarget { .. })));
+    assert!(matches!(db.plan("", time("2100-01-01T00:00:00Z")).await, Err(ProofError::Future(_))));
+    assert!(matches!(db.plan("", RecoveryTarget::Lsn(Lsn(1 << 40))).await, Err(ProofError::Ahead { .. })));
+    assert!(matches!(db.plan("20200101T000000Z-1-0", RecoveryTarget::Latest).await, Err(ProofError::Catalogue(_))));
+
+    // A hole behind the newest backup: everything before it can be reached, and it says up to where that is.
+    db.archive().await;
+    let lost = db.server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    db.archive().await;
+    db.archive().await;
+    db.store.delete(&db.location.wal_key(&lost)).await.unwrap();
+    let Err(ProofError::Missing { names, reachable: Some(end) }) = db.plan("", RecoveryTarget::Latest).await else {
+        panic!("a hole was not seen")
+    };
+    assert_eq!(names, std::slice::from_ref(&lost));
+    assert_eq!(db.plan("", RecoveryTarget::Lsn(Lsn(end.0 - 1000))).await.unwrap(), (second.clone(), one));
+    assert_eq!(db.plan("", time(&between)).await.unwrap(), (first.clone(), one));
+    assert_eq!(db.plan("", RecoveryTarget::Immediate).await.unwrap(), (second.clone(), None));
+    db.push(&lost).await;
+
+    // After a promotion the new timeline is followed, and its history is needed.
+    db.server.stop("fast");
+    fs::write(db.server.data.join("standby.signal"), "").unwrap();
+    db.server.start("");
+    db.server.sql("SELECT pg_promote()");
+    db.push("00000002.history").await;
+    db.archive().await;
+    let two = Some(TimelineId(2));
+    assert_eq!(db.plan("", RecoveryTarget::Latest).await.unwrap(), (second.clone(), two));
+    assert_eq!(db.plan("", time(&between)).await.unwrap(), (first, two));
+    db.store.delete(&db.location.wal_key("00000002.history")).await.unwrap();
+    let Err(ProofError::Missing { names, .. }) = db.plan("", RecoveryTarget::Latest).await else {
+        panic!("a missing history was not seen")
+    };
+    assert_eq!(names, ["00000002.history"]);
+    assert_eq!(db.plan("", RecoveryTarget::Immediate).await.unwrap(), (second, None));
+}
