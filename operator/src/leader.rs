@@ -25,15 +25,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use crate::telemetry::error_chain;
 
 /// A Lease that did not change for this long may be taken.
-const LEASE: Duration = Duration::from_secs(6);
+const LEASE: Duration = Duration::from_secs(5);
 /// Between renewals.
-const RENEW: Duration = Duration::from_millis(1_500);
+const RENEW: Duration = Duration::from_secs(1);
 /// Whoever does not lead looks this often.
 const LOOK: Duration = Duration::from_millis(500);
 /// Without a renewal for this long, counted from before the last good request, this process does not lead any more.
-const DEADLINE: Duration = Duration::from_secs(4);
+const DEADLINE: Duration = Duration::from_millis(3_500);
 /// A request that takes longer is given up.
-const REQUEST: Duration = Duration::from_secs(2);
+const REQUEST: Duration = Duration::from_millis(1_500);
 
 /// What was seen of the Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]

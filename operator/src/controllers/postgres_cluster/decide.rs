@@ -213,7 +213,8 @@ fn plan_step(cluster: &ValidatedCluster, observed: &Observed, lease: &LeaseView,
         }
         Step::Wait { why, recheck_after_ms } => {
             plan.note = Some(why);
-            let recheck = recheck_after_ms.unwrap_or(POLL_MS);
+            // Times count from when the register was read; asking who does not answer takes a while.
+            let recheck = recheck_after_ms.map_or(POLL_MS, |after| after.saturating_sub(observed.asked_ms));
             plan.requeue_after_ms = recheck.clamp(SOONEST_MS, POLL_MS);
             settle::decide_settle(cluster, observed, &lease.register, plan);
         }

@@ -47,6 +47,8 @@ pub struct Observed {
     pub register_problem: Option<String>,
     /// When the register was read, in milliseconds of the monotonic clock.
     pub read_at_ms: u64,
+    /// For how long after that the agents were asked, in milliseconds.
+    pub asked_ms: u64,
     /// The pods that exist, by ordinal.
     pub pods: Vec<ObservedPod>,
     /// The volume claims that exist, by ordinal. Only read while there is no holder.
@@ -162,7 +164,8 @@ pub async fn observe(
     let claims = if held { BTreeMap::new() } else { list_claims(context, cluster).await? };
     let backups = store::list_backups(&context.stores.backups, &cluster.namespace, &cluster.name);
     let draining = context.stores.nodes.draining();
-    Ok(Observed { register, register_problem, read_at_ms, pods, claims, backups, draining })
+    let asked_ms = context.clock.now().monotonic_ms.saturating_sub(read_at_ms);
+    Ok(Observed { register, register_problem, read_at_ms, asked_ms, pods, claims, backups, draining })
 }
 
 type ReadRegister = (Option<StoredRegister>, Option<String>, u64);
