@@ -48,10 +48,12 @@ python_snappy() {
 HASH=$({ declare -f root_file_system python_snappy; echo "$SUITE $MIRROR ${SNAPPY[*]}"; } | sha256sum | cut -c1-12)
 ROOT=$CACHE/bench/root-$HASH
 
-# Not in this checkout: its configuration of cargo makes static programs of our own.
+# Not in this checkout: its configuration of cargo makes static programs of our own. Where a mirror lacks a version that it
+# is locked to, with the newest that there is.
 wal_rus() {
   cd /
-  timeout "$((WAL_RUS_MINUTES * 60))" cargo install --locked --root "$1" "wal-rus@$WAL_RUS_VERSION"
+  timeout "$((WAL_RUS_MINUTES * 60))" cargo install --locked --root "$1" "wal-rus@$WAL_RUS_VERSION" ||
+    timeout "$((WAL_RUS_MINUTES * 60))" cargo install --root "$1" "wal-rus@$WAL_RUS_VERSION"
 }
 
 # A failure is an answer: the benchmark goes without, and says why.
