@@ -124,7 +124,7 @@ pub enum ProofError {
     Missing {
         /// Their names.
         names: Vec<String>,
-        /// Up to here nothing is missing.
+        /// Up to here nothing is missing, if that is behind the end of the backup.
         reachable: Option<Lsn>,
     },
 }
@@ -173,7 +173,8 @@ pub async fn prove_recovery(
     }
     let names = list_missing(store, location, &history, &backup, to).await?;
     if !names.is_empty() {
-        let reachable = names.first().and_then(|name| segment_start(name, backup.wal_segment_bytes));
+        let hole = names.first().and_then(|name| segment_start(name, backup.wal_segment_bytes));
+        let reachable = hole.filter(|begin| *begin > backup.stop_lsn);
         return Err(ProofError::Missing { names, reachable });
     }
     Ok(ProvenRecovery { backup, timeline: history.timeline, needed_bytes })
@@ -345,19 +346,20 @@ async fn read_history(
         .map_err(|source| ProofError::History { name, source })
 }
 
-/// The end of the last segment that the archive has of the newest timeline; the begin of that timeline where it has none.
+/// The end of the last segment that the archive has of the newest timeline; where it has none, of the last before it.
 async fn observe_end(
     store: &ObjectStore,
     location: &ClusterLocation,
     history: &TimelineHistory,
     segment_bytes: u64,
 ) -> Result<Lsn, ProofError> {
-    let begin = history.ancestors.last().map_or(Lsn::ZERO, |entry| entry.switch_lsn);
+    let switched = history.ancestors.last().map_or(0, |entry| entry.switch_lsn.0);
     let folder = format!("{}/wal/{}/", location.root(), history.timeline);
     let keys = store.list(&folder).await.map_err(WalError::from)?;
     let names = keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.split('.').next());
     let ends = names.filter_map(|name| segment_start(name, segment_bytes)?.0.checked_add(segment_bytes)).map(Lsn);
-    Ok(ends.max().unwrap_or(begin).max(begin))
+    // The segment of the switch comes with the newer timeline: while that has none, it is as if it had not been written.
+    Ok(ends.max().unwrap_or(Lsn(switched - switched % segment_bytes.max(1))))
 }
 
 /// None for what is no segment.

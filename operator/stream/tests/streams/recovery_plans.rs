@@ -111,8 +111,9 @@ async fn the_backup_before_the_target_is_found_and_what_is_missing_is_named(bran
     db.server.start("");
     db.server.sql("SELECT pg_promote()");
     db.push("00000002.history").await;
-    db.archive().await;
     let two = Some(TimelineId(2));
+    assert_eq!(db.plan("", RecoveryTarget::Latest).await.unwrap(), (second.clone(), two), "before it has WAL");
+    db.archive().await;
     assert_eq!(db.plan("", RecoveryTarget::Latest).await.unwrap(), (second.clone(), two));
     assert_eq!(db.plan("", time(&between)).await.unwrap(), (first, two));
     db.store.delete(&db.location.wal_key("00000002.history")).await.unwrap();
