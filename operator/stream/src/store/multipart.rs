@@ -156,7 +156,9 @@ impl MultipartUpload {
         let (store, key, upload_id) = (self.store.clone(), self.key.clone(), self.upload_id.clone());
         self.running.spawn(async move {
             let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(upload_id);
-            let answer = request.part_number(number).body(ByteStream::from(body)).send().await;
+            let request = request.part_number(number).body(ByteStream::from(body)).customize();
+            let request = if store.is_encrypted() { request.disable_payload_signing() } else { request };
+            let answer = request.send().await;
             let answer = answer.map_err(|error| store.classify("UPLOAD PART", &key, error))?;
             super::require_etag(&key, answer.e_tag())?;
             Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag().map(str::to_owned)).build())
