@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Frames are fetched in runs of about this many stored bytes: one request each.
-const RUN_BYTES: u64 = 4 << 20;
+const RUN_BYTES: u64 = 3 << 20;
 
 /// Neighbouring frames of one object, fetched by one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(objects, [7u64, 2].map(|size| ObjectPlan { stored: size << 20, plain: size << 20 }));
         let short: Vec<_> =
             runs.iter().map(|r| (r.object, r.offset >> 20, r.stored >> 20, r.tar_offset >> 20)).collect();
-        assert_eq!(short, [(0, 0, 4, 0), (0, 4, 3, 8), (1, 0, 2, 12)]);
+        assert_eq!(short, [(0, 0, 3, 0), (0, 3, 1, 4), (0, 4, 3, 8), (1, 0, 2, 12)]);
         let wrong = ArchiveRecord { segments: vec![7 << 20, 3 << 20], ..record.clone() };
         assert!(plan_runs(&archive, &wrong, false).is_err());
         let wrong = ArchiveRecord { tar_bytes: 1, ..record.clone() };
