@@ -123,7 +123,7 @@ pub struct Agent {
     recovery_source: Mutex<Option<ClusterLocation>>,
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
     streaming: Mutex<Streaming>,
-    joined_at: Mutex<Option<Boottime>>,
+    upstream_met_at: Mutex<Option<Boottime>>,
     register_error: Mutex<Option<String>>,
     going_on: Mutex<Option<String>>,
     diverged: AtomicBool,
@@ -173,7 +173,7 @@ impl Agent {
             recovery_source: Mutex::new(None),
             applied_roles: Mutex::new(None),
             streaming: Mutex::new(Streaming::default()),
-            joined_at: Mutex::new(None),
+            upstream_met_at: Mutex::new(None),
             register_error: Mutex::new(None),
             going_on: Mutex::new(None),
             diverged: AtomicBool::new(false),
@@ -322,15 +322,15 @@ impl Agent {
         *streaming = Streaming { receiver: streaming.receiver, ..Streaming::default() };
     }
 
-    /// The server is about to follow a primary that was found to be there and most probably has what it lacks.
-    pub fn note_joined(&self) {
-        *lock(&self.joined_at) = Some(Boottime::now());
+    /// The primary that is followed, or is about to be, was found to be there and most probably has what this server lacks.
+    pub fn note_upstream_met(&self) {
+        *lock(&self.upstream_met_at) = Some(Boottime::now());
     }
 
     /// That was so short a time ago.
     #[must_use]
-    pub fn has_joined_within(&self, time: Duration) -> bool {
-        lock(&self.joined_at).is_some_and(|at| Boottime::now().since(at) < time)
+    pub fn has_met_upstream_within(&self, time: Duration) -> bool {
+        lock(&self.upstream_met_at).is_some_and(|at| Boottime::now().since(at) < time)
     }
 
     /// A receiver streams: true once this very process has done so for a second. One that is refused over and over shows

@@ -135,7 +135,7 @@ pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -
             session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
             // A fresh copy lacks WAL that only the archive has, as a rule.
             if read_local(agent)?.term != Term(0) {
-                agent.note_joined();
+                agent.note_upstream_met();
             }
             enter_term(agent, register)?;
             start_as(agent, Some(upstream)).await
@@ -217,7 +217,7 @@ pub async fn set_upstream(agent: &Agent, register: &Register, upstream: Option<&
     }
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
     let local = enter_term(agent, register)?;
-    agent.note_joined();
+    agent.note_upstream_met();
     change_role(agent, standby_role(Some(upstream), &local)).await
 }
 
@@ -238,7 +238,7 @@ pub async fn resume(
     agent.set_diverged(false);
     tracing::info!(upstream = %upstream.pod, "its WAL is on the primary's history: it follows as it is");
     if agent.server.state().await == ProcessState::Running {
-        agent.note_joined();
+        agent.note_upstream_met();
         return change_role(agent, standby_role(Some(upstream), &local)).await;
     }
     agent.server.acknowledge_death().await;
@@ -280,6 +280,7 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
         return check_when_silent(agent, register, pod, Some(&sample)).await;
     }
     agent.note_streaming();
+    agent.note_upstream_met();
     drop_own_slots(agent, &sample).await;
     data_dir::remove_aside(&agent.layout)?;
     agent.board.say(Phase::Replica, "");

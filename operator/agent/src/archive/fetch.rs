@@ -15,16 +15,16 @@ use crate::{actions::describe_chain, agent::Agent, postgres::wal_dir::parse_segm
 
 /// A standby that found the store failing leaves it alone for so long: it asks for several files in a row at its start.
 const STANDBY_PAUSE: Duration = Duration::from_secs(10);
-/// PostgreSQL would look into the archive before it streams. The primary has what a replica lacks in nearly every case, and
-/// commits may wait for that replica.
-const STREAM_FIRST: Duration = Duration::from_secs(3);
+/// PostgreSQL would look into the archive before it streams, also when its primary restarts. The primary has what a replica lacks in
+/// nearly every case, and commits may wait for that replica.
+const STREAM_FIRST: Duration = Duration::from_secs(10);
 
 /// A standby has another source of WAL, the primary, to which PostgreSQL goes on as soon as this one has failed.
 pub(super) async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str, dest: &Path) -> Answer {
     if is_from_the_future(agent, name) {
         return Answer::Absent;
     }
-    if agent.has_joined_within(STREAM_FIRST) {
+    if agent.has_met_upstream_within(STREAM_FIRST) {
         return Answer::Failed("the primary is asked first".to_owned());
     }
     let Some(location) = own_location(agent) else {

@@ -95,12 +95,7 @@ impl UpstreamSession {
     /// # Errors
     /// [`UpstreamError`].
     pub async fn connect(upstream: &Upstream, tls: &Path) -> Result<Self, UpstreamError> {
-        let config: ClientConfig = build_client_config(tls)?;
-        let connected = match connect(upstream, upstream.address, config.clone()).await {
-            // Somebody else may have the address by now.
-            Err(SqlError::Connect(_)) if upstream.address.is_some() => connect(upstream, None, config).await,
-            connected => connected,
-        };
+        let connected = connect(upstream, build_client_config(tls)?).await;
         let session = connected.map_err(|source| UpstreamError::Sql { pod: upstream.pod.clone(), source })?;
         Ok(Self { pod: upstream.pod.clone(), session })
     }
@@ -224,7 +219,7 @@ impl UpstreamSession {
 }
 
 /// A session by address or, without one, by name. The name is verified in any case.
-async fn connect(upstream: &Upstream, address: Option<IpAddr>, tls: ClientConfig) -> Result<Session, SqlError> {
+async fn connect(upstream: &Upstream, tls: ClientConfig) -> Result<Session, SqlError> {
     let mut options = tokio_postgres::Config::new();
     options
         .host(&upstream.host)
@@ -235,7 +230,7 @@ async fn connect(upstream: &Upstream, address: Option<IpAddr>, tls: ClientConfig
         .ssl_mode(tokio_postgres::config::SslMode::Require)
         .options("-csearch_path=pg_catalog")
         .connect_timeout(PATIENCE);
-    if let Some(address) = address {
+    if let Some(address) = upstream.address {
         options.hostaddr(address);
     }
     let connect = timeout(PATIENCE, options.connect(MakeRustlsConnect::new(tls))).await;
@@ -257,13 +252,11 @@ pub fn render_upstream_conninfo(
         tls.join("replication.crt").display().to_string(),
         tls.join("replication.key").display().to_string(),
     );
-    // First by address, then by name: an empty hostaddr stands for a look-up (libpq, 34.1.1.3).
-    let (hosts, addresses) = match upstream.address {
-        Some(address) => (format!("{0},{0}", upstream.host), Some(format!("{address},"))),
-        None => (upstream.host.clone(), None),
-    };
+    // Where the address is known the name is only verified. libpq's look-up has no bound in time: a receiver that fell back to it
+    // while its primary restarted would hang for as long as DNS is away.
+    let address = upstream.address.map(|address| address.to_string());
     let mut pairs = vec![
-        ("host", hosts.as_str()),
+        ("host", upstream.host.as_str()),
         ("port", &port),
         ("user", REPLICATION_ROLE),
         ("application_name", application_name),
@@ -276,7 +269,7 @@ pub fn render_upstream_conninfo(
         ("keepalives_interval", "2"),
         ("keepalives_count", "3"),
     ];
-    pairs.extend(addresses.as_deref().map(|addresses| ("hostaddr", addresses)));
+    pairs.extend(address.as_deref().map(|address| ("hostaddr", address)));
     pairs.extend(database.map(|name| ("dbname", name)));
     render_conninfo(&pairs)
 }
@@ -296,11 +289,10 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_tries_the_address_first_and_then_asks_for_the_name() {
+    fn a_receiver_looks_no_name_up_where_the_address_is_known() {
         let address = Some("10.244.1.7".parse().expect("an address"));
         let upstream = Upstream { pod: "c-0".into(), host: "c-0.c-pods.db.svc".into(), address, port: 5432 };
         let conninfo = render_upstream_conninfo(&upstream, Path::new("/run/pgherd/tls"), "m-1", None);
-        assert!(conninfo.contains("host='c-0.c-pods.db.svc,c-0.c-pods.db.svc'"));
-        assert!(conninfo.contains("hostaddr='10.244.1.7,'"));
+        assert!(conninfo.contains("host='c-0.c-pods.db.svc'") && conninfo.contains("hostaddr='10.244.1.7'"));
     }
 }
