@@ -110,19 +110,8 @@ pub async fn resolve(
     store: &ObjectStore,
     location: &BackupLocation,
 ) -> Result<(BackupLocation, BackupRecord), CatalogueError> {
-    let mut resolved = location.clone();
-    if resolved.cluster.system_id.is_empty() {
-        // With an empty system id, the root ends with the slash after the cluster's name.
-        let mut system_ids = list_systems(store, &resolved.cluster.root()).await?;
-        resolved.cluster.system_id = match (system_ids.pop(), system_ids.is_empty()) {
-            (None, _) => return Err(CatalogueError::UnknownCluster(resolved.cluster.cluster)),
-            (Some(only), true) => only,
-            (Some(last), false) => {
-                system_ids.push(last);
-                return Err(CatalogueError::AmbiguousSystem { cluster: resolved.cluster.cluster, system_ids });
-            }
-        };
-    }
+    let cluster = resolve_system(store, &location.cluster).await?;
+    let mut resolved = BackupLocation { cluster, ..location.clone() };
     let record = if resolved.backup_id.is_empty() {
         list_backups(store, &resolved.cluster).await?.pop()
     } else {
@@ -132,6 +121,30 @@ pub async fn resolve(
     let record = record.ok_or_else(|| CatalogueError::NoBackup { root, id: resolved.backup_id.clone() })?;
     resolved.backup_id.clone_from(&record.id);
     Ok((resolved, record))
+}
+
+/// Fills in an empty system id: there must be only one.
+///
+/// # Errors
+/// [`CatalogueError`].
+pub async fn resolve_system(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+) -> Result<ClusterLocation, CatalogueError> {
+    let mut resolved = location.clone();
+    if resolved.system_id.is_empty() {
+        // With an empty system id, the root ends with the slash after the cluster's name.
+        let mut system_ids = list_systems(store, &resolved.root()).await?;
+        resolved.system_id = match (system_ids.pop(), system_ids.is_empty()) {
+            (None, _) => return Err(CatalogueError::UnknownCluster(resolved.cluster)),
+            (Some(only), true) => only,
+            (Some(last), false) => {
+                system_ids.push(last);
+                return Err(CatalogueError::AmbiguousSystem { cluster: resolved.cluster, system_ids });
+            }
+        };
+    }
+    Ok(resolved)
 }
 
 /// Reads one `backup.json`; `None` when the store says that there is none.

@@ -13,7 +13,7 @@ use pgherd_core::{
 };
 
 use crate::{
-    catalogue::{CatalogueError, list_backups, resolve},
+    catalogue::{CatalogueError, list_backups, resolve, resolve_system},
     store::ObjectStore,
     wal::{self, WalError, WalName, is_archived, missing_segments},
 };
@@ -105,9 +105,6 @@ pub enum ProofError {
     /// There is none.
     #[error("the object store holds no backup on the history of timeline {0}")]
     NoBackup(TimelineId),
-    /// There is none at all.
-    #[error("the object store holds no complete backup of this cluster")]
-    Empty,
     /// There is none so old.
     #[error("no backup is as old as the target: the oldest one ended at {stop_lsn} ({stopped_at})")]
     TooEarly {
@@ -208,14 +205,18 @@ pub async fn plan_recovery(
     target: &RecoveryTarget,
     now: Timestamp,
 ) -> Result<(BackupLocation, BackupRecord, Option<TimelineId>), ProofError> {
-    let (mut location, newest) = resolve(store, from).await?;
-    if *target == RecoveryTarget::Immediate {
-        return Ok((location, newest, None));
-    }
-    let backup_id = Some(from.backup_id.clone()).filter(|id| !id.is_empty());
+    let (cluster, backup_id) = if from.backup_id.is_empty() && *target != RecoveryTarget::Immediate {
+        (resolve_system(store, &from.cluster).await?, None)
+    } else {
+        let (location, record) = resolve(store, from).await?;
+        if *target == RecoveryTarget::Immediate {
+            return Ok((location, record, None));
+        }
+        (location.cluster, Some(record.id))
+    };
     let question = RecoveryQuestion { backup_id, target: target.clone(), timeline: None, written: None, now };
-    let proven = prove_recovery(store, &location.cluster, &question).await?;
-    location.backup_id.clone_from(&proven.backup.id);
+    let proven = prove_recovery(store, &cluster, &question).await?;
+    let location = BackupLocation { cluster, backup_id: proven.backup.id.clone() };
     Ok((location, proven.backup, Some(proven.timeline)))
 }
 
@@ -309,7 +310,8 @@ async fn find_history(
     named: Option<&str>,
 ) -> Result<TimelineHistory, ProofError> {
     let wanted: Vec<&BackupRecord> = backups.iter().filter(|backup| named.is_none_or(|id| backup.id == id)).collect();
-    let oldest = wanted.iter().map(|backup| backup.timeline).min().ok_or(ProofError::Empty)?;
+    let none = || CatalogueError::NoBackup { root: location.root(), id: named.map(str::to_owned).unwrap_or_default() };
+    let oldest = wanted.iter().map(|backup| backup.timeline).min().ok_or_else(none)?;
     let folders = store.list_dirs(&format!("{}/wal/", location.root())).await.map_err(WalError::from)?;
     let archived = folders.iter().filter_map(|name| u32::from_str_radix(name, 16).ok()).map(TimelineId);
     let mut timelines: BTreeSet<TimelineId> = archived.chain(wanted.iter().map(|backup| backup.timeline)).collect();
@@ -326,7 +328,7 @@ async fn find_history(
             return Ok(history);
         }
     }
-    Err(ProofError::Empty)
+    Err(none().into())
 }
 
 /// PostgreSQL asks for the file of the timeline that it is told to follow, whatever else it needs.

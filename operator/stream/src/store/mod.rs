@@ -16,6 +16,7 @@ use std::{collections::HashMap, fmt::Debug, time::Duration};
 use aws_sdk_s3::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
+    operation::put_object::{PutObjectError, PutObjectOutput, builders::PutObjectFluentBuilder},
     primitives::ByteStream,
 };
 use bytes::Bytes;
@@ -124,9 +125,8 @@ impl ObjectStore {
         let metadata = note.map(|(name, value)| HashMap::from([(name.to_owned(), value.to_owned())]));
         loop {
             let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
-            let request = request.set_metadata(metadata.clone()).body(ByteStream::from(body.clone())).customize();
-            let request = if self.is_encrypted() { request.disable_payload_signing() } else { request };
-            let error = match request.send().await {
+            let request = request.set_metadata(metadata.clone()).body(ByteStream::from(body.clone()));
+            let error = match self.send_put(request).await {
                 Ok(answer) => return require_etag(key, answer.e_tag()).map(|()| PutOutcome::Created),
                 Err(error) => error,
             };
@@ -146,10 +146,15 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
-        let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body)).customize();
-        let request = if self.is_encrypted() { request.disable_payload_signing() } else { request };
-        let answer = request.send().await.map_err(|error| classify(self.request("PUT", key), error))?;
+        let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
+        let answer = self.send_put(request).await.map_err(|error| classify(self.request("PUT", key), error))?;
         require_etag(key, answer.e_tag())
+    }
+
+    async fn send_put(&self, request: PutObjectFluentBuilder) -> Result<PutObjectOutput, SdkError<PutObjectError>> {
+        let request = request.customize();
+        let request = if self.is_encrypted() { request.disable_payload_signing() } else { request };
+        request.send().await
     }
 
     /// An object's size in bytes; `None` only when the store said that there is none.

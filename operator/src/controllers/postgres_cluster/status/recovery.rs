@@ -15,14 +15,9 @@ pub(super) fn build_recovery(scene: &Scene<'_>, now: Now) -> Option<RecoveryStat
     if !recovered || !scene.primary_available() {
         return None;
     }
-    let status = scene.holder_status()?;
-    let source = status.source.as_ref().filter(|source| ["recovery", "import"].contains(&source.source.as_str()))?;
-    let history = status.history.as_ref()?;
-    Some(RecoveryStatus {
-        from: source.from.clone(),
-        timeline: Some(history.timeline.0),
-        lsn: history.ancestors.last().map(|entry| entry.switch_lsn.to_string()),
-        last_transaction: source.last_transaction.clone(),
-        completed_at: Some(now.wall.to_string()),
-    })
+    let source = scene.holder_status()?.source.as_ref();
+    let source = source.filter(|source| ["recovery", "import"].contains(&source.source.as_str()))?;
+    let (timeline, lsn, last_transaction) = scene.reached();
+    let completed_at = Some(now.wall.to_string());
+    timeline.map(|_| RecoveryStatus { from: source.from.clone(), timeline, lsn, last_transaction, completed_at })
 }

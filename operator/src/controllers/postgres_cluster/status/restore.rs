@@ -32,16 +32,8 @@ fn completed(scene: &Scene<'_>, draft: RestoreStatus, now: Now) -> RestoreStatus
     if !scene.primary_available() {
         return RestoreStatus { phase: "Restoring".to_owned(), pod: holder, ..draft };
     }
-    let status = scene.holder_status();
-    let history = status.and_then(|status| status.history.as_ref());
-    RestoreStatus {
-        pod: holder,
-        completed_at: Some(now.wall.to_string()),
-        timeline: history.map(|history| history.timeline.0),
-        lsn: history.and_then(|history| history.ancestors.last()).map(|entry| entry.switch_lsn.to_string()),
-        last_transaction: status.and_then(|status| status.source.as_ref()?.last_transaction.clone()),
-        ..draft
-    }
+    let (timeline, lsn, last_transaction) = scene.reached();
+    RestoreStatus { pod: holder, completed_at: Some(now.wall.to_string()), timeline, lsn, last_transaction, ..draft }
 }
 
 fn backed_up(scene: &Scene<'_>, known: RestoreStatus) -> RestoreStatus {

@@ -68,6 +68,18 @@ impl<'a> Scene<'a> {
         self.holder_pod()?.status()
     }
 
+    /// Where the recovery that the holder's data began with ended: the timeline that begins there, the position, and the time of the last
+    /// transaction. To be asked before another promotion.
+    pub(super) fn reached(&self) -> (Option<u32>, Option<String>, Option<String>) {
+        let status = self.holder_status();
+        let history = status.and_then(|status| status.history.as_ref());
+        (
+            history.map(|history| history.timeline.0),
+            history.and_then(|history| history.ancestors.last()).map(|entry| entry.switch_lsn.to_string()),
+            status.and_then(|status| status.source.as_ref()?.last_transaction.clone()),
+        )
+    }
+
     /// The holder of the current term takes writes, also from clients, and `<cluster>-rw` leads to it.
     pub(super) fn primary_available(&self) -> bool {
         let (Some(register), Some(pod)) = (self.register.as_ref(), self.holder_pod()) else { return false };
