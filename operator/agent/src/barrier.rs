@@ -3,15 +3,25 @@
 
 use std::time::Duration;
 
-use pgherd_core::{instance::ArchiveBarrier, lsn::Lsn};
+use pgherd_core::{
+    instance::{ArchiveBarrier, WalSpan},
+    lsn::Lsn,
+    timeline::TimelineId,
+};
+use pgherd_stream::{
+    store::ObjectStore,
+    wal::{WalError, missing_segments},
+};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     agent::Agent,
+    archive::own_location,
     postgres::{
         sql::{Session, SqlError},
         wal_dir::parse_segment_name,
     },
+    status::observe_history,
 };
 
 /// From the request to the answer.
@@ -32,6 +42,12 @@ pub enum BarrierError {
     /// PostgreSQL's answer can't be understood.
     #[error("PostgreSQL gave an unusable answer")]
     Answer,
+    /// The span that was asked for is not what this primary has written.
+    #[error("the primary is on another history: {0} on timeline {1} is no part of it")]
+    Elsewhere(Lsn, TimelineId),
+    /// The archive can't be looked at.
+    #[error(transparent)]
+    Wal(#[from] WalError),
 }
 
 /// Writes a record, switches segments, and waits until the segment with the record is archived.
@@ -68,5 +84,21 @@ pub async fn pass_archive_barrier(agent: &Agent) -> Result<ArchiveBarrier, Barri
             sleep(Duration::from_millis(100)).await;
         }
     }
-    Ok(ArchiveBarrier { lsn, timeline, archived })
+    Ok(ArchiveBarrier { lsn, timeline, archived, missing: None })
+}
+
+/// What the archive lacks of a span of this primary's history, by name. Also of a timeline that has been left: its end is archived by
+/// whoever wrote it or, as a part of the next timeline, by its successor.
+///
+/// # Errors
+/// [`BarrierError`].
+pub async fn find_missing(agent: &Agent, span: &WalSpan) -> Result<Vec<String>, BarrierError> {
+    let sample = agent.sample().ok_or(BarrierError::NotPrimary)?;
+    let location = own_location(agent).ok_or(BarrierError::NoStore)?;
+    let history = observe_history(agent, &sample).ok_or(BarrierError::Answer)?;
+    if !history.contains(span.timeline, span.stop_lsn) {
+        return Err(BarrierError::Elsewhere(span.stop_lsn, span.timeline));
+    }
+    let store = ObjectStore::connect(&location.store).await.map_err(WalError::from)?;
+    Ok(missing_segments(&store, &location, &history, span.start_lsn, span.stop_lsn, sample.segment_bytes).await?)
 }

@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Extension, State},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -26,8 +26,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use pgherd_core::{
     failsafe::Promise,
     instance::{
-        AgentError, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, RestoreAnswer, RestoreQuestion, SealRequest,
-        VouchRequest,
+        AgentError, ArchiveBarrier, InstanceStatus, OPERATOR_CN, REPLICATION_ROLE, RestoreAnswer, RestoreQuestion,
+        SealRequest, VouchRequest, WalSpan,
     },
     local_backup::{LOCAL_BACKUP_PATH, LocalBackupRequest},
 };
@@ -45,7 +45,7 @@ use crate::{
         seal::{SealError, seal},
     },
     agent::Agent,
-    barrier::{BarrierError, pass_archive_barrier},
+    barrier::{BarrierError, find_missing, pass_archive_barrier},
     local_backup::{LocalBackupError, begin},
     restore_check,
     tls::{build_server_config, parse_common_name},
@@ -203,16 +203,28 @@ async fn post_vouch(
 async fn post_barrier(
     State(agent): State<Arc<Agent>>,
     Extension(client): Extension<ClientName>,
-) -> Result<Response, Refusal> {
+    body: Bytes,
+) -> Result<Json<ArchiveBarrier>, Refusal> {
     check_operator(&client)?;
-    let barrier = pass_archive_barrier(&agent).await.map_err(|error| {
+    // An operator of before sends no body.
+    let span: Option<WalSpan> = match body.is_empty() {
+        true => None,
+        false => serde_json::from_slice(&body)
+            .map_err(|error| Refusal(StatusCode::BAD_REQUEST, format!("the span of WAL is malformed: {error}")))?,
+    };
+    let refuse = |error: BarrierError| {
         let code = match &error {
-            BarrierError::NotPrimary | BarrierError::NoStore => StatusCode::CONFLICT,
+            BarrierError::NotPrimary | BarrierError::NoStore | BarrierError::Elsewhere(..) => StatusCode::CONFLICT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Refusal(code, describe_chain(&error))
-    })?;
-    Ok(Json(barrier).into_response())
+    };
+    let barrier = pass_archive_barrier(&agent).await.map_err(refuse)?;
+    let missing = match &span {
+        Some(span) if barrier.archived => Some(find_missing(&agent, span).await.map_err(refuse)?),
+        _ => None,
+    };
+    Ok(Json(ArchiveBarrier { missing, ..barrier }))
 }
 
 async fn post_rebuild(

@@ -514,6 +514,18 @@ pub struct SealReport {
     pub replayed_lsn: Lsn,
 }
 
+/// What `POST /v1/archive-barrier` is asked for besides: the WAL of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WalSpan {
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// Where its replay begins.
+    pub start_lsn: Lsn,
+    /// Where it is consistent.
+    pub stop_lsn: Lsn,
+}
+
 /// `POST /v1/archive-barrier` answers with this: the primary wrote a record, switched segments and waited (bounded)
 /// until the archive had everything up to `lsn`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -525,6 +537,9 @@ pub struct ArchiveBarrier {
     pub timeline: TimelineId,
     /// The archive has it.
     pub archived: bool,
+    /// What the archive lacks of the span that was asked for, if it could be looked at; an agent of before does not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Vec<String>>,
 }
 
 /// The body of every error answer of the agent.

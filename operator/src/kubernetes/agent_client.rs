@@ -14,6 +14,7 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use pgherd_core::instance::{
     AGENT_PORT, AgentError, ArchiveBarrier, InstanceStatus, RestoreAnswer, RestoreQuestion, SealReport, SealRequest,
+    WalSpan,
 };
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -209,12 +210,17 @@ impl AgentClient {
         Ok(report)
     }
 
-    /// `POST /v1/archive-barrier`, within 90 s.
+    /// `POST /v1/archive-barrier`, within 90 s. Where `span` is named, what the archive lacks of it is looked at too.
     ///
     /// # Errors
     /// [`AgentCallError`].
-    pub async fn archive_barrier(&self, agent: &AgentAddress) -> Result<ArchiveBarrier, AgentCallError> {
-        self.call(agent, Method::POST, "/v1/archive-barrier", Bytes::new(), BARRIER_TIMEOUT).await
+    pub async fn archive_barrier(
+        &self,
+        agent: &AgentAddress,
+        span: Option<WalSpan>,
+    ) -> Result<ArchiveBarrier, AgentCallError> {
+        let body = render_body(agent, &span)?;
+        self.call(agent, Method::POST, "/v1/archive-barrier", body, BARRIER_TIMEOUT).await
     }
 
     /// `POST /v1/wake`: the agent reads the register now.

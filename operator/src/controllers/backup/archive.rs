@@ -2,7 +2,11 @@
 
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::Api;
-use pgherd_core::{instance::ArchiveBarrier, lsn::Lsn};
+use pgherd_core::{
+    instance::{ArchiveBarrier, WalSpan},
+    lsn::Lsn,
+    timeline::TimelineId,
+};
 use pgherd_crds::{BackupStatus, PostgresCluster, names};
 
 use crate::{
@@ -30,37 +34,53 @@ pub async fn prove_archive(
     last_try: bool,
 ) -> ArchiveProof {
     let answer = match (cluster, primary) {
-        (Some(cluster), Some(primary)) => ask_primary(context, cluster, primary).await,
+        (Some(cluster), Some(primary)) => ask_primary(context, cluster, primary, parse_span(status)).await,
         (None, _) => Err("the cluster is gone".to_owned()),
         (_, None) => Err("the cluster has no ready primary".to_owned()),
     };
     judge_archive(&answer, status, last_try)
 }
 
-/// The barrier must lie on the backup's timeline: after a switch, the end of the old timeline may be missing.
+/// After a switch of timelines a barrier alone proves nothing, as the end of the old timeline may be missing: then the WAL itself must
+/// have been looked for. What is missing may come yet, from the primary of before.
 #[must_use]
 pub fn judge_archive(answer: &Result<ArchiveBarrier, String>, status: &BackupStatus, last_try: bool) -> ArchiveProof {
     let stop: Option<Lsn> = status.stop_lsn.as_deref().and_then(|lsn| lsn.parse().ok());
     let why = match (answer, stop) {
-        (Ok(barrier), Some(stop)) if status.timeline != Some(barrier.timeline.0) => {
-            let message = format!(
-                "restorable; whether the archive has the WAL up to {stop} cannot be told any more: the primary has moved to timeline {}",
-                barrier.timeline.0
-            );
-            return ArchiveProof { ready: Some(false), message };
-        }
+        (Err(why), _) => why.clone(),
         (Ok(barrier), Some(stop)) if barrier.archived && barrier.lsn >= stop => {
-            let message = format!("restorable, and to any time since: the archive has the WAL up to {}", barrier.lsn);
-            return ArchiveProof { ready: Some(true), message };
+            let stayed = status.timeline == Some(barrier.timeline.0);
+            match barrier.missing.as_deref() {
+                Some([first, ..]) => format!("the archive lacks {first}"),
+                None if !stayed => {
+                    format!("it was not looked for, and the primary has moved to timeline {}", barrier.timeline.0)
+                }
+                _ => {
+                    let message =
+                        format!("restorable, and to any time since: the archive has the WAL up to {}", barrier.lsn);
+                    return ArchiveProof { ready: Some(true), message };
+                }
+            }
         }
         (Ok(barrier), _) => format!("the primary has not archived its WAL up to {} yet", barrier.lsn),
-        (Err(why), _) => why.clone(),
     };
     let message = format!("restorable, but the WAL up to its end was not seen in the archive: {why}");
     ArchiveProof { ready: last_try.then_some(false), message }
 }
 
-async fn ask_primary(context: &Context, cluster: &PostgresCluster, primary: &str) -> Result<ArchiveBarrier, String> {
+/// The WAL that belongs to the backup.
+fn parse_span(status: &BackupStatus) -> Option<WalSpan> {
+    let parse = |lsn: &Option<String>| lsn.as_deref()?.parse().ok();
+    let timeline = TimelineId(status.timeline?);
+    Some(WalSpan { timeline, start_lsn: parse(&status.start_lsn)?, stop_lsn: parse(&status.stop_lsn)? })
+}
+
+async fn ask_primary(
+    context: &Context,
+    cluster: &PostgresCluster,
+    primary: &str,
+    span: Option<WalSpan>,
+) -> Result<ArchiveBarrier, String> {
     let namespace = cluster.metadata.namespace.as_deref().unwrap_or_default();
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
@@ -70,7 +90,7 @@ async fn ask_primary(context: &Context, cluster: &PostgresCluster, primary: &str
     let identity = read_identity(context, namespace, name).await?;
     let client = context.agents.of(uid, &identity).map_err(|error| error_chain(&error))?;
     let address = AgentAddress::new(name, namespace, primary, ip);
-    client.archive_barrier(&address).await.map_err(|error| error_chain(&error))
+    client.archive_barrier(&address, span).await.map_err(|error| error_chain(&error))
 }
 
 fn find_ip(pod: &Pod) -> Option<std::net::IpAddr> {

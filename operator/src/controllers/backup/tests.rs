@@ -160,15 +160,31 @@ fn a_finished_backup_rests_once_the_archive_is_known() {
 #[test]
 fn the_archive_is_proven_by_a_barrier_behind_the_end_on_the_same_timeline() {
     let status = BackupStatus { stop_lsn: Some("0/3000120".to_owned()), timeline: Some(1), ..BackupStatus::default() };
-    let barrier =
-        |lsn, timeline, archived| Ok(ArchiveBarrier { lsn: Lsn(lsn), timeline: TimelineId(timeline), archived });
+    let barrier = |lsn, timeline, archived| {
+        Ok(ArchiveBarrier { lsn: Lsn(lsn), timeline: TimelineId(timeline), archived, missing: None })
+    };
     let ready = |answer: Result<ArchiveBarrier, String>, last| judge_archive(&answer, &status, last).ready;
     assert_eq!(ready(barrier(0x400_0000, 1, true), false), Some(true));
     assert_eq!(ready(barrier(0x400_0000, 1, false), false), None);
     assert_eq!(ready(barrier(0x400_0000, 1, false), true), Some(false));
     assert_eq!(ready(barrier(0x300_0000, 1, true), false), None);
-    assert_eq!(ready(barrier(0x400_0000, 2, true), false), Some(false));
+    assert_eq!(ready(barrier(0x400_0000, 2, true), false), None);
+    assert_eq!(ready(barrier(0x400_0000, 2, true), true), Some(false));
     assert_eq!(ready(Err("shop-0 does not answer".to_owned()), false), None);
+}
+
+#[test]
+fn after_a_switch_of_timelines_the_archive_is_proven_by_the_files_themselves() {
+    let status = BackupStatus { stop_lsn: Some("0/3000120".to_owned()), timeline: Some(1), ..BackupStatus::default() };
+    let judge = |missing: &[&str], last| {
+        let missing = Some(missing.iter().map(|name| (*name).to_owned()).collect());
+        let barrier = ArchiveBarrier { lsn: Lsn(0x400_0000), timeline: TimelineId(2), archived: true, missing };
+        judge_archive(&Ok(barrier), &status, last)
+    };
+    let segment = "000000010000000000000002";
+    assert_eq!(judge(&[], false).ready, Some(true));
+    assert_eq!((judge(&[segment], false).ready, judge(&[segment], true).ready), (None, Some(false)));
+    assert!(judge(&[segment], true).message.contains(segment));
 }
 
 fn end(succeeded: bool, reason: &str) -> JobEnd {

@@ -86,5 +86,21 @@ fn find_cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Optio
 }
 
 fn render_innermost(error: &(dyn Error + 'static)) -> String {
-    causes(error).last().map(ToString::to_string).unwrap_or_default().chars().take(300).collect()
+    let said = causes(error).last().map(ToString::to_string).unwrap_or_default();
+    // rustls sends whoever reads a connection's unexpected end to its manual for programmers.
+    let said = said.split_once(": https://docs.rs/").map_or(said.as_str(), |(said, _)| said);
+    said.chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_ends_is_no_matter_for_a_manual() {
+        let told =
+            "peer closed connection without sending TLS close_notify: https://docs.rs/rustls/latest/#unexpected-eof";
+        let error = io::Error::new(io::ErrorKind::UnexpectedEof, io::Error::other(told));
+        assert_eq!(render_innermost(&error), "peer closed connection without sending TLS close_notify");
+    }
 }
