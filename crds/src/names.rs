@@ -10,6 +10,8 @@ pub mod keys {
     pub const SCHEDULE: &str = "pgherd.dev/schedule";
     /// Label on Jobs and their pods: the backup that they run.
     pub const BACKUP: &str = "pgherd.dev/backup";
+    /// Label on the operator's own pods, by which a NetworkPolicy lets them in: `operator`.
+    pub const COMPONENT: &str = "pgherd.dev/component";
     /// Annotation on a PostgresCluster: move the primary role to this pod, or to the best one (`any`). Removed when it was
     /// taken up or refused.
     pub const SWITCHOVER: &str = "pgherd.dev/switchover";

@@ -10,6 +10,8 @@ pub const STALLED: &str = "Stalled";
 pub const PRIMARY_AVAILABLE: &str = "PrimaryAvailable";
 /// All replicas stream from the primary.
 pub const REPLICAS_READY: &str = "ReplicasReady";
+/// All instances run with the template and the parameters as they are now.
+pub const INSTANCES_CURRENT: &str = "InstancesCurrent";
 /// WAL reaches the object store.
 pub const ARCHIVING: &str = "Archiving";
 /// The last backup is restorable.

@@ -45,6 +45,7 @@ impl Board {
             vouch: None,
             admits_clients: false,
             cancelled_waits: 0,
+            pending_restart: Vec::new(),
             silence: None,
             divergent: None,
         };

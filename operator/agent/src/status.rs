@@ -52,6 +52,7 @@ pub fn show_sample(agent: &Agent, sample: &Sample) {
         status.silence = agent.silence();
         status.standbys.clone_from(&sample.standbys);
         status.applied_quorum = applied;
+        status.pending_restart.clone_from(&sample.pending_restart);
         status.cancelled_waits = if sample.in_recovery { 0 } else { agent.server.log().cancelled_waits() };
     });
 }
@@ -66,6 +67,7 @@ pub fn show_silence(agent: &Agent) {
         status.silence = None;
         status.standbys.clear();
         status.applied_quorum = None;
+        status.pending_restart.clear();
     });
 }
 

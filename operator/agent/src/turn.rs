@@ -7,7 +7,7 @@ use pgherd_core::{instance::Phase, register::Register};
 use tokio::time::sleep;
 
 use crate::{
-    actions::{self, ActionError, data_dir::observe_data, describe_chain, stop, volume},
+    actions::{self, ActionError, data_dir::observe_data, describe_chain, follow, stop, volume},
     agent::Agent,
     lease::{LeaseError, refresh},
     machine::{DataView, LocalAction, LocalInput, PostgresView, decide_local},
@@ -118,13 +118,16 @@ async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
         action,
         LocalAction::KeepPrimary | LocalAction::KeepReplica { .. } | LocalAction::Wait(_) | LocalAction::Fail(_)
     );
+    if is_idle && follow::stop_if_outgrown(agent).await? {
+        return Ok(());
+    }
     if say && !is_idle {
         tracing::info!(action = ?action, term = %register.term, "next step");
     }
     if matches!(action, LocalAction::StartPrimary | LocalAction::StartStandby { .. })
-        && let Some(left) = agent.server.restart_pause().await
+        && agent.server.restart_pause().await.is_some()
     {
-        return Err(ActionError::EndsAtOnce { seconds: left.as_secs() + 1 });
+        return Err(ActionError::ends_at_once(&agent.server));
     }
     if action == LocalAction::StartPrimary {
         volume::validate_room(&agent.layout)?;

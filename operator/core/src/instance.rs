@@ -432,6 +432,9 @@ pub struct InstanceStatus {
     /// started.
     #[serde(default)]
     pub cancelled_waits: u64,
+    /// Parameters that take effect with the server's next start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending_restart: Vec<String>,
     /// What an earlier primary had beyond the history, and where it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergent: Option<DivergentTail>,

@@ -261,6 +261,8 @@ impl Instance {
             synchronous_standby_names: server.names(),
             checkpointer_idle: true,
             replay_waits: true,
+            replay_paused: false,
+            pending_restart: Vec::new(),
             receiver,
             standbys: list_standbys(server),
             slots,

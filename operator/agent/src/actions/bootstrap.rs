@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ActionError, build_replica,
     data_dir::{self, Purpose},
-    describe_chain, restore,
+    describe_chain, last_words, restore,
 };
 use crate::{
     agent::Agent,
@@ -199,7 +199,7 @@ async fn run_recovery(agent: &Agent, role: Role) -> Result<(), ActionError> {
     loop {
         if let ProcessState::Died(status) = agent.server.state().await {
             agent.server.acknowledge_death().await;
-            let said = agent.server.log().last_fatal().unwrap_or_else(|| "its log says why".to_owned());
+            let said = last_words(&agent.server);
             let why = format!("PostgreSQL ended ({status}): {said}");
             return Err(ActionError::Bootstrap { what: "recovery failed", why });
         }

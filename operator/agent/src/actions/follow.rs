@@ -7,6 +7,7 @@ use std::time::Duration;
 use pgherd_core::{
     instance::Phase,
     lsn::Lsn,
+    pg::floor,
     register::{Register, Term},
     timeline::{TimelineHistory, TimelineId},
 };
@@ -22,13 +23,15 @@ use crate::{
         config::{Role, apply_config, apply_start_config, forget_altered_settings},
         control::observe_control,
         probe::{self, Sample},
-        process::ProcessState,
+        process::{ProcessState, StopMode},
         upstream::{Upstream, UpstreamSession, UpstreamState},
         wal_dir,
     },
     status,
 };
 
+/// A standby whose settings are too low is stopped cleanly within this time, or killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// A standby that does not stream for this long is compared with the holder again.
 const CHECK_AFTER: Duration = Duration::from_secs(10);
 /// The holder's promotion is waited for in one step for so long; a seal request waits longer for a step to end.
@@ -157,12 +160,38 @@ pub async fn start_detached(agent: &Agent) -> Result<(), ActionError> {
 
 async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), ActionError> {
     volume::validate_room(&agent.layout)?;
-    let role = standby_role(upstream, &read_local(agent)?);
-    apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
-    agent.server.start(&Binaries::observe()?, &[]).await?;
+    let (role, config, binaries) = (standby_role(upstream, &read_local(agent)?), agent.config(), Binaries::observe()?);
+    apply_start_config(&agent.layout, &config, &role, &agent.identity.pod)?;
+    // A parameter that was lowered holds for standbys once the primary runs with it.
+    let raised = observe_control(&binaries, &agent.layout.pgdata).await?.floor.above_configured(&config.parameters);
+    let raised: Vec<String> = raised.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let options: Vec<&str> = raised.iter().map(String::as_str).collect();
+    agent.server.start(&binaries, &options).await?;
     agent.set_role(Some(role));
     agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
     Ok(())
+}
+
+/// A primary that was started with a parameter raised makes its standbys pause their replay: those that have the parameter
+/// too low. Such a standby is stopped, so that the next step starts it with what it needs; true then.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn stop_if_outgrown(agent: &Agent) -> Result<bool, ActionError> {
+    if !agent.sample().is_some_and(|sample| sample.in_recovery && sample.replay_paused) {
+        return Ok(false);
+    }
+    let needed = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.floor;
+    let running = probe::observe_settings(&probe::connect(&agent.layout).await?, &floor::NAMES).await?;
+    let outgrown = needed.above(|name| running.get(name).copied());
+    if outgrown.is_empty() {
+        // Somebody has paused it.
+        return Ok(false);
+    }
+    tracing::warn!(?outgrown, "replay is paused: the primary runs with more; restarting this standby with as much");
+    agent.server.stop(StopMode::Fast, STOP_PATIENCE).await;
+    agent.wake.notify_one();
+    Ok(true)
 }
 
 /// Empties primary_conninfo and restore_command of the running server.

@@ -28,8 +28,13 @@ use crate::{
     local_state::LocalStateError,
     machine::LocalAction,
     postgres::{
-        binaries::ProgramError, config::ConfigError, control::ControlError, process::ProcessError, roles::RolesError,
-        sql::SqlError, upstream::UpstreamError,
+        binaries::ProgramError,
+        config::ConfigError,
+        control::ControlError,
+        process::{ProcessError, Server},
+        roles::RolesError,
+        sql::SqlError,
+        upstream::UpstreamError,
     },
 };
 
@@ -91,10 +96,10 @@ pub enum ActionError {
         why: String,
     },
     /// The server ends right after its start, for example because of a parameter.
-    #[error("PostgreSQL ended right after its start, its log says why; the next try is in {seconds} s")]
+    #[error("PostgreSQL ended right after its start: {why}; it is tried again")]
     EndsAtOnce {
-        /// Until the next start.
-        seconds: u64,
+        /// The last that it said.
+        why: String,
     },
     /// There is no room for a server to start; it is tried again by itself.
     #[error("the volume is full: {free} bytes free, PostgreSQL needs {needed} to start; grow it or free some space")]
@@ -107,6 +112,19 @@ pub enum ActionError {
     /// Something that is expected to change by itself.
     #[error("{0}")]
     NotYet(String),
+}
+
+impl ActionError {
+    /// The server ends right after each of its starts.
+    #[must_use]
+    pub fn ends_at_once(server: &Server) -> Self {
+        Self::EndsAtOnce { why: last_words(server) }
+    }
+}
+
+/// What the server ended with, as far as its log says it.
+fn last_words(server: &Server) -> String {
+    server.log().last_fatal().unwrap_or_else(|| "its log says why".to_owned())
 }
 
 /// The causes of an error in one line, for a status or a log.

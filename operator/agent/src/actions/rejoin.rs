@@ -122,8 +122,8 @@ async fn observe_end(agent: &Agent) -> Result<OwnEnd, ActionError> {
         // It can't even recover. At least so far its WAL reached; pg_rewind will fail as well, and a copy follows.
         return Ok(OwnEnd { history, lsn: control.lsn, known_to: control.lsn, segment_bytes: control.segment_bytes });
     }
-    if let Some(left) = agent.server.restart_pause().await {
-        return Err(ActionError::EndsAtOnce { seconds: left.as_secs() + 1 });
+    if agent.server.restart_pause().await.is_some() {
+        return Err(ActionError::ends_at_once(&agent.server));
     }
     agent.server.acknowledge_death().await;
     follow::start_detached(agent).await?;

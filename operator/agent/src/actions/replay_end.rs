@@ -111,6 +111,8 @@ mod tests {
             synchronous_standby_names: String::new(),
             checkpointer_idle: true,
             replay_waits,
+            replay_paused: false,
+            pending_restart: Vec::new(),
             receiver: None,
             standbys: Vec::new(),
             slots: Vec::new(),

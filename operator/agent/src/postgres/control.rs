@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pgherd_core::{lsn::Lsn, timeline::TimelineId};
+use pgherd_core::{lsn::Lsn, pg::floor::Floor, timeline::TimelineId};
 
 use super::binaries::{Binaries, ProgramError};
 
@@ -23,6 +23,8 @@ pub struct ControlData {
     pub lsn: Lsn,
     /// Bytes per WAL segment.
     pub segment_bytes: u64,
+    /// What a standby must be set to at least.
+    pub floor: Floor,
 }
 
 /// Why the control data is not known.
@@ -67,6 +69,7 @@ pub fn parse_control(output: &str) -> Result<ControlData, ControlError> {
         timeline: TimelineId(checkpoint.0.max(minimum.0)),
         lsn: checkpoint.1.max(minimum.1),
         segment_bytes: number("Bytes per WAL segment")?,
+        floor: Floor::parse(output),
     })
 }
 

@@ -1,7 +1,7 @@
 //! What a running server says about itself, as one sample. Asks only; every question is bounded in time, and a server
 //! that does not answer is told apart from one that was not asked.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use pgherd_core::{instance::Standby, lsn::Lsn, register::MemberId};
 use tokio_postgres::Row;
@@ -54,6 +54,10 @@ pub struct Sample {
     pub checkpointer_idle: bool,
     /// The startup process waits for more WAL: what there is, is replayed.
     pub replay_waits: bool,
+    /// Replay is paused: by a person, or because settings are below those of the primary that wrote the WAL.
+    pub replay_paused: bool,
+    /// Parameters that take effect with the next start.
+    pub pending_restart: Vec<String>,
     /// The receiver.
     pub receiver: Option<ReceiverSample>,
     /// The standbys.
@@ -72,7 +76,9 @@ const STATE: &str = "SELECT r.rec, \
     CASE WHEN r.rec THEN pg_last_wal_replay_lsn() END::text, \
     current_setting('synchronous_standby_names'), \
     coalesce((SELECT a.wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay') FROM pg_stat_activity a WHERE a.backend_type = 'checkpointer'), false), \
-    coalesce((SELECT a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream') FROM pg_stat_activity a WHERE a.backend_type = 'startup'), false) \
+    coalesce((SELECT a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream') FROM pg_stat_activity a WHERE a.backend_type = 'startup'), false), \
+    CASE WHEN r.rec THEN pg_get_wal_replay_pause_state() = 'paused' ELSE false END, \
+    ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name) \
     FROM (SELECT pg_is_in_recovery() AS rec) r";
 
 const RECEIVER: &str = "SELECT status = 'streaming', \
@@ -124,6 +130,8 @@ pub async fn observe_sample(session: &Session, generation: u64) -> Result<Sample
         synchronous_standby_names: row.get(8),
         checkpointer_idle: row.get(9),
         replay_waits: row.get(10),
+        replay_paused: row.get(11),
+        pending_restart: row.get(12),
         receiver,
         standbys,
         slots,
@@ -149,6 +157,15 @@ pub async fn observe_admittance(session: &Session) -> Result<Option<Admittance>,
     let Some(flushed) = flushed else { return Ok(None) };
     let standbys = session.query(STANDBYS, &[]).await?.iter().map(read_standby).collect();
     Ok(Some(Admittance { flushed, standbys }))
+}
+
+/// What the server runs with, of these settings with numbers for values.
+///
+/// # Errors
+/// [`SqlError`].
+pub async fn observe_settings(session: &Session, names: &[&str]) -> Result<BTreeMap<String, u64>, SqlError> {
+    let rows = session.query("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", &[&names]).await?;
+    Ok(rows.iter().filter_map(|row| Some((row.get(0), row.get::<_, String>(1).parse().ok()?))).collect())
 }
 
 fn read_lsn(row: &Row, column: usize) -> Option<Lsn> {

@@ -110,7 +110,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("primary_conninfo", "whom a replica follows is decided by failover", "leave it out"),
     ("primary_slot_name", "replication slots are pgherd's", "leave it out"),
     ("synchronous_standby_names", "it is derived from the voters", "set synchronous.mode and synchronous.replicas"),
-    ("ssl*", "TLS is pgherd's", "set tls.secretName for a certificate of your own"),
+    ("ssl*", "TLS is pgherd's", "leave it out"),
     ("krb_*", "only scram-sha-256 and certificates are supported", "leave it out"),
     ("data_directory", "the data directory is pgherd's", "leave it out"),
     ("config_file", "the configuration is rendered by pgherd", "set postgresql.parameters"),
@@ -128,7 +128,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("log_truncate_on_rotation", "the log goes to the container's log", "use kubectl logs"),
     ("syslog_*", "the log goes to the container's log", "use kubectl logs"),
     ("event_source", "the log goes to the container's log", "use kubectl logs"),
-    ("promote_trigger_file", "promotion is decided by failover", "use kubectl pgherd promote"),
+    ("promote_trigger_file", "promotion is decided by failover", "annotate the cluster with pgherd.dev/switchover"),
     ("zero_damaged_pages", "it destroys data", "restore a backup"),
     ("ignore_checksum_failure", "it hides damaged data", "restore a backup"),
     ("ignore_system_indexes", "it is for single-user repair", "leave it out"),
@@ -191,6 +191,13 @@ pub fn render_conf(input: &ConfInput) -> String {
     }
     render_standby(&mut text, &standby);
     text
+}
+
+/// What [`render_conf`] sets a parameter to: the fixed value, the user's or the default; None where PostgreSQL's own holds.
+pub(super) fn find_configured<'a>(parameters: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
+    let of = |table: &'static [(&str, &str)]| table.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+    let user = parameters.iter().find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
+    of(FIXED).or(user).or_else(|| of(DEFAULTS))
 }
 
 /// The lines that depend on the role. Written on a primary too, empty: nothing of an earlier role may be left over.

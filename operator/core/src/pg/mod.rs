@@ -2,6 +2,7 @@
 //! checksums of its pages.
 
 pub mod conf;
+pub mod floor;
 pub mod hba;
 pub mod page;
 pub mod quote;

@@ -9,9 +9,9 @@ use k8s_openapi::{
     api::{
         batch::v1::{Job, JobSpec},
         core::v1::{
-            Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, KeyToPath, ObjectFieldSelector,
-            PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecretVolumeSource,
-            SecurityContext, ServiceAccount, Volume, VolumeMount,
+            Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, KeyToPath, LocalObjectReference,
+            ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile,
+            SecretVolumeSource, SecurityContext, ServiceAccount, Volume, VolumeMount,
         },
         rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject},
     },
@@ -24,7 +24,10 @@ use pgherd_core::{
     backup::ClusterLocation,
     instance::{AGENT_PORT, REPLICATION_ROLE, paths},
 };
-use pgherd_crds::names::{self, keys};
+use pgherd_crds::{
+    names::{self, keys},
+    v1alpha1::postgres_cluster::PostgresClusterSpec,
+};
 use sha2::{Digest, Sha256};
 
 use super::error::BackupError;
@@ -81,6 +84,8 @@ pub struct JobInput<'a> {
     pub ca_secret: Option<&'a str>,
     /// The image with the `pgherd` binary.
     pub image: &'a str,
+    /// The cluster's spec, for the nodes and registries that its instances may use.
+    pub placement: &'a PostgresClusterSpec,
 }
 
 /// Name of an attempt's Job: the Backup's, from the second attempt on with its number; shortened where it is too long.
@@ -203,7 +208,7 @@ fn build_pod(input: &JobInput<'_>) -> PodSpec {
         volumes.push(build_secret_volume("encryption", secret, &[paths::AGE_IDENTITY]));
         mounts.push(build_mount("encryption", paths::ENCRYPTION));
     }
-    PodSpec {
+    let mut pod = PodSpec {
         service_account_name: Some(names::backup_account(&input.location.cluster)),
         restart_policy: Some("Never".to_owned()),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
@@ -212,7 +217,19 @@ fn build_pod(input: &JobInput<'_>) -> PodSpec {
         containers: vec![build_container(input.image, mounts)],
         volumes: Some(volumes),
         ..PodSpec::default()
-    }
+    };
+    place_like_instances(&mut pod, input.placement);
+    pod
+}
+
+/// Where instances must not run a Job must not either, and what pulls their images pulls its image.
+pub(in crate::controllers) fn place_like_instances(pod: &mut PodSpec, cluster: &PostgresClusterSpec) {
+    pod.node_selector.clone_from(&cluster.node_selector);
+    pod.tolerations.clone_from(&cluster.tolerations);
+    pod.image_pull_secrets = cluster
+        .image_pull_secrets
+        .as_ref()
+        .map(|secrets| secrets.iter().map(|secret| LocalObjectReference { name: secret.name.clone() }).collect());
 }
 
 fn build_container(image: &str, mounts: Vec<VolumeMount>) -> Container {
@@ -273,7 +290,7 @@ pub(in crate::controllers) fn build_config_volume(annotation: &str, file: &str) 
     }
 }
 
-/// With no `keys` the whole Secret.
+/// With no `keys` the whole Secret. What is not there is missed by the process, which says so; a kubelet would wait for it without a word.
 pub(in crate::controllers) fn build_secret_volume(name: &str, secret: &str, keys: &[&str]) -> Volume {
     let items = keys.iter().map(|key| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), mode: None });
     Volume {
@@ -281,6 +298,7 @@ pub(in crate::controllers) fn build_secret_volume(name: &str, secret: &str, keys
         secret: Some(SecretVolumeSource {
             secret_name: Some(secret.to_owned()),
             default_mode: Some(0o440),
+            optional: Some(true),
             items: (!keys.is_empty()).then(|| items.collect()),
             ..SecretVolumeSource::default()
         }),

@@ -198,6 +198,7 @@ impl Round<'_> {
             config: &config,
             store,
             image: &self.context.settings.image,
+            placement: &cluster.spec,
             command: "prune",
             deadline_seconds: DEADLINE_SECONDS,
         })?;

@@ -167,6 +167,7 @@ impl Round<'_> {
             credentials_secret: &store.credentials_secret,
             ca_secret: store.ca_secret.as_deref(),
             image: &self.context.settings.image,
+            placement: &cluster.spec,
         })?;
         let account = build_account(&cluster.name_any(), &self.namespace, &cluster_owner);
         apply_account(self.context, &self.namespace, &cluster_owner.uid, &account).await?;

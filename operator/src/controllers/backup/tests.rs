@@ -1,5 +1,7 @@
 //! Decisions, status and objects of a Backup.
 
+use std::sync::LazyLock;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{api::core::v1::ContainerStateTerminated, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use pgherd_core::{
@@ -10,8 +12,9 @@ use pgherd_core::{
 };
 use pgherd_crds::{
     BackupSpec, BackupStatus, PostgresCluster,
-    v1alpha1::{backup::BackupPhase, backup_schedule::BackupTarget},
+    v1alpha1::{backup::BackupPhase, backup_schedule::BackupTarget, postgres_cluster::PostgresClusterSpec},
 };
+use serde_json::json;
 
 use super::{
     archive::judge_archive,
@@ -260,7 +263,7 @@ fn a_patch_has_what_differs_and_nothing_else() {
     let old = BackupStatus { eta: Some("3s".to_owned()), rate: Some("1 MiB/s".to_owned()), ..BackupStatus::default() };
     let new = BackupStatus { rate: Some("2 MiB/s".to_owned()), ..BackupStatus::default() };
     let patch = build_patch(&old, &new).unwrap();
-    assert_eq!(patch, serde_json::json!({ "status": { "rate": "2 MiB/s", "eta": null } }));
+    assert_eq!(patch, json!({ "status": { "rate": "2 MiB/s", "eta": null } }));
     assert_eq!(build_patch(&old, &old.clone()), None);
 }
 
@@ -308,6 +311,15 @@ fn encrypted(mut location: ClusterLocation) -> ClusterLocation {
     location
 }
 
+/// Instances on nodes that nothing else may use, from a registry that wants to know who asks.
+static PLACEMENT: LazyLock<PostgresClusterSpec> = LazyLock::new(|| {
+    serde_json::from_value(json!({
+        "instances": 3, "storage": {"size": "1Gi"}, "imagePullSecrets": [{"name": "registry"}],
+        "nodeSelector": {"pool": "db"}, "tolerations": [{"key": "db", "operator": "Exists"}],
+    }))
+    .unwrap()
+});
+
 fn input<'a>() -> JobInput<'a> {
     JobInput {
         namespace: "prod",
@@ -325,6 +337,7 @@ fn input<'a>() -> JobInput<'a> {
         credentials_secret: "minio",
         ca_secret: Some("minio-ca"),
         image: "registry.example/pgherd:0.1.0",
+        placement: &PLACEMENT,
     }
 }
 
@@ -376,7 +389,7 @@ fn only_the_job_of_an_incremental_backup_has_the_identity() {
 #[test]
 fn the_first_attempt_at_a_full_backup_reads_local_files_where_that_is_wanted() {
     let cluster = |method: &str| -> PostgresCluster {
-        serde_json::from_value(serde_json::json!({
+        serde_json::from_value(json!({
             "apiVersion": "pgherd.dev/v1alpha1", "kind": "PostgresCluster", "metadata": {"name": "shop"},
             "spec": {"instances": 1, "storage": {"size": "1Gi"}, "backup": {"method": method, "objectStore": {
                 "endpoint": "https://minio:9000", "bucket": "b", "credentialsSecretRef": {"name": "minio"}}}}
@@ -384,19 +397,16 @@ fn the_first_attempt_at_a_full_backup_reads_local_files_where_that_is_wanted() {
         .unwrap()
     };
     let backup = |more: serde_json::Value| -> BackupSpec {
-        let mut spec = serde_json::json!({"clusterRef": {"name": "shop"}});
+        let mut spec = json!({"clusterRef": {"name": "shop"}});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         serde_json::from_value(spec).unwrap()
     };
-    let (local, stream, plain) = (cluster("Local"), cluster("Stream"), backup(serde_json::json!({})));
+    let (local, stream, plain) = (cluster("Local"), cluster("Stream"), backup(json!({})));
     assert!(decide_local(&local, &plain, 1) && !decide_local(&stream, &plain, 1));
     assert!(!decide_local(&local, &plain, 2), "what failed this way goes the other way");
-    assert!(!decide_local(&local, &backup(serde_json::json!({"method": "Stream"})), 1));
-    assert!(decide_local(&stream, &backup(serde_json::json!({"method": "Local"})), 1));
-    assert!(
-        !decide_local(&local, &backup(serde_json::json!({"incremental": {}})), 1),
-        "only the server knows what changed"
-    );
+    assert!(!decide_local(&local, &backup(json!({"method": "Stream"})), 1));
+    assert!(decide_local(&stream, &backup(json!({"method": "Local"})), 1));
+    assert!(!decide_local(&local, &backup(json!({"incremental": {}})), 1), "only the server knows what changed");
     let job = build_job(&JobInput { local: true, ..input() }).unwrap();
     let annotations = job.spec.unwrap().template.metadata.unwrap().annotations.unwrap();
     let config: BackupJobConfig = serde_json::from_str(&annotations[super::build::CONFIG_ANNOTATION]).unwrap();

@@ -129,6 +129,7 @@ async fn start(
         config: &config,
         store: &ground.store,
         image: &context.settings.image,
+        placement: &ground.cluster.spec,
         command: "prune",
         deadline_seconds: DEADLINE_SECONDS,
     })?;

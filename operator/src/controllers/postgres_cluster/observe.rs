@@ -55,6 +55,8 @@ pub struct Observed {
     pub claims: BTreeMap<u32, ObservedClaim>,
     /// The cluster's Backup objects.
     pub backups: Vec<Arc<Backup>>,
+    /// Revision of the StatefulSet's template as it is now; None while its controller has not seen the last change.
+    pub revision: Option<String>,
     /// Nodes that are cordoned or being drained; None when the operator can't read nodes.
     pub draining: Option<BTreeSet<String>>,
 }
@@ -165,7 +167,14 @@ pub async fn observe(
     let backups = store::list_backups(&context.stores.backups, &cluster.namespace, &cluster.name);
     let draining = context.stores.nodes.draining();
     let asked_ms = context.clock.now().monotonic_ms.saturating_sub(read_at_ms);
-    Ok(Observed { register, register_problem, read_at_ms, asked_ms, pods, claims, backups, draining })
+    let revision = find_revision(context, cluster);
+    Ok(Observed { register, register_problem, read_at_ms, asked_ms, pods, claims, backups, revision, draining })
+}
+
+fn find_revision(context: &Context, cluster: &ValidatedCluster) -> Option<String> {
+    let set = store::get(&context.stores.stateful_sets, &cluster.namespace, &cluster.name)?;
+    let status = set.status.as_ref()?;
+    (status.observed_generation == set.metadata.generation).then(|| status.update_revision.clone())?
 }
 
 type ReadRegister = (Option<StoredRegister>, Option<String>, u64);

@@ -91,10 +91,14 @@ async fn run_round(
     let references = observe_references(context, cluster);
     let (validated, invalid) = match validate_cluster(cluster, &references, &context.settings.postgres_images) {
         Ok(valid) => (valid, None),
-        Err(invalid) => match with_current_status(memory.last_valid.clone(), cluster) {
-            Some(last) => (last, Some(invalid.to_string())),
-            None => return stall(context, cluster, "InvalidSpec", &invalid.to_string(), now).await,
-        },
+        Err(invalid) => {
+            // After a restart of the operator there is no last one; then what failovers go by must do.
+            let last = with_current_status(memory.last_valid.clone(), cluster);
+            match (last.or_else(|| invalid.watchable.as_deref().cloned()), invalid.to_string()) {
+                (Some(last), problems) => (last, Some(problems)),
+                (None, problems) => return stall(context, cluster, "InvalidSpec", &problems, now).await,
+            }
+        }
     };
     if invalid.is_none() {
         memory.last_valid = Some(validated.clone());
@@ -110,8 +114,7 @@ async fn run_round(
     let Outcome { mut status, executed, again_after } = round.run(memory).await?;
     if let Some(message) = invalid {
         // What is seen of the instances stays true; only the spec is not followed.
-        let seen = PostgresCluster { status: Some(status), ..cluster.clone() };
-        status = build_stalled_status(&seen, "InvalidSpec", &message, now);
+        status = build_stalled_status(cluster, Some(status), "InvalidSpec", &message, now);
     }
     apply_status(context, cluster, status).await.map_err(ReconcileError::Status)?;
     executed.map_err(ReconcileError::Execute)?;
@@ -132,7 +135,7 @@ async fn stall(
     message: &str,
     now: Now,
 ) -> Result<Action, ReconcileError> {
-    let status = build_stalled_status(cluster, reason, message, now);
+    let status = build_stalled_status(cluster, None, reason, message, now);
     apply_status(context, cluster, status).await.map_err(ReconcileError::Status)?;
     Ok(Action::requeue(STALLED_ROUND))
 }

@@ -110,20 +110,27 @@ pub fn build_status(input: StatusInput<'_>) -> PostgresClusterStatus {
 }
 
 /// The status of a cluster that nothing can be done for until somebody changes something: Stalled=True, Ready=False,
-/// everything else as published.
+/// everything else as `seen`, or as published.
 #[must_use]
-pub fn build_stalled_status(cluster: &PostgresCluster, reason: &str, message: &str, now: Now) -> PostgresClusterStatus {
-    let published = cluster.status.clone().unwrap_or_default();
+pub fn build_stalled_status(
+    cluster: &PostgresCluster,
+    seen: Option<PostgresClusterStatus>,
+    reason: &str,
+    message: &str,
+    now: Now,
+) -> PostgresClusterStatus {
+    let published = cluster.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+    let seen = seen.or_else(|| cluster.status.clone()).unwrap_or_default();
     let generation = cluster.metadata.generation.unwrap_or_default();
     let new = |type_: &str, status: &str| conditions::Draft::new(type_, status, reason, message);
     let mut conditions =
         vec![new(READY, "False"), conditions::Draft::new(RECONCILING, "False", "Stalled", ""), new(STALLED, "True")];
-    let kept = published.conditions.iter().filter(|old| ![READY, RECONCILING, STALLED].contains(&old.type_.as_str()));
+    let kept = seen.conditions.iter().filter(|old| ![READY, RECONCILING, STALLED].contains(&old.type_.as_str()));
     conditions.extend(kept.map(|old| conditions::Draft::new(&old.type_, &old.status, &old.reason, &old.message)));
     PostgresClusterStatus {
         observed_generation: Some(generation),
-        conditions: merge(&published.conditions, conditions, generation, now.wall),
-        ..published
+        conditions: merge(&published, conditions, generation, now.wall),
+        ..seen
     }
 }
 

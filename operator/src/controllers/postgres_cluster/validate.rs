@@ -187,10 +187,19 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The spec can't be worked on: everything that is wrong with it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-pub struct InvalidSpec(pub Vec<Problem>);
+/// The spec can't be worked on.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{}", .problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct InvalidSpec {
+    /// Everything that is wrong with it.
+    pub problems: Vec<Problem>,
+    /// The cluster without what is wrong, where nothing is that failovers go by: its instances are there already and must be
+    /// watched over. Not to be applied.
+    pub watchable: Option<Box<ValidatedCluster>>,
+}
+
+/// Fields that a failover goes by, or whose names objects have.
+const FAILOVER_FIELDS: [&str; 4] = ["metadata", "spec.instances", "spec.synchronous", "spec.failover"];
 
 /// Collects problems, so that a user sees all of them at once.
 #[derive(Debug, Default)]
@@ -224,7 +233,7 @@ pub fn validate_cluster(
     let (failover_delay_ms, failover_max_lag) = validate_failover(spec, &mut problems);
     let (parameters, hba) = validate_postgresql(spec, &mut problems);
     let storage = validate_storage(spec, references, &mut problems);
-    let image = choose_image(spec, references, images, &mut problems);
+    let image = choose_image(cluster, references, images, &mut problems);
     let store = spec.backup.as_ref().map(|backup| validate_own_store(backup, &namespace, &mut problems));
     let status = cluster.status.clone().unwrap_or_default();
     let (bootstrap, recovery_store) = bootstrap::validate_bootstrap(cluster, &namespace, references, &mut problems);
@@ -236,10 +245,8 @@ pub fn validate_cluster(
     if owner.is_none() {
         problems.add("metadata", "has no name or UID yet");
     }
-    let (Some(owner), Some(storage), true) = (owner, storage, problems.0.is_empty()) else {
-        return Err(InvalidSpec(problems.0));
-    };
-    Ok(ValidatedCluster {
+    let Some(owner) = owner else { return Err(InvalidSpec { problems: problems.0, watchable: None }) };
+    let validated = ValidatedCluster {
         name,
         namespace,
         uid: owner.uid.clone(),
@@ -266,7 +273,14 @@ pub fn validate_cluster(
         suspended: spec.suspend.unwrap_or(false),
         requests: Requests::of(cluster),
         status,
-    })
+    };
+    let problems = problems.0;
+    if problems.is_empty() {
+        return Ok(validated);
+    }
+    let is_of_failover = |problem: &Problem| FAILOVER_FIELDS.iter().any(|field| problem.field.starts_with(field));
+    let is_watchable = validated.status.system_id.is_some() && !problems.iter().any(is_of_failover);
+    Err(InvalidSpec { problems, watchable: is_watchable.then(|| Box::new(validated)) })
 }
 
 fn validate_synchronous(spec: &PostgresClusterSpec, problems: &mut Problems) -> (u32, SynchronousMode) {
@@ -324,35 +338,44 @@ fn validate_postgresql(
     (parameters, hba)
 }
 
-fn validate_storage(
-    spec: &PostgresClusterSpec,
-    references: &References,
-    problems: &mut Problems,
-) -> Option<ValidatedStorage> {
+fn validate_storage(spec: &PostgresClusterSpec, references: &References, problems: &mut Problems) -> ValidatedStorage {
     let field = "spec.storage.size";
-    let bytes = problems.keep(field, parse_bytes(&spec.storage.size))?;
-    if bytes == 0 {
+    let parsed = problems.keep(field, parse_bytes(&spec.storage.size));
+    let bytes = parsed.unwrap_or_default();
+    if parsed == Some(0) {
         problems.add(field, "must be more than 0, such as 10Gi");
     }
-    if references.live_storage_bytes.is_some_and(|live| bytes < live) {
+    if parsed.is_some() && references.live_storage_bytes.is_some_and(|live| bytes < live) {
         problems
             .add(field, "is smaller than the volumes are: volumes only grow; make a new cluster from a backup instead");
     }
-    Some(ValidatedStorage { size: spec.storage.size.clone(), bytes, class: spec.storage.storage_class_name.clone() })
+    ValidatedStorage { size: spec.storage.size.clone(), bytes, class: spec.storage.storage_class_name.clone() }
 }
 
-/// The image: the user's, or the operator's for the version that is asked for or that the backup has.
+/// The image: the user's, or the operator's for the version that is asked for, that the data has or that the backup has.
 fn choose_image(
-    spec: &PostgresClusterSpec,
+    cluster: &PostgresCluster,
     references: &References,
     images: &ImageMap,
     problems: &mut Problems,
 ) -> String {
+    let spec = &cluster.spec;
+    let of_data = cluster.status.as_ref().and_then(|status| status.version.as_deref()?.split('.').next()?.parse().ok());
+    if let (Some(asked), Some(of_data)) = (spec.version, of_data)
+        && asked != of_data
+    {
+        let message = format!(
+            "is {asked}, and the data is of PostgreSQL {of_data}, which another major version cannot read: write {of_data}, make a \
+             new cluster of version {asked} and bring the data there by pg_dump or logical replication"
+        );
+        problems.add("spec.version", message);
+    }
     if let Some(image) = &spec.image {
         return image.clone();
     }
+    // A backup says what a new cluster's data will be, and nothing any more once the data is there.
     let of_backup = references.backup.as_ref().and_then(|backup| backup.status.as_ref()?.server_version);
-    let version = spec.version.or(of_backup.map(|number| number / 10_000)).unwrap_or(DEFAULT_VERSION);
+    let version = spec.version.or(of_data).or(of_backup.map(|number| number / 10_000)).unwrap_or(DEFAULT_VERSION);
     images.get(&version).cloned().unwrap_or_else(|| {
         let known: Vec<String> = images.keys().map(ToString::to_string).collect();
         let message = format!("no image is configured for PostgreSQL {version} (configured: {}); set spec.image, or add one to the operator's settings", known.join(", "));

@@ -16,7 +16,10 @@ use k8s_openapi::{
 };
 use kube::{Api, ResourceExt, api::PostParams};
 use pgherd_core::instance::paths;
-use pgherd_crds::names::{self, keys};
+use pgherd_crds::{
+    names::{self, keys},
+    v1alpha1::postgres_cluster::PostgresClusterSpec,
+};
 use serde::Serialize;
 
 use super::StoreJobError;
@@ -25,6 +28,7 @@ use crate::{
     controllers::{
         backup::build::{
             build_config_volume, build_container_security, build_mount, build_pod_security, build_secret_volume, hex8,
+            place_like_instances,
         },
         postgres_cluster::validate::ValidatedStore,
     },
@@ -61,6 +65,8 @@ pub struct StoreJob<'a, C> {
     pub store: &'a ValidatedStore,
     /// The image with the `pgherd` binary.
     pub image: &'a str,
+    /// The cluster's spec, for the nodes and registries that its instances may use.
+    pub placement: &'a PostgresClusterSpec,
     /// The subcommand; `--config FILE` follows.
     pub command: &'static str,
     /// A run that takes longer is given up.
@@ -125,7 +131,7 @@ fn build_pod<C>(input: &StoreJob<'_, C>) -> PodSpec {
         mounts.push(build_mount("object-store-ca", paths::STORE_CA));
     }
     let amount = |amount: &str| Quantity(amount.to_owned());
-    PodSpec {
+    let mut pod = PodSpec {
         // It has nothing to say to the API server.
         automount_service_account_token: Some(false),
         restart_policy: Some("Never".to_owned()),
@@ -147,7 +153,9 @@ fn build_pod<C>(input: &StoreJob<'_, C>) -> PodSpec {
         }],
         volumes: Some(volumes),
         ..PodSpec::default()
-    }
+    };
+    place_like_instances(&mut pod, input.placement);
+    pod
 }
 
 /// Creates the Job; one of this name exists already when an earlier round's news has not arrived yet.

@@ -7,7 +7,7 @@ use k8s_openapi::{
     api::{
         batch::v1::Job,
         core::v1::{
-            Container, EmptyDirVolumeSource, EphemeralVolumeSource, LocalObjectReference, PersistentVolumeClaimSpec,
+            Container, EmptyDirVolumeSource, EphemeralVolumeSource, PersistentVolumeClaimSpec,
             PersistentVolumeClaimTemplate, PodSpec, ResourceRequirements, Volume, VolumeMount,
             VolumeResourceRequirements,
         },
@@ -76,6 +76,7 @@ pub fn build_trial_job(input: &TrialJob<'_>) -> Result<Job, StoreJobError> {
         config: input.config,
         store: input.store,
         image: input.image,
+        placement: &input.cluster.spec,
         command: "verify",
         deadline_seconds: DEADLINE_SECONDS,
     })?;
@@ -118,12 +119,6 @@ fn fit_pod(pod: &mut PodSpec, input: &TrialJob<'_>) {
     pod.init_containers = Some(vec![build_install_container(input.pgherd_image)]);
     // A server that is told to end has nothing to save.
     pod.termination_grace_period_seconds = Some(10);
-    pod.node_selector.clone_from(&spec.node_selector);
-    pod.tolerations.clone_from(&spec.tolerations);
-    pod.image_pull_secrets = spec
-        .image_pull_secrets
-        .as_ref()
-        .map(|secrets| secrets.iter().map(|secret| LocalObjectReference { name: secret.name.clone() }).collect());
 }
 
 /// Those of the instances, so that the server has what it needs to replay; without any, little is asked for.

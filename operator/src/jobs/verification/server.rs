@@ -14,7 +14,11 @@ use pgherd_agent::postgres::{
     binaries::{Binaries, ProgramError},
     sql::{SUPERUSER, Session, SqlError},
 };
-use pgherd_core::{backup::BackupRecord, lsn::Lsn, pg::quote::quote_conf_value};
+use pgherd_core::{
+    backup::BackupRecord,
+    lsn::Lsn,
+    pg::{floor::Floor, quote::quote_conf_value},
+};
 use tokio::process::{Child, Command};
 
 use super::{Amcheck, Trial, VerifyError};
@@ -32,14 +36,6 @@ const STOP_SECONDS: &str = "20";
 /// So much of what a program printed is told.
 const LAST_LINES: usize = 4;
 const MAX_CHARS: usize = 600;
-/// What the server must have at least as much of as the one that wrote the WAL, as pg_controldata names it.
-const AT_LEAST: [(&str, &str); 5] = [
-    ("max_connections setting", "max_connections"),
-    ("max_worker_processes setting", "max_worker_processes"),
-    ("max_wal_senders setting", "max_wal_senders"),
-    ("max_prepared_xacts setting", "max_prepared_transactions"),
-    ("max_locks_per_xact setting", "max_locks_per_transaction"),
-];
 
 /// A server that is up and has left recovery.
 pub(super) struct ScratchServer {
@@ -90,12 +86,8 @@ fn render_settings(trial: &Trial, control: &str) -> String {
     if let Some(libraries) = &trial.preload {
         text.push_str(&format!("shared_preload_libraries = {}\n", quote_conf_value(libraries)));
     }
-    for (label, setting) in AT_LEAST {
-        let value =
-            control.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(':')?.trim().parse::<u32>().ok());
-        if let Some(value) = value {
-            text.push_str(&format!("{setting} = {value}\n"));
-        }
+    for (setting, value) in Floor::parse(control).iter() {
+        text.push_str(&format!("{setting} = {value}\n"));
     }
     text
 }

@@ -12,8 +12,8 @@ use pgherd_crds::names::{self, keys};
 use super::{metadata, selector, services::POSTGRES_PORT};
 use crate::controllers::{backup::build::BACKUP_APP, postgres_cluster::validate::ValidatedCluster};
 
-/// Labels of the operator's pods, as the chart sets them.
-const OPERATOR_LABELS: [(&str, &str); 1] = [(keys::NAME, "pgherd")];
+/// A label of the operator's pods that no value of the chart changes.
+const OPERATOR_LABELS: [(&str, &str); 1] = [(keys::COMPONENT, "operator")];
 
 /// PostgreSQL from everywhere (pg_hba.conf demands TLS and a password or a certificate); the agents' API only from the
 /// cluster's own pods, from backup Jobs and from the operator. Probes come from the node, which no policy stops.

@@ -12,6 +12,9 @@ use crate::{controllers::postgres_cluster::validate::ValidatedCluster, kubernete
 /// Messages of the kubelet and the scheduler are cut here: some repeat whole manifests.
 const MAX_MESSAGE_CHARS: usize = 400;
 
+/// What the StatefulSet controller labels its pods with.
+const REVISION_LABEL: &str = "controller-revision-hash";
+
 /// Reasons of a waiting container that don't pass by themselves, or not soon.
 const STUCK: [&str; 9] = [
     "ErrImagePull",
@@ -46,6 +49,8 @@ pub struct ObservedPod {
     pub terminating: bool,
     /// What Kubernetes cannot do for it.
     pub problem: Option<PodProblem>,
+    /// Of the StatefulSet's template that it was made from.
+    pub revision: Option<String>,
     /// What its agent says.
     pub probe: Probe,
     /// Why the agent's answer is missing.
@@ -105,6 +110,7 @@ pub fn observe_pod(cluster: &str, pod: &Pod) -> Option<ObservedPod> {
         ready,
         terminating: pod.metadata.deletion_timestamp.is_some(),
         problem: pod_problem(pod),
+        revision: pod.metadata.labels.as_ref().and_then(|labels| labels.get(REVISION_LABEL)).cloned(),
         probe: Probe::Unreachable,
         unreachable_why: None,
         name,

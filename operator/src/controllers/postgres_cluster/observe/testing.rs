@@ -78,6 +78,7 @@ pub(crate) fn empty_agent(ordinal: u32) -> InstanceStatus {
         vouch: None,
         admits_clients: false,
         cancelled_waits: 0,
+        pending_restart: Vec::new(),
         silence: None,
         divergent: None,
     }
@@ -135,6 +136,7 @@ pub(crate) fn pod(ordinal: u32, role: Option<&str>, status: Option<InstanceStatu
         ready: status.is_some(),
         terminating: false,
         problem: None,
+        revision: Some("r1".to_owned()),
         probe: status.map_or(Probe::Unreachable, |status| Probe::Reachable(Box::new(status))),
         unreachable_why: None,
     }

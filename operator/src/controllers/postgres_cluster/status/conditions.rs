@@ -4,12 +4,14 @@ use jiff::Timestamp;
 use pgherd_core::{conditions::Condition, instance::Phase};
 use pgherd_crds::v1alpha1::{
     conditions::{
-        ARCHIVING, FAILOVER_BLOCKED, PRIMARY_AVAILABLE, READY, RECONCILING, REPLICAS_READY, STALLED, SUSPENDED,
+        ARCHIVING, FAILOVER_BLOCKED, INSTANCES_CURRENT, PRIMARY_AVAILABLE, READY, RECONCILING, REPLICAS_READY, STALLED,
+        SUSPENDED,
     },
     postgres_cluster::MemberStatus,
 };
 
 use super::{backups::backup_healthy, scene::Scene};
+use crate::controllers::postgres_cluster::observe::ObservedPod;
 
 /// Reasons of pods that don't pass before somebody changes something.
 const PERMANENT: [&str; 5] =
@@ -77,7 +79,8 @@ pub(super) fn build_conditions(scene: &Scene<'_>, members: &[MemberStatus]) -> V
         Draft::new(SUSPENDED, "False", "NotSuspended", "")
     };
     let backups = backup_healthy(&scene.observed.backups, scene.cluster.store.is_some());
-    vec![ready, reconciling, stalled, primary, replicas, archiving(scene), backups, suspended, blocked]
+    let current = instances_current(scene);
+    vec![ready, reconciling, stalled, primary, replicas, current, archiving(scene), backups, suspended, blocked]
 }
 
 fn primary_available(scene: &Scene<'_>) -> Draft {
@@ -150,6 +153,30 @@ fn replicas_ready(scene: &Scene<'_>, members: &[MemberStatus]) -> Draft {
         .collect();
     let message = format!("{} of {wanted} replicas stream from the primary; {}", streaming.len(), states.join("; "));
     Draft::new(REPLICAS_READY, "False", "NotStreaming", message.trim_end_matches("; "))
+}
+
+/// Pods are never made anew by themselves: whoever changes something that needs it chooses the time.
+fn instances_current(scene: &Scene<'_>) -> Draft {
+    let revision = scene.observed.revision.as_ref();
+    let is_outdated =
+        |pod: &&ObservedPod| revision.is_some() && pod.revision.is_some() && pod.revision.as_ref() != revision;
+    let outdated: Vec<&str> = scene.pods.iter().filter(is_outdated).map(|pod| pod.name.as_str()).collect();
+    let pending = scene.pods.iter().filter(|pod| !is_outdated(pod)).filter_map(|pod| {
+        let names = pod.status().map(|status| &status.pending_restart).filter(|names| !names.is_empty())?;
+        Some(format!("{} runs with an earlier value of {}", pod.name, names.join(", ")))
+    });
+    let of_pods = (!outdated.is_empty()).then(|| {
+        format!(
+            "{} still run from an earlier template (image, resources, volumes, Secrets or scheduling)",
+            outdated.join(", ")
+        )
+    });
+    let texts: Vec<String> = of_pods.into_iter().chain(pending).collect();
+    if texts.is_empty() {
+        return Draft::new(INSTANCES_CURRENT, "True", "Current", "");
+    }
+    let fix = "delete these pods one at a time, each when Ready is True again, the primary's last";
+    Draft::new(INSTANCES_CURRENT, "False", "RestartNeeded", format!("{}: {fix}", texts.join("; ")))
 }
 
 fn archiving(scene: &Scene<'_>) -> Draft {

@@ -1,6 +1,9 @@
 //! Statuses over rounds made by hand.
 
-use pgherd_core::instance::{ArchiveStatus, Phase, SourceReport};
+use pgherd_core::{
+    failover::Probe,
+    instance::{ArchiveStatus, Phase, SourceReport},
+};
 
 use super::*;
 use crate::controllers::postgres_cluster::{
@@ -79,6 +82,23 @@ fn a_settled_cluster_is_ready_and_its_status_stays_the_same() {
         assert!(status.members.iter().skip(1).all(|member| member.voter && member.role == "replica"));
         assert_eq!(round.next(), status);
     }
+}
+
+#[test]
+fn what_takes_effect_with_a_restart_is_said_and_no_reason_to_be_unready() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    round.observed.revision = Some("r1".to_owned());
+    assert_eq!(value(&round.status(), "InstancesCurrent"), ("True", "Current"));
+    round.observed.pods[2].revision = Some("r0".to_owned());
+    if let Probe::Reachable(status) = &mut round.observed.pods[0].probe {
+        status.pending_restart = vec!["max_connections".to_owned()];
+    }
+    let status = round.status();
+    assert_eq!(value(&status, "InstancesCurrent"), ("False", "RestartNeeded"));
+    let message = &condition(&status, "InstancesCurrent").message;
+    assert!(message.contains("shop-0 runs with an earlier value of max_connections"), "{message}");
+    assert!(message.contains("shop-2 still run") && !message.contains("shop-1"), "{message}");
+    assert_eq!(value(&status, "Ready").0, "True");
 }
 
 #[test]
@@ -209,7 +229,7 @@ fn what_is_waited_for_has_no_number_that_changes() {
 fn a_refused_spec_keeps_the_rest_of_the_status() {
     let mut refused = cluster(MINIMAL);
     refused.status = Some(Round::new(MINIMAL, settled(at(1), "1", 0)).status());
-    let status = build_stalled_status(&refused, "InvalidSpec", "instances is 0", at(5_000));
+    let status = build_stalled_status(&refused, None, "InvalidSpec", "instances is 0", at(5_000));
     assert_eq!(
         (value(&status, "Ready"), value(&status, "Stalled")),
         (("False", "InvalidSpec"), ("True", "InvalidSpec"))

@@ -37,7 +37,7 @@ pub fn find_store(cluster: &PostgresCluster, namespace: &str) -> Result<Option<V
     let Some(backup) = &cluster.spec.backup else { return Ok(None) };
     let mut problems = Problems::default();
     let store = validate_own_store(backup, namespace, &mut problems);
-    if problems.0.is_empty() { Ok(Some(store)) } else { Err(InvalidSpec(problems.0)) }
+    if problems.0.is_empty() { Ok(Some(store)) } else { Err(InvalidSpec { problems: problems.0, watchable: None }) }
 }
 
 /// Where the cluster's own backups and WAL go, and how they are encrypted.

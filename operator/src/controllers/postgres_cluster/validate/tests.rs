@@ -14,7 +14,7 @@ use crate::controllers::postgres_cluster::{
 const GOOD: &str = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
 
 fn fields(spec: &str) -> Vec<String> {
-    validate(spec).unwrap_err().0.into_iter().map(|problem| problem.field).collect()
+    validate(spec).unwrap_err().problems.into_iter().map(|problem| problem.field).collect()
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_cluster_does_not_archive_to_where_it_is_recovered_from() {
     let validate =
         |prefix: &str, name: &str| validate_cluster(&cluster(&spec(prefix, name)), &References::default(), &images());
     let invalid = validate("live", "shop").unwrap_err();
-    assert_eq!(invalid.0[0].field, "spec.backup.objectStore.prefix");
+    assert_eq!(invalid.problems[0].field, "spec.backup.objectStore.prefix");
     assert!(invalid.to_string().contains("s3://abc/live"), "{invalid}");
     validate("copy", "shop").unwrap();
     validate("live", "shop-old").unwrap();
@@ -221,7 +221,7 @@ fn an_archive_by_hand_is_imported_from_its_store() {
 fn a_backup_that_is_missing_or_not_restorable_is_named() {
     for references in [References::default(), references(false)] {
         let invalid = validate_cluster(&cluster(RECOVERY), &references, &images()).unwrap_err();
-        assert_eq!(invalid.0[0].field, "spec.bootstrap.recovery.from.backupRef");
+        assert_eq!(invalid.problems[0].field, "spec.bootstrap.recovery.from.backupRef");
         assert!(invalid.to_string().contains("b1"), "{invalid}");
     }
 }
@@ -260,6 +260,6 @@ fn a_recovery_target_is_exactly_one() {
     assert_eq!(target("{immediate: true}"), Ok(RecoveryTarget::Immediate));
     assert_eq!(target("{name: before}"), Ok(RecoveryTarget::Name("before".into())));
     for bad in ["{}", "{immediate: false}", "{name: a, lsn: 0/1}", "{time: yesterday}", "{lsn: nowhere}"] {
-        assert!(target(bad).unwrap_err().0[0].field.starts_with("spec.bootstrap.recovery.target"), "{bad}");
+        assert!(target(bad).unwrap_err().problems[0].field.starts_with("spec.bootstrap.recovery.target"), "{bad}");
     }
 }
