@@ -2,6 +2,7 @@
 //! [`crate::actions`].
 
 use std::{
+    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -23,7 +24,7 @@ use crate::{
     board::Board,
     clock::Boottime,
     failsafe::{AddressBook, PeerTransport},
-    fencer::Fencer,
+    fencer::{Fencer, Heartbeat},
     gate::Gate,
     layout::Layout,
     lease::{Seen, Tenure},
@@ -114,6 +115,8 @@ pub struct Agent {
     pub acting: tokio::sync::Mutex<()>,
     /// One backup from local files at a time.
     pub local_backups: Arc<Semaphore>,
+    /// Held while the fencer is told, so that an end of the tenure is the last that it hears.
+    arming: Mutex<()>,
     config: watch::Receiver<Arc<InstanceConfig>>,
     samples: watch::Sender<Option<Sample>>,
     wal_rate: Mutex<WalRate>,
@@ -168,6 +171,7 @@ impl Agent {
             samples: watch::Sender::new(None),
             wal_rate: Mutex::default(),
             role: watch::Sender::new(None),
+            arming: Mutex::new(()),
             heard: Mutex::new(None),
             quorum: Mutex::new(QuorumProgress::default()),
             recovery_source: Mutex::new(None),
@@ -221,6 +225,28 @@ impl Agent {
     #[must_use]
     pub fn role(&self) -> Option<Role> {
         self.role.borrow().clone()
+    }
+
+    /// Gives the fencer a new deadline while this term is led, and never after [`Self::disarm`].
+    ///
+    /// # Errors
+    /// When the fencer can't be told.
+    pub fn arm_while_led(&self, term: Term, deadline: Boottime) -> io::Result<()> {
+        let _order = lock(&self.arming);
+        match *self.tenure.borrow() {
+            Some(tenure) if tenure.term == term => self.fencer.send(Heartbeat::Arm(deadline)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the tenure: there is nothing left to fence.
+    ///
+    /// # Errors
+    /// When the fencer can't be told.
+    pub fn disarm(&self) -> io::Result<()> {
+        let _order = lock(&self.arming);
+        self.tenure.send_replace(None);
+        self.fencer.send(Heartbeat::Disarm)
     }
 
     /// Returns once the server is configured to follow nobody.

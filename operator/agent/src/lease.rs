@@ -111,12 +111,17 @@ pub fn still_holds(agent: &Agent, register: &Register, term: Term) -> bool {
     mine && register.term == term && !register.is_sealing() && !register.released
 }
 
-/// One renewal: a compare-and-swap that also writes this agent's boot nonce and address, then the new deadline to the fencer, counted
-/// from before the request was sent.
+/// One renewal before a server is started or promoted, then the new deadline to the fencer, counted from before the request was sent.
 ///
 /// # Errors
 /// [`LeaseError`].
 pub async fn renew(agent: &Agent, term: Term) -> Result<(), LeaseError> {
+    let from = write_renewal(agent, term).await?;
+    agent.fencer.send(Heartbeat::Arm(deadline(agent, from))).map_err(LeaseError::Fencer)
+}
+
+/// A compare-and-swap that also writes this agent's boot nonce and address; returns the time before it was sent.
+async fn write_renewal(agent: &Agent, term: Term) -> Result<Boottime, LeaseError> {
     let known = agent.register.borrow().clone();
     let mut seen = match known {
         Some(seen) => seen,
@@ -135,7 +140,7 @@ pub async fn renew(agent: &Agent, term: Term) -> Result<(), LeaseError> {
         match agent.store.replace(seen.lease.version.clone(), register, agent.position()).await {
             Ok(lease) => {
                 publish(agent, &Seen { lease, asked_at });
-                return arm(agent, asked_at);
+                return Ok(asked_at);
             }
             Err(RegisterError::Conflict) => seen = refresh(agent).await?,
             Err(error) => return Err(error.into()),
@@ -144,9 +149,14 @@ pub async fn renew(agent: &Agent, term: Term) -> Result<(), LeaseError> {
     Err(RegisterError::Conflict.into())
 }
 
-fn arm(agent: &Agent, from: Boottime) -> Result<(), LeaseError> {
-    let fence_ms = agent.config().timings.fence_ms;
-    agent.fencer.send(Heartbeat::Arm(from.plus_millis(fence_ms))).map_err(LeaseError::Fencer)
+fn deadline(agent: &Agent, from: Boottime) -> Boottime {
+    from.plus_millis(agent.config().timings.fence_ms)
+}
+
+/// Tells the fencer of a new deadline if the term is still led: an answer that comes after the end of a tenure must not have the
+/// fencer kill what runs in its place.
+fn arm_while_led(agent: &Agent, term: Term, from: Boottime) -> Result<(), LeaseError> {
+    agent.arm_while_led(term, deadline(agent, from)).map_err(LeaseError::Fencer)
 }
 
 /// Renews while there is a tenure; never ends.
@@ -211,7 +221,7 @@ async fn renew_or_ask(agent: &Agent, tenure: Tenure, vouched_at: &mut Option<Boo
     let bound = renewal_timeout(agent.config().timings.fence_ms);
     let renewal = async {
         let late = || LeaseError::Register(RegisterError::Unreachable("no answer in time".to_owned()));
-        timeout(bound, renew(agent, tenure.term)).await.unwrap_or_else(|_| Err(late()))
+        timeout(bound, renew_while_led(agent, tenure.term)).await.unwrap_or_else(|_| Err(late()))
     };
     let mut renewal = std::pin::pin!(renewal);
     match timeout(API_PATIENCE.min(bound), &mut renewal).await {
@@ -223,6 +233,11 @@ async fn renew_or_ask(agent: &Agent, tenure: Tenure, vouched_at: &mut Option<Boo
         }
         Err(_) => tokio::join!(renewal, go_on_by_vouches(agent, tenure, vouched_at)).0,
     }
+}
+
+async fn renew_while_led(agent: &Agent, term: Term) -> Result<(), LeaseError> {
+    let from = write_renewal(agent, term).await?;
+    arm_while_led(agent, term, from)
 }
 
 /// Two renewals in a row that take this long still fit into the fencing time.
@@ -251,7 +266,7 @@ async fn go_on_by_vouches(agent: &Agent, tenure: Tenure, vouched_at: &mut Option
     if !still || agent.led_term() != Some(tenure.term) || check_health(agent, tenure).is_err() {
         return;
     }
-    if let Err(error) = arm(agent, asked_at) {
+    if let Err(error) = arm_while_led(agent, tenure.term, asked_at) {
         tracing::error!(error = %error, "the fencer can't be told that the peers vouch");
         return;
     }

@@ -118,7 +118,7 @@ async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
         action,
         LocalAction::KeepPrimary | LocalAction::KeepReplica { .. } | LocalAction::Wait(_) | LocalAction::Fail(_)
     );
-    if is_idle && follow::stop_if_outgrown(agent).await? {
+    if !is_for_primaries(&action) && follow::stop_if_outgrown(agent).await? {
         return Ok(());
     }
     if say && !is_idle {

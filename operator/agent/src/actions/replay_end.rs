@@ -78,6 +78,10 @@ pub async fn await_replay_end(agent: &Agent, deadline: Instant) -> Result<Sample
             match probe::observe_sample(open, generation).await {
                 Ok(sample) => {
                     agent.publish_sample(sample.clone());
+                    if sample.replay_paused {
+                        // By a person, or for want of higher settings: then the server ends, and is started with them.
+                        let _ = open.query("SELECT pg_wal_replay_resume()", &[]).await;
+                    }
                     match waiting.judge(&sample, started.elapsed()) {
                         Ok(()) => return Ok(sample),
                         Err(obstacle) => waiting_for = obstacle,

@@ -9,7 +9,6 @@ use super::{ActionError, volume};
 use crate::{
     agent::Agent,
     clock::Boottime,
-    fencer::Heartbeat,
     lease::{self, Tenure},
     leftovers,
     postgres::{binaries::Binaries, config::Role, control::observe_control, process::StopMode, sql::Session},
@@ -43,9 +42,8 @@ pub async fn stop_now(agent: &Agent, why: &str) {
 /// No process is left that could take a write: nothing more to renew or to fence.
 pub fn end_tenure(agent: &Agent) {
     agent.set_role(None);
-    agent.tenure.send_replace(None);
     agent.update_quorum(|progress| *progress = crate::agent::QuorumProgress::default());
-    if let Err(error) = agent.fencer.send(Heartbeat::Disarm) {
+    if let Err(error) = agent.disarm() {
         tracing::error!(error = %error, "the fencer can't be told that PostgreSQL is stopped");
     }
 }

@@ -16,7 +16,10 @@ use pgherd_core::{
     timeline::TimelineId,
 };
 
-use super::upstream::{Upstream, render_upstream_conninfo};
+use super::{
+    slot_limit::{observe_size, with_slot_limit},
+    upstream::{Upstream, render_upstream_conninfo},
+};
 use crate::{
     layout::{Layout, slot_name},
     local_state::{sync_folder, write_durably},
@@ -121,7 +124,7 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
             _ => String::new(),
         },
         synchronous_standby_names: names,
-        parameters: config.parameters.clone(),
+        parameters: with_slot_limit(config.parameters.clone(), observe_size(&layout.volume)),
         standby,
     }
 }

@@ -8,6 +8,7 @@ pub mod log;
 pub mod probe;
 pub mod process;
 pub mod roles;
+mod slot_limit;
 pub mod sql;
 pub mod stray;
 pub mod upstream;

@@ -12,7 +12,7 @@ pub mod suspicion;
 
 pub use force::{ForceError, ForceRequest, decide_force, parse_force};
 pub use handover::{HandoverCause, HandoverInput, HandoverVerdict, decide_handover};
-pub use observation::{Observation, PodView, Probe};
+pub use observation::{MAX_GAP_MS, Observation, PodView, Probe};
 pub use rebuild::{RebuildError, decide_rebuild};
 pub use register_change::{
     register_bootstrapped, register_claimed, register_forced, register_handed_over, register_handover_withdrawn,

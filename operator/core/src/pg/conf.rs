@@ -85,7 +85,6 @@ const FIXED: &[(&str, &str)] = &[
 
 /// What holds unless the user says otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
-    ("max_slot_wal_keep_size", "8GB"),
     ("archive_timeout", "60s"),
     ("log_line_prefix", "%m [%p] %q%u@%d/%a "),
     ("tcp_keepalives_idle", "10"),

@@ -55,6 +55,12 @@ pub struct ApplyProblem {
 }
 
 impl ApplyProblem {
+    /// Something that somebody has to change.
+    #[must_use]
+    pub fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into() }
+    }
+
     /// An object of the cluster's names belongs to somebody else.
     #[must_use]
     pub fn foreign(kind: &str, name: &str) -> Self {

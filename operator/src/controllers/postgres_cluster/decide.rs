@@ -234,7 +234,7 @@ fn unroute_first(observed: &Observed, unroute: &str, plan: &mut Plan) {
 }
 
 /// The holder renews its Lease but does not become primary: another one gets its chance in the next term. A data
-/// directory that recovers after a crash is left to do so.
+/// directory that recovers after a crash is left to do so, and so is one that was seen as primary of this term: it may be about to stop.
 fn promotion_failed(observed: &Observed, memory: &Memory, now: Now) -> bool {
     let (Some(register), Some(pod)) = (observed.register(), observed.holder_pod()) else { return false };
     let (Some(status), Some((term, since_ms))) = (pod.status(), memory.term_since) else { return false };
@@ -244,7 +244,10 @@ fn promotion_failed(observed: &Observed, memory: &Memory, now: Now) -> bool {
     let others = observed.pods.iter().filter(|other| other.uid != pod.uid);
     let other_members = others.filter_map(|other| other.status()?.member.as_ref());
     let replaceable = holder.is_some() && other_members.into_iter().any(|member| Some(member) != holder);
-    overdue && idle && !status.is_primary && register.system_id.is_some() && !register.is_sealing() && replaceable
+    // Its timeline is written down when it is first seen as primary of the term.
+    let never_led = register.timeline.is_none();
+    let steady = register.system_id.is_some() && !register.is_sealing();
+    overdue && idle && !status.is_primary && never_led && steady && replaceable
 }
 
 fn holder_name(register: &Register) -> String {

@@ -12,7 +12,7 @@ pub mod restore;
 pub mod route;
 pub mod seal;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use kube::runtime::events::EventType;
@@ -23,9 +23,10 @@ use pgherd_core::{
     register::{LeaseView, Register},
 };
 use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
+use tokio::time::timeout;
 
 use super::{
-    decide::{Action, ChangeKind, Memory, POLL_MS, Plan},
+    decide::{Action, ChangeKind, Memory, POLL_MS, Plan, RoleChange},
     observe::Observed,
     tls::OperatorIdentity,
     validate::ValidatedCluster,
@@ -37,10 +38,13 @@ use crate::{
         events::publish,
         register::RegisterError,
     },
+    telemetry::error_chain,
 };
 
 /// After a change of the register the next round follows at once, in milliseconds.
 const AT_ONCE_MS: u64 = 100;
+/// A failover waits for its changes of labels no longer than this.
+const LABELS_BOUND: Duration = Duration::from_secs(2);
 
 /// What was done, and what is newer than what was observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,7 +140,12 @@ pub async fn execute(
 
 impl Round<'_> {
     async fn act(&mut self, plan: &Plan, memory: &mut Memory) -> Result<(), ExecuteError> {
-        self.change_roles(&plan.roles).await?;
+        let is_urgent = matches!(plan.action, Action::Failover(_) | Action::Change { kind: ChangeKind::Regrant, .. });
+        if is_urgent {
+            self.try_roles(&plan.roles).await;
+        } else {
+            self.change_roles(&plan.roles).await?;
+        }
         self.note_completed(memory);
         self.answer(&plan.answers).await;
         match &plan.action {
@@ -154,6 +163,18 @@ impl Round<'_> {
             }
             Action::Restore(action) => self.restore(action, memory).await,
         }
+    }
+
+    /// Labels in a failover, which does not depend on them: a webhook for pods may have been on the very node that is lost. What keeps
+    /// an old primary from acknowledging is the seal, or the end of its Lease.
+    async fn try_roles(&mut self, changes: &[RoleChange]) {
+        let why = match timeout(LABELS_BOUND, self.change_roles(changes)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error_chain(&error),
+            Err(_) => "the API server did not answer in time".to_owned(),
+        };
+        tracing::warn!(cluster = self.cluster.name, why, "role labels can't be changed; the failover goes on");
+        self.tell(EventType::Warning, "LabelsNotChanged", format!("the role labels of pods can't be changed: {why}"));
     }
 
     /// Notes an Event about the cluster, to be published when the round has ended.

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// An answer of the API server that took longer says nothing about now: the Lease's age is judged by it.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const REGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a round sees.
 #[derive(Clone, Debug, Default)]

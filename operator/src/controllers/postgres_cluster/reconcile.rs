@@ -9,14 +9,14 @@ use kube::{ResourceExt, runtime::controller::Action};
 use pgherd_crds::{PostgresCluster, PostgresClusterStatus};
 
 use super::{
-    apply::{Applied, apply_resources},
+    apply::{Applied, ApplyProblem, apply_resources},
     build::{BuildError, BuildInput, build_resources},
     decide::{Plan, decide},
     execute::{ExecuteError, Executed, execute},
     memory::ClusterMemory,
     observe::{ObserveError, observe},
     references::observe_references,
-    secrets::{SecretsError, apply_secrets},
+    secrets::{SecretsError, Secured, apply_secrets},
     status::{StatusError, StatusInput, apply_status, build_stalled_status, build_status, sample::build_sample},
     tls::OperatorIdentity,
     validate::{Requests, ValidatedCluster, validate_cluster},
@@ -103,8 +103,8 @@ async fn run_round(
     if invalid.is_none() {
         memory.last_valid = Some(validated.clone());
     }
-    let identity = match apply_secrets(context, &validated, &mut memory.secrets, now).await {
-        Ok(identity) => identity,
+    let Secured { identity, problem } = match apply_secrets(context, &validated, &mut memory.secrets, now).await {
+        Ok(secured) => secured,
         Err(SecretsError::Blocked(problem)) => {
             return stall(context, cluster, &problem.reason, &problem.message, now).await;
         }
@@ -112,9 +112,10 @@ async fn run_round(
     };
     let round = Round { context, cluster: &validated, identity: &identity, may_apply: invalid.is_none(), now };
     let Outcome { mut status, executed, again_after } = round.run(memory).await?;
-    if let Some(message) = invalid {
+    let problem = invalid.map(|message| ApplyProblem::new("InvalidSpec", message)).or(problem);
+    if let Some(problem) = problem {
         // What is seen of the instances stays true; only the spec is not followed.
-        status = build_stalled_status(cluster, Some(status), "InvalidSpec", &message, now);
+        status = build_stalled_status(cluster, Some(status), &problem.reason, &problem.message, now);
     }
     apply_status(context, cluster, status).await.map_err(ReconcileError::Status)?;
     executed.map_err(ReconcileError::Execute)?;
@@ -201,23 +202,27 @@ impl Round<'_> {
     }
 }
 
-/// The delay before a round is tried again after `failures` in a row: from one second to eight, spread by a fifth so that
-/// clusters don't come all at once. Short even at its longest, because failovers wait for it.
+/// The delay before a round is tried again after `failures` in a row: from one second to three, spread by a fifth so that
+/// clusters don't come all at once. Even at its longest it is shorter than the pause after which the observation of the primary
+/// begins anew (`MAX_GAP_MS`): what fails must not keep a dead primary from being noticed.
 #[must_use]
 pub fn retry_delay(failures: u32, random: f64) -> Duration {
-    let seconds = f64::from(1_u32 << failures.saturating_sub(1).min(3));
+    let seconds = f64::from(failures.clamp(1, 3));
     Duration::from_secs_f64(seconds * (0.8 + 0.4 * random.clamp(0.0, 1.0)))
 }
 
 #[cfg(test)]
 mod tests {
+    use pgherd_core::failover::MAX_GAP_MS;
+
     use super::*;
+    use crate::controllers::postgres_cluster::observe::REGISTER_TIMEOUT;
 
     #[test]
-    fn retries_slow_down_up_to_eight_seconds() {
+    fn retries_slow_down_and_never_as_far_as_that_the_primary_is_lost_from_sight() {
+        assert_eq!(retry_delay(0, 0.5), Duration::from_secs(1));
         assert_eq!(retry_delay(1, 0.5), Duration::from_secs(1));
-        assert_eq!(retry_delay(3, 0.5), Duration::from_secs(4));
-        assert_eq!(retry_delay(50, 0.5), Duration::from_secs(8));
-        assert!(retry_delay(50, 1.0) < Duration::from_secs(10));
+        assert_eq!(retry_delay(3, 0.5), Duration::from_secs(3));
+        assert!(retry_delay(50, 1.0) + REGISTER_TIMEOUT < Duration::from_millis(MAX_GAP_MS));
     }
 }

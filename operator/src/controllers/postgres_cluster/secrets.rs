@@ -57,12 +57,21 @@ pub enum SecretsError {
 /// What is remembered of the Secrets.
 #[derive(Debug, Default)]
 pub struct SecretsMemory {
-    identity: Option<OperatorIdentity>,
+    known: Option<Secured>,
     checked_at_ms: u64,
 }
 
-/// Makes sure that the three Secrets are there, and returns the operator's identity towards the agents. Looks at them
-/// every 30 s only.
+/// What the cluster can be worked on with.
+#[derive(Clone, Debug)]
+pub struct Secured {
+    /// The operator's identity towards the agents.
+    pub identity: OperatorIdentity,
+    /// What somebody has to change about a Secret. No reason to leave the instances alone.
+    pub problem: Option<ApplyProblem>,
+}
+
+/// Makes sure that the three Secrets are there. Looks at them every 30 s only, and goes on with what it knows when one has become
+/// unusable: a running cluster must not lose its failover.
 ///
 /// # Errors
 /// [`SecretsError`]; without the identity no agent can be asked.
@@ -71,40 +80,39 @@ pub async fn apply_secrets(
     cluster: &ValidatedCluster,
     memory: &mut SecretsMemory,
     now: Now,
-) -> Result<OperatorIdentity, SecretsError> {
-    if let Some(identity) = &memory.identity
-        && (cluster.suspended || now.monotonic_ms.saturating_sub(memory.checked_at_ms) < RECHECK_MS)
-    {
-        return Ok(identity.clone());
+) -> Result<Secured, SecretsError> {
+    let is_recent = cluster.suspended || now.monotonic_ms.saturating_sub(memory.checked_at_ms) < RECHECK_MS;
+    if let Some(known) = memory.known.as_ref().filter(|_| is_recent) {
+        return Ok(known.clone());
     }
-    match ensure_secrets(context, cluster, now.wall).await {
-        Ok(identity) => {
-            *memory = SecretsMemory { identity: Some(identity.clone()), checked_at_ms: now.monotonic_ms };
-            Ok(identity)
+    let secured = match (ensure_secrets(context, cluster, now.wall).await, memory.known.take()) {
+        (Ok(secured), _) => secured,
+        (Err(error), None) => return Err(error),
+        (Err(SecretsError::Blocked(problem)), Some(known)) => Secured { problem: Some(problem), ..known },
+        (Err(error), Some(known)) => {
+            tracing::warn!(error = crate::telemetry::error_chain(&error), "failed to look at the Secrets");
+            known
         }
-        // A running cluster must not lose its failover because a Secret can't be looked at just now.
-        Err(error) => match &memory.identity {
-            Some(identity) if !matches!(error, SecretsError::Blocked(_)) => {
-                tracing::warn!(error = crate::telemetry::error_chain(&error), "failed to look at the Secrets");
-                memory.checked_at_ms = now.monotonic_ms;
-                Ok(identity.clone())
-            }
-            _ => Err(error),
-        },
-    }
+    };
+    *memory = SecretsMemory { known: Some(secured.clone()), checked_at_ms: now.monotonic_ms };
+    Ok(secured)
 }
 
 async fn ensure_secrets(
     context: &Context,
     cluster: &ValidatedCluster,
     now: Timestamp,
-) -> Result<OperatorIdentity, SecretsError> {
+) -> Result<Secured, SecretsError> {
     let secrets =
         Secrets { api: Api::namespaced(context.client.clone(), &cluster.namespace), context, uid: &cluster.uid };
-    let app = secrets.read(&names::app_secret(&cluster.name)).await?;
+    // The application's password is not what the instances are reached by.
+    let (app, problem) = match secrets.read(&names::app_secret(&cluster.name)).await {
+        Err(SecretsError::Blocked(problem)) => (None, Some(problem)),
+        read => (read?, None),
+    };
     let ca = secrets.read(&names::ca_secret(&cluster.name)).await?;
     let tls = secrets.read(&names::tls_secret(&cluster.name)).await?;
-    if app.is_none() {
+    if app.is_none() && problem.is_none() {
         secrets.create(&build_app_secret(cluster, &random_password()?)).await?;
     }
     let (ca_data, tls_data) = (ca.as_ref().map(data_of), tls.as_ref().map(data_of));
@@ -112,7 +120,7 @@ async fn ensure_secrets(
         .map_err(|error| unusable_or_failed(cluster, error))?;
     secrets.put(ca, ca_data.as_ref() == Some(&planned.ca), build_ca_secret(cluster, &planned.ca)).await?;
     secrets.put(tls, tls_data.as_ref() == Some(&planned.tls), build_tls_secret(cluster, &planned.tls)).await?;
-    Ok(planned.identity())
+    Ok(Secured { identity: planned.identity(), problem })
 }
 
 fn unusable_or_failed(cluster: &ValidatedCluster, error: TlsError) -> SecretsError {

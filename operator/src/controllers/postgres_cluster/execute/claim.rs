@@ -60,6 +60,7 @@ impl Round<'_> {
             self.done.requeue_after_ms = AT_ONCE_MS;
             return Ok(());
         }
+        memory.term_since = Some((next.term, self.context.clock.now().monotonic_ms));
         self.wake_all();
         tracing::warn!(cluster = self.cluster.name, winner = winner.pod, term = next.term.0, "failover decided");
         if let Some(failover) = memory.failover.as_mut() {
