@@ -1,7 +1,7 @@
 //! Partitions that leave something standing: the primary without the API, without its peers, without the operator, one way
 //! only; lost packets; no DNS. Numbers 9 to 13, 20, 39, 40.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgherd_e2e::{
     Result,
@@ -174,21 +174,29 @@ pub(crate) async fn packets_lost(scene: &Scene) -> Result<()> {
     claim(after <= before + 1, || format!("it flaps: term {before} before, {after} after"))
 }
 
-/// No name is answered for half a minute, in which the primary dies.
+/// No name is answered while a primary's PostgreSQL dies, and then its successor's whole container. Instances find each other by the
+/// addresses in the register and in their pods' status; clients of this fault's writer need the name.
 pub(crate) async fn dns_down(scene: &Scene) -> Result<()> {
     let pid = std::fs::read_to_string("/var/lib/pgherd-cluster/run/coredns.pid")?;
     let pid: [u32; 1] = [pid.split_whitespace().next().ok_or("no pid of CoreDNS")?.parse()?];
     containers::send("STOP", &pid).await?;
     let outcome = async {
-        scene.primary_container()?.signal("KILL", &[containers::Kind::Supervisor]).await?;
-        let term = scene.before.term;
-        // Instances find each other by the addresses in the register and in their pods' status.
-        until("a primary without DNS", Duration::from_secs(30), async || {
+        scene.primary_container()?.signal("KILL", &[containers::Kind::Postmaster]).await?;
+        let successor = scene.wait_failover().await?.to;
+        let restarts = async || -> Result<i32> {
+            Ok(scene.restarts().await?.into_iter().find(|(pod, _)| *pod == successor).map_or(0, |(_, count)| count))
+        };
+        let (before, begun) = (restarts().await?, Instant::now());
+        scene.container(&successor)?.signal("KILL", &[containers::Kind::Supervisor]).await?;
+        until("a primary after the successor's death", PATIENCE, async || {
             let status = scene.cluster.status().await?;
             let ready = status.conditions.iter().any(|c| c.type_ == "PrimaryAvailable" && c.status == "True");
-            Ok(if status.term > term && ready { Look::Done(()) } else { Look::NotYet(format!("{:?}", status.term)) })
+            let died = restarts().await? > before;
+            Ok(if died && ready { Look::Done(()) } else { Look::NotYet(format!("{:?}", status.primary)) })
         })
-        .await
+        .await?;
+        scene.note(format!("without DNS a primary again {} ms after its container died", begun.elapsed().as_millis()));
+        Ok(())
     }
     .await;
     containers::send("CONT", &pid).await?;

@@ -209,7 +209,7 @@ fn faults_of_surroundings() -> Vec<Fault> {
         "38" "node-paused-40s" "the primary's node hangs for 40 s" required (pods::paused_40);
         "39" "packets-lost" "5 % of the primary's packets vanish for 30 s" required (network::packets_lost);
         "39" "packets-late" "200 ms of latency, reordering, a small MTU" not ("the kernel of this machine has no netem");
-        "40" "dns-down" "no DNS for 30 s, in which the primary dies" required (network::dns_down);
+        "40" "dns-down" "without DNS the primary's PostgreSQL dies, then its successor's container" required (network::dns_down);
         "40" "address-reused" "another cluster's pod gets an old pod's address" not ("addresses are given out by the node in order and can't be chosen; certificates name the pod and its namespace");
         "41" "node-cut" "the primary's node is cut from everything" short (node_faults::node_cut);
         "41" "node-cut-off" "the same in mode Off" off (node_faults::node_cut);
