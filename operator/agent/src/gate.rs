@@ -90,6 +90,13 @@ impl Gate {
         self.stage(generation) == Stage::Open
     }
 
+    /// Returns once no gate is closed, or there is none.
+    pub async fn await_passed(&self) {
+        let passed = |entry: &Option<Entry>| entry.as_ref().is_none_or(|entry| entry.stage != Stage::Closed);
+        // The sender is this gate's.
+        let _ = self.entry.subscribe().wait_for(passed).await;
+    }
+
     /// What is waited for, for people.
     #[must_use]
     pub fn waits_for(&self) -> String {

@@ -16,6 +16,7 @@ pub mod replay_end;
 pub mod restore;
 pub mod seal;
 pub mod stop;
+pub mod timeline_numbers;
 pub mod volume;
 
 use std::{error::Error, io, path::PathBuf};

@@ -7,6 +7,7 @@ use pgherd_stream::{
     store::ObjectStore,
     wal::{self, PushOutcome, WalError},
 };
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Answer, Shared, Upload, connect, count_ahead, own_location, resolve};
@@ -18,6 +19,9 @@ use crate::{
         wal_dir::{list, parse_segment_name},
     },
 };
+
+/// Less than what a whole request may take.
+const GATE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Brings the history of the primary's timeline into the archive, again and again until it is there: PostgreSQL archives
 /// it once, and not at all where the store was configured later. Never ends.
@@ -46,9 +50,11 @@ pub async fn keep_history(agent: Arc<Agent>) {
 /// Archives one file, and begins with those that PostgreSQL will ask for next. Only the one that was asked for is answered
 /// for.
 pub(super) async fn archive(agent: &Agent, shared: &Shared, path: &str, name: &str) -> Answer {
-    // A standby that is being promoted leads its term already, and its first file is the new timeline's history.
-    let serves = matches!(agent.role(), Some(Role::Primary { .. } | Role::Standby { .. }));
-    if !serves || agent.led_term().is_none() {
+    // A timeline is in the archive only once it is sure to be known to whoever is elected next: its number would be taken again.
+    if leads(agent) && timeout(GATE_PATIENCE, agent.gate.await_passed()).await.is_err() {
+        return Answer::Failed(format!("nothing is archived before clients are let in: {}", agent.gate.waits_for()));
+    }
+    if !leads(agent) {
         shared.uploads.lock().await.forget();
         return Answer::Failed("only the primary archives".to_owned());
     }
@@ -65,6 +71,11 @@ pub(super) async fn archive(agent: &Agent, shared: &Shared, path: &str, name: &s
     begin_next(agent, shared, &store, &location, name).await;
     match push(agent, begun, &store, location, &file, name).await {
         Ok(_) => Answer::Done,
+        // What was written of a segment when its timeline was left. No recovery reads it, and who left it before has another one.
+        Err(WalError::WalConflict { key }) if name.ends_with(".partial") => {
+            tracing::warn!(key, "the archive has another one: this one is not kept");
+            Answer::Done
+        }
         Err(error) => {
             let text = describe_chain(&error);
             tracing::warn!(file = name, error = %text, "archiving failed; PostgreSQL tries again");
@@ -74,6 +85,12 @@ pub(super) async fn archive(agent: &Agent, shared: &Shared, path: &str, name: &s
             Answer::Failed(text)
         }
     }
+}
+
+/// A standby that is being promoted leads its term already, and its first file is the new timeline's history.
+fn leads(agent: &Agent) -> bool {
+    let serves = matches!(agent.role(), Some(Role::Primary { .. } | Role::Standby { .. }));
+    serves && agent.led_term().is_some()
 }
 
 /// What was begun counts if it went well, to where this file belongs now, in this run of the server.

@@ -12,6 +12,8 @@ mod handover;
 mod local_backup;
 mod lost_wal;
 mod pair;
+mod parameters;
 mod store_outage;
 mod support;
 mod takeover_times;
+mod timelines;

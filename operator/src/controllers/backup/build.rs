@@ -300,7 +300,6 @@ pub(in crate::controllers) fn build_secret_volume(name: &str, secret: &str, keys
             default_mode: Some(0o440),
             optional: Some(true),
             items: (!keys.is_empty()).then(|| items.collect()),
-            ..SecretVolumeSource::default()
         }),
         ..Volume::default()
     }
