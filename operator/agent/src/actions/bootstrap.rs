@@ -108,7 +108,7 @@ async fn recover(
             .await
             .map(|(location, record)| (location, record, timeline))
             .map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?,
-        None => plan_recovery(&store, from, &target, Timestamp::now())
+        None => plan_recovery(&store, from, &target, false, Timestamp::now())
             .await
             .map_err(|error| failed("this recovery is not possible")(describe_chain(&error)))?,
     };

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     RestoreError, RestoreOutcome, RestoreProgress, RestoreSettings, SPARE_BYTES, TablespacePlaces, combine,
-    lock::RestoreLock, observe_scene, restore_one, scratch::Scratch,
+    list_tablespaces, lock::RestoreLock, observe_scene, render_tablespace, restore_one, scratch::Scratch,
 };
 use crate::{catalogue::read_record, store::ObjectStore};
 
@@ -62,9 +62,8 @@ pub(super) async fn restore_chain(
     let began = Instant::now();
     let Some(record) = members.last().cloned() else { return Err(RestoreError::Inconsistent("an empty chain".into())) };
     let Some(program) = &settings.combine else { return Err(RestoreError::NoCombine(record.id)) };
-    let placed = members.iter().flat_map(|member| &member.archives).find(|archive| archive.name != "base");
-    if let Some(archive) = placed {
-        return Err(RestoreError::Tablespaces(vec![format!("{} ({})", archive.name, archive.tablespace_path)]));
+    if let Some(archive) = members.iter().flat_map(list_tablespaces).next() {
+        return Err(RestoreError::Tablespaces(vec![render_tablespace(archive)]));
     }
     combine::validate_version(program, record.server_version / 10_000).await?;
     let needed = prove_members(store, location, &members).await?.saturating_add(SPARE_BYTES);
