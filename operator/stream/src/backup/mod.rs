@@ -234,6 +234,14 @@ pub enum BackupError {
     /// Something with this id is in the store already.
     #[error("the object store holds something under the id {0} already")]
     IdTaken(String),
+    /// Without its parent an incremental backup restores nothing.
+    #[error("the backup {id}, which this one holds the changes since: {problem}")]
+    ParentLost {
+        /// The parent.
+        id: String,
+        /// What became of it.
+        problem: String,
+    },
     /// Another process took this backup for dead and removed what it had stored.
     #[error("another process took this backup for abandoned and removed it")]
     Abandoned,

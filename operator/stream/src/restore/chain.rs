@@ -23,10 +23,10 @@ use crate::{catalogue::read_record, store::ObjectStore};
 const INCREMENTAL_PREFIX: &str = "INCREMENTAL.";
 
 /// Takes a lock on the backup and on all that it needs, and reads their records: the full one first.
-pub(super) async fn lock_chain<'a>(
-    store: &'a ObjectStore,
+pub(super) async fn lock_chain(
+    store: &ObjectStore,
     location: &BackupLocation,
-    locks: &mut Vec<RestoreLock<'a>>,
+    locks: &mut Vec<RestoreLock>,
 ) -> Result<Vec<BackupRecord>, RestoreError> {
     // The lock is there before the record is read: whoever deletes backups looks for it after having said so.
     locks.push(RestoreLock::take(store, location).await?);

@@ -8,6 +8,7 @@ mod chain;
 mod combine;
 mod error;
 mod extract;
+mod hold;
 mod lock;
 mod plan;
 mod scratch;
@@ -39,6 +40,7 @@ use crate::{
 use chain::{locate, lock_chain, restore_chain};
 pub use error::RestoreError;
 use extract::Extraction;
+pub use hold::BackupHold;
 pub(crate) use lock::{LOCK_AGE, RestoreLock, observe_locks};
 use plan::{ArchivePlan, RestorePlan, build_plan};
 pub use scratch::remove_scratch;
