@@ -431,7 +431,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::catalogue::UnreadableBackup;
+    use crate::{
+        catalogue::{UnreadableBackup, list_backups},
+        store::fake::FakeStore,
+    };
 
     proptest! {
         #[test]
@@ -500,6 +503,34 @@ mod tests {
         assert_eq!(chain(0).unwrap().len(), 1);
         assert!(chain(1).unwrap_err().contains("c/b5/backup.json"));
         assert!(chain(2).unwrap_err().contains("b0, which is missing"));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_blocks_no_recovery_but_its_own() {
+        let fake = FakeStore::start();
+        let (store, cluster) = (fake.connect().await, fake.location());
+        let (good, bad) = ("20261122T010000Z-00000001-0-1000028", "20261122T020000Z-00000001-0-2000028");
+        let record = format!(
+            r#"{{"format":1,"id":"{good}","cluster":"c","systemId":"7","serverVersion":170000,"timeline":1,"startLsn":"0/1000028",
+            "stopLsn":"0/1000100","startedAt":"2026-11-22T01:00:00Z","stoppedAt":"2026-11-22T01:00:00Z","archives":[],
+            "manifestSha256":"","tarBytes":0,"storedBytes":0,"walSegmentBytes":16777216}}"#
+        );
+        store.put(&format!("{}backup.json", cluster.backup_prefix(good)), record.into()).await.unwrap();
+        let unreadable = format!("{}backup.json", cluster.backup_prefix(bad));
+        store.put(&unreadable, r#"{"format": 9}"#.into()).await.unwrap();
+        let now = "2026-11-22T12:00:00Z".parse().unwrap();
+        let plan = async |id: &str, target: RecoveryTarget| {
+            let from = BackupLocation { cluster: cluster.clone(), backup_id: id.to_owned() };
+            plan_recovery(&store, &from, &target, false, now).await.map(|(_, record, _)| record.id)
+        };
+        for target in [RecoveryTarget::Latest, RecoveryTarget::Immediate] {
+            assert_eq!(plan("", target.clone()).await.unwrap(), good);
+            assert_eq!(plan(good, target.clone()).await.unwrap(), good);
+            assert!(describe(&plan(bad, target).await.unwrap_err()).contains(&unreadable));
+        }
+        assert!(list_backups(&store, &cluster).await.is_err(), "who deletes must know of all");
+        store.delete(&format!("{}backup.json", cluster.backup_prefix(good))).await.unwrap();
+        assert!(describe(&plan("", RecoveryTarget::Latest).await.unwrap_err()).contains(&unreadable));
     }
 
     fn describe(error: &ProofError) -> String {

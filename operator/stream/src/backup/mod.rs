@@ -6,7 +6,7 @@
 //!   (workers + 1) x (2 MiB + compressed frame, at most 2 MiB + 8 KiB + 64 B)    frames, see crate::frames
 //! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
 //! + (workers + 1) x context of zstd at the highest level that may be used     see crate::frames::context
-//! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
+//! + about 450 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! + 64 KiB where the backup is encrypted
 //! + (readers + 3) x 256 KiB where local files are read, see crate::local
 //! ```

@@ -47,3 +47,43 @@ impl BackupHold {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::fake::FakeStore;
+
+    #[tokio::test]
+    async fn a_backup_is_held_until_it_is_released_or_forgotten() {
+        let fake = FakeStore::start();
+        let (store, cluster) = (fake.connect().await, fake.location());
+        let id = "20261122T020304Z-00000001-0-2000028".to_owned();
+        let record = format!(
+            r#"{{"format":1,"id":"{id}","cluster":"c","systemId":"7","serverVersion":170000,"timeline":1,"startLsn":"0/1",
+            "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
+            "walSegmentBytes":16777216}}"#
+        );
+        store.put(&format!("{}backup.json", cluster.backup_prefix(&id)), record.into()).await.unwrap();
+        let location = BackupLocation { cluster, backup_id: id };
+        let locks = || fake.keys().iter().filter(|key| key.contains("/locks/")).count();
+        let hold = BackupHold::take(&store, &location).await.unwrap();
+        assert_eq!(locks(), 1);
+        hold.release().await;
+        assert_eq!(locks(), 0);
+        let hold = BackupHold::take(&store, &location).await.unwrap();
+        assert_eq!(locks(), 1);
+        drop(hold);
+        for _ in 0..200 {
+            if locks() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(locks(), 0, "it goes in the background");
+        let gone = BackupLocation { backup_id: "20261122T020304Z-00000001-0-3000028".to_owned(), ..location };
+        assert!(BackupHold::take(&store, &gone).await.is_err());
+        assert_eq!(locks(), 0);
+    }
+}
