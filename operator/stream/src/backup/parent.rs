@@ -81,7 +81,11 @@ pub(super) async fn find_parent(
     let at = BackupLocation { cluster: location.clone(), backup_id: record.id.clone() };
     // As for a reader: whoever deletes backups looks for it after having said so. What the parent needs stays with it.
     let lock = RestoreLock::take(store, &at).await.map_err(|error| describe(&error))?;
-    match read_manifest(store, &at, record).await {
+    let manifest = tokio::select! {
+        manifest = read_manifest(store, &at, record) => manifest,
+        never = lock.renew() => match never {},
+    };
+    match manifest {
         Ok(manifest) => Ok((Parent { record: name(record), chain_length, lock }, manifest)),
         Err(error) => {
             lock.release().await;

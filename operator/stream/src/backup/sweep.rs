@@ -125,10 +125,10 @@ async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) ->
 
 /// Aborts the uploads of a record until there is none: a backup that goes on begins the next before it gives up the one before, and
 /// looks whether that is still there (see [`super::marker`]). Returns how many there were.
-pub(super) async fn close_record(store: &ObjectStore, key: &String) -> Result<usize, StoreError> {
-    let mut aborted = 0;
+pub(super) async fn close_record(store: &ObjectStore, key: &str) -> Result<usize, StoreError> {
+    let (keys, mut aborted) = ([key.to_owned()], 0);
     loop {
-        match store.abort_stale_uploads(std::slice::from_ref(key)).await? {
+        match store.abort_stale_uploads(&keys).await? {
             0 => return Ok(aborted),
             more => aborted += more,
         }

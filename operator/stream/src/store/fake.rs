@@ -155,8 +155,9 @@ impl State {
     fn render_objects(&self, request: &Request) -> String {
         let prefix = request.query.get("prefix").cloned().unwrap_or_default();
         let (mut listed, mut folders) = (String::new(), Vec::new());
-        for (key, bytes) in self.objects.iter().filter(|(key, _)| key.starts_with(&prefix)) {
-            let folder = key[prefix.len()..].split_once('/').map(|(folder, _)| format!("{prefix}{folder}/"));
+        for (key, bytes) in &self.objects {
+            let Some(rest) = key.strip_prefix(&prefix) else { continue };
+            let folder = rest.split_once('/').map(|(folder, _)| format!("{prefix}{folder}/"));
             match folder.filter(|_| request.query.contains_key("delimiter")) {
                 Some(folder) => folders.push(folder),
                 None => listed.push_str(&format!(
@@ -212,9 +213,8 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<Request> {
     let mut words = lines.first()?.split(' ');
     let (method, target) = (words.next()?.to_owned(), words.next()?);
     let header = |name: &str| {
-        let found =
-            |line: &String| line.split_once(':').filter(|(found, _)| found.eq_ignore_ascii_case(name)).is_some();
-        lines.iter().find(|line| found(line)).and_then(|line| line.split_once(':')).map(|(_, value)| value.trim())
+        let mut headers = lines.iter().filter_map(|line| line.split_once(':'));
+        headers.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     };
     let mut body = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
     reader.read_exact(&mut body).ok()?;
