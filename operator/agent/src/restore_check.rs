@@ -72,6 +72,7 @@ async fn check(agent: &Agent, question: &RestoreQuestion) -> Result<RestoreAnswe
         target: question.target.clone(),
         timeline: Some(timeline),
         written: (timeline == present).then_some(written),
+        tablespaces: false,
         now: Timestamp::now(),
     };
     let proven = prove_recovery(&store, &location, &asked).await.map_err(|error| describe_chain(&error))?;

@@ -31,7 +31,8 @@ pub struct BackupFact {
     pub start_lsn: Lsn,
     /// Id of the backup that an incremental one holds the changes since: it is restored from both.
     pub parent: Option<String>,
-    /// It can be restored; a failed or damaged one is not good.
+    /// It can be restored; a failed or damaged one is not good: it counts for nothing, and goes when a good one of its age
+    /// would.
     pub good: bool,
     /// It is held by the user: stays, and does not count for `keep_last`.
     pub pinned: bool,
@@ -62,12 +63,13 @@ pub struct RetentionPlan {
 }
 
 /// Plans retention. The newest good backup always stays, and without a good one everything does. A chain of incremental
-/// backups is a unit: what a backup that stays is restored from stays too.
+/// backups is a unit: what a backup that stays is restored from stays too. A verdict deletes nothing: it may be wrong, and a
+/// backup that is said not to be good stays as long as the policy keeps one of its age.
 #[must_use]
 pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Timestamp) -> RetentionPlan {
     let lineage = Lineage::new(backups);
     let mut newest_first: Vec<&BackupFact> = backups.iter().collect();
-    newest_first.sort_by_key(|backup| Reverse((backup.stopped_at, &backup.id)));
+    newest_first.sort_by_key(|backup| Reverse(age(backup)));
     let is_good = |backup: &BackupFact| lineage.is_restorable(backup);
     let newest = newest_first.iter().copied().find(|backup| is_good(backup));
     // What goes in any case keeps nothing else from being counted or being the base of the window.
@@ -81,24 +83,26 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
     let base = window.and_then(|from| good.iter().find(|backup| backup.stopped_at <= from)).copied();
     let mut plan = RetentionPlan::default();
     for backup in &newest_first {
-        let rank = good.iter().position(|other| std::ptr::eq(*other, *backup));
-        let kept = match (rank, good.first()) {
+        let kept = match good.first() {
             _ if goes(backup) => None,
             _ if backup.in_use => Some("it is in use".to_owned()),
             _ if backup.pinned => Some("it is pinned".to_owned()),
-            (_, None) => Some("there is no restorable backup yet: nothing is deleted".to_owned()),
-            (None, Some(newest)) if (backup.stopped_at, &backup.id) > (newest.stopped_at, &newest.id) => {
+            None => Some("there is no restorable backup yet: nothing is deleted".to_owned()),
+            Some(newest) if std::ptr::eq(*newest, *backup) => Some("it is the newest restorable backup".to_owned()),
+            Some(newest) if age(backup) > age(newest) => {
                 Some("it is newer than the newest restorable backup".to_owned())
             }
-            (None, Some(_)) => None,
-            (Some(rank), Some(_)) => why_kept(backup, rank == 0, count_newer(&good, rank), policy, window, base),
+            Some(_) => {
+                let why = why_kept(backup, count_newer(&good, backup), policy, window, base);
+                why.map(|why| if is_good(backup) { why } else { format!("{why}, though it was found not restorable") })
+            }
         };
         let why_deleted = if backup.doomed {
             "its deletion was asked for"
         } else if is_good(backup) {
             "it is beyond the retention"
         } else {
-            "it is not restorable, and there is a newer one that is"
+            "it is not restorable, and a restorable one of its age would be beyond the retention"
         };
         match kept {
             Some(why) => plan.keep.push(RetentionVerdict { id: backup.id.clone(), why }),
@@ -164,35 +168,38 @@ impl<'a> Lineage<'a> {
     }
 }
 
-/// Good backups that are newer than the one of this rank and count for `keep_last`.
-fn count_newer(good: &[&BackupFact], rank: usize) -> usize {
-    good.iter().take(rank).filter(|backup| !backup.pinned).count()
+/// Sorts the older one first.
+fn age(backup: &BackupFact) -> (Timestamp, &str) {
+    (backup.stopped_at, &backup.id)
 }
 
-/// Why a good backup stays; `newer` ones count, `base` is the one that the window's start is restored from.
+/// Good backups that are newer than this one and count for `keep_last`.
+fn count_newer(good: &[&BackupFact], backup: &BackupFact) -> usize {
+    good.iter().filter(|other| !other.pinned && age(other) > age(backup)).count()
+}
+
+/// Why a backup stays; `newer` good ones count, `base` is the good one that the window's start is restored from.
 fn why_kept(
     backup: &BackupFact,
-    is_newest: bool,
     newer: usize,
     policy: &RetentionPolicy,
     window: Option<Timestamp>,
     base: Option<&BackupFact>,
 ) -> Option<String> {
     let last = policy.keep_last.and_then(|count| usize::try_from(count).ok());
-    if is_newest {
-        return Some("it is the newest restorable backup".to_owned());
-    }
     if last.is_none() && window.is_none() {
         return Some("no retention is set".to_owned());
     }
     if let Some(count) = last.filter(|count| newer < *count) {
         return Some(format!("it is one of the last {count}"));
     }
-    if window.is_some_and(|from| backup.stopped_at > from) {
+    let from = window?;
+    if backup.stopped_at > from {
         return Some("it lies in the window of keepFor".to_owned());
     }
-    base.filter(|base| std::ptr::eq(*base, backup))
-        .map(|_| "the start of the window of keepFor is restored from it".to_owned())
+    // One that is not good comes after the base only if the window's start would be restored from it.
+    base.is_none_or(|base| age(backup) >= age(base))
+        .then(|| "the start of the window of keepFor is restored from it".to_owned())
 }
 
 /// What goes next.

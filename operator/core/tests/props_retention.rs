@@ -140,6 +140,15 @@ proptest! {
     }
 
     #[test]
+    fn a_verdict_deletes_nothing(backups in backups(), policy in policy(), bad in prop::collection::vec(any::<bool>(), 12)) {
+        let before: Vec<BackupFact> = backups.into_iter().map(|b| BackupFact { doomed: false, ..b }).collect();
+        let mut after = before.clone();
+        after.iter_mut().zip(bad).for_each(|(backup, bad)| backup.good &= !bad);
+        let may_go: BTreeSet<String> = plan_retention(&before, &policy, now()).delete.into_iter().map(|v| v.id).collect();
+        prop_assert!(plan_retention(&after, &policy, now()).delete.iter().all(|verdict| may_go.contains(&verdict.id)));
+    }
+
+    #[test]
     fn what_was_asked_to_go_goes_unless_it_is_the_newest_or_in_use(backups in backups(), policy in policy()) {
         let plan = plan_retention(&backups, &policy, now());
         let newest = newest_good(&backups);
@@ -219,6 +228,34 @@ fn wal_before_every_kept_backup_is_not_needed() {
     assert!(!wal_is_needed(&floor, TimelineId(2), Lsn(100)));
     assert!(!wal_is_needed(&floor, TimelineId(1), Lsn(900)));
     assert!(wal_is_needed(&floor, TimelineId(3), Lsn(101)));
+}
+
+#[test]
+fn a_damaged_backup_does_not_count_and_goes_as_a_good_one_of_its_age_would() {
+    let fact = |id: &str, hours_ago: i64, good: bool| BackupFact {
+        id: id.into(),
+        stopped_at: now() - SignedDuration::from_hours(hours_ago),
+        timeline: TimelineId(1),
+        start_lsn: Lsn(100),
+        parent: None,
+        good,
+        pinned: false,
+        in_use: false,
+        doomed: false,
+    };
+    let backups =
+        [fact("a", 50, true), fact("b", 40, false), fact("c", 30, true), fact("d", 20, false), fact("e", 10, true)];
+    let deleted = |keep_last, hours: Option<i64>| {
+        let policy = RetentionPolicy { keep_last, keep_for: hours.map(SignedDuration::from_hours) };
+        let plan = plan_retention(&backups, &policy, now());
+        plan.delete.into_iter().map(|verdict| verdict.id).collect::<Vec<_>>()
+    };
+    assert_eq!(deleted(Some(1), None), ["a", "b", "c", "d"]);
+    assert_eq!(deleted(Some(2), None), ["a", "b"], "e and c are the last two, and d is between them");
+    assert_eq!(deleted(None, Some(45)), [""; 0]);
+    assert_eq!(deleted(None, Some(35)), [""; 0], "b would be the start of the window if it were good, and a is");
+    assert_eq!(deleted(None, Some(25)), ["a", "b"]);
+    assert_eq!(deleted(None, None), [""; 0]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use pgherd_core::backup::{
     AGE_METHOD, BackupLocation, BackupRecord, ClusterLocation, FULL_FORMAT, INCREMENTAL_FORMAT, is_backup_id,
 };
@@ -77,12 +77,89 @@ pub async fn list_backups(
     store: &ObjectStore,
     location: &ClusterLocation,
 ) -> Result<Vec<BackupRecord>, CatalogueError> {
-    let ids = store.list_dirs(&format!("{}/base/", location.root())).await?;
-    let reads = stream::iter(ids).map(|id| async move { read_record(store, location, &id).await });
-    let records: Vec<_> = reads.buffered(CONCURRENT_READS).try_collect().await?;
-    let mut records: Vec<BackupRecord> = records.into_iter().flatten().collect();
-    records.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(records)
+    let found = list_readable(store, location).await?;
+    match found.unreadable.first() {
+        None => Ok(found.backups),
+        Some(unreadable) => Err(unreadable.to_error()),
+    }
+}
+
+/// What of a database system's backups this version can read, and what not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadableBackups {
+    /// Complete backups, newest last.
+    pub backups: Vec<BackupRecord>,
+    /// What has a record that is damaged, or of a later version.
+    pub unreadable: Vec<UnreadableBackup>,
+}
+
+/// A backup of which nothing more is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadableBackup {
+    /// Its id, by the name of its folder.
+    pub id: String,
+    /// Key of its record.
+    pub key: String,
+    /// What is wrong with that.
+    pub problem: String,
+}
+
+impl UnreadableBackup {
+    fn to_error(&self) -> CatalogueError {
+        CatalogueError::Record { key: self.key.clone(), problem: self.problem.clone() }
+    }
+}
+
+impl ReadableBackups {
+    /// Adds what a record turned out to be.
+    fn add(&mut self, id: String, read: Result<Option<BackupRecord>, CatalogueError>) -> Result<(), CatalogueError> {
+        match read {
+            Ok(record) => self.backups.extend(record),
+            Err(CatalogueError::Record { key, problem }) => self.unreadable.push(UnreadableBackup { id, key, problem }),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Refuses a backup that is there and cannot be read.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Record`] with the key.
+    pub fn validate_readable(&self, id: &str) -> Result<(), CatalogueError> {
+        self.unreadable.iter().find(|unreadable| unreadable.id == id).map_or(Ok(()), |found| Err(found.to_error()))
+    }
+
+    /// Leaves out what cannot be read, as long as something is left.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Record`] of the newest one, if nothing is.
+    pub fn skip_unreadable(&self) -> Result<(), CatalogueError> {
+        match self.unreadable.last().filter(|_| self.backups.is_empty()) {
+            Some(newest) => Err(newest.to_error()),
+            None => {
+                for UnreadableBackup { key, problem, .. } in &self.unreadable {
+                    tracing::warn!(key, problem, "a backup whose record cannot be read is left out");
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The backups of a database system, without giving up at a record that cannot be read. Who deletes wants [`list_backups`].
+///
+/// # Errors
+/// [`CatalogueError`] of the store alone.
+pub async fn list_readable(store: &ObjectStore, location: &ClusterLocation) -> Result<ReadableBackups, CatalogueError> {
+    let mut ids = store.list_dirs(&format!("{}/base/", location.root())).await?;
+    ids.sort();
+    let reads = stream::iter(ids).map(|id| async move { (read_record(store, location, &id).await, id) });
+    let mut reads = std::pin::pin!(reads.buffered(CONCURRENT_READS));
+    let mut found = ReadableBackups::default();
+    while let Some((read, id)) = reads.next().await {
+        found.add(id, read)?;
+    }
+    Ok(found)
 }
 
 /// The clusters below a prefix of the store (without slashes at its ends; may be empty).
@@ -319,6 +396,23 @@ mod tests {
             flipped[at] ^= 1 << bit;
             assert!(parse_record(&flipped, &location(), "a").is_err(), "bit {bit} of byte {at}");
         }
+    }
+
+    #[test]
+    fn one_record_that_cannot_be_read_hides_no_other_unless_it_is_asked_for_or_alone() {
+        let record: BackupRecord = serde_json::from_str(RECORD).unwrap();
+        let damaged = |id: &str| CatalogueError::Record { key: format!("{id}/backup.json"), problem: "x".to_owned() };
+        let mut found = ReadableBackups::default();
+        found.add("b".to_owned(), Err(damaged("b"))).unwrap();
+        assert!(found.skip_unreadable().unwrap_err().to_string().contains("b/backup.json"));
+        found.add("a".to_owned(), Ok(Some(record.clone()))).unwrap();
+        found.add("c".to_owned(), Ok(None)).unwrap();
+        found.skip_unreadable().unwrap();
+        assert_eq!(found.backups, [record]);
+        assert!(found.validate_readable("b").unwrap_err().to_string().contains("b/backup.json"));
+        assert!(found.validate_readable("a").is_ok() && found.validate_readable("c").is_ok());
+        let away = CatalogueError::Store(StoreError::NoSuchBucket("x".to_owned()));
+        assert!(found.add("d".to_owned(), Err(away)).is_err(), "nothing is known of the others");
     }
 
     proptest! {

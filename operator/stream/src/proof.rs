@@ -13,7 +13,8 @@ use pgherd_core::{
 };
 
 use crate::{
-    catalogue::{CatalogueError, list_backups, resolve, resolve_system},
+    catalogue::{CatalogueError, ReadableBackups, list_readable, resolve, resolve_system},
+    restore::{list_tablespaces, render_tablespace},
     store::ObjectStore,
     wal::{self, WalError, WalName, is_archived, missing_segments},
 };
@@ -32,6 +33,8 @@ pub struct RecoveryQuestion {
     pub timeline: Option<TimelineId>,
     /// Up to where WAL was written on that timeline; None for whatever the archive has of it.
     pub written: Option<Lsn>,
+    /// Whoever restores has a place for tablespaces. An instance has none.
+    pub tablespaces: bool,
     /// Now.
     pub now: Timestamp,
 }
@@ -116,6 +119,14 @@ pub enum ProofError {
     /// The backup needs others, which are not as it needs them.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// It has tablespaces, which go nowhere.
+    #[error("the backup {id} has tablespaces, for which an instance has no place: {}; pgherd restore by hand can place them", .names.join(", "))]
+    Tablespaces {
+        /// The backup, or the one that it is made on.
+        id: String,
+        /// Their OIDs, and where they were.
+        names: Vec<String>,
+    },
     /// Files are missing.
     #[error("the archive lacks {} file(s) that the recovery needs: {}{}", .names.len(), render_names(.names), render_reachable(*.reachable))]
     Missing {
@@ -145,19 +156,26 @@ pub async fn prove_recovery(
     question: &RecoveryQuestion,
 ) -> Result<ProvenRecovery, ProofError> {
     let target = Target::parse(question)?;
-    let all = list_backups(store, location).await?;
+    let found = list_readable(store, location).await?;
     let named = question.backup_id.as_deref();
+    named.map_or(Ok(()), |id| found.validate_readable(id))?;
+    found.skip_unreadable()?;
+    let all = &found.backups;
     if let Some(id) = named.filter(|id| !all.iter().any(|backup| backup.id == **id)) {
         return Err(ProofError::NoSuchBackup(id.to_owned()));
     }
     let history = match question.timeline {
         Some(timeline) => read_history(store, location, timeline).await?,
-        None => find_history(store, location, &all, named).await?,
+        None => find_history(store, location, all, named).await?,
     };
     let on_history = |backup: &&BackupRecord| history.contains(backup.timeline, backup.stop_lsn);
     let backups: Vec<BackupRecord> = all.iter().filter(on_history).cloned().collect();
     let backup = choose(&backups, named, history.timeline, target)?.clone();
-    let needed_bytes = measure(&backup, &all)?;
+    let chain = find_chain(&backup, &found)?;
+    if !question.tablespaces {
+        chain.iter().try_for_each(|member| refuse_tablespaces(member))?;
+    }
+    let needed_bytes = measure(&chain);
     let written = match question.written {
         Some(written) => written,
         None => observe_end(store, location, &history, backup.wal_segment_bytes).await?,
@@ -195,7 +213,7 @@ async fn list_missing(
 }
 
 /// What a recovery of somebody else's data begins with, and the timeline that it follows (None up to the end of the backup: then the
-/// archive isn't needed). Nothing is written before it is clear that the target can be reached.
+/// archive isn't needed). Nothing is written before it is clear that the target can be reached, and that `tablespaces` can be placed.
 ///
 /// # Errors
 /// [`ProofError`].
@@ -203,21 +221,43 @@ pub async fn plan_recovery(
     store: &ObjectStore,
     from: &BackupLocation,
     target: &RecoveryTarget,
+    tablespaces: bool,
     now: Timestamp,
 ) -> Result<(BackupLocation, BackupRecord, Option<TimelineId>), ProofError> {
-    let (cluster, backup_id) = if from.backup_id.is_empty() && *target != RecoveryTarget::Immediate {
+    if *target == RecoveryTarget::Immediate {
+        let (location, record) = find_backup(store, from).await?;
+        if !tablespaces {
+            refuse_tablespaces(&record)?;
+        }
+        return Ok((location, record, None));
+    }
+    let (cluster, backup_id) = if from.backup_id.is_empty() {
         (resolve_system(store, &from.cluster).await?, None)
     } else {
         let (location, record) = resolve(store, from).await?;
-        if *target == RecoveryTarget::Immediate {
-            return Ok((location, record, None));
-        }
         (location.cluster, Some(record.id))
     };
-    let question = RecoveryQuestion { backup_id, target: target.clone(), timeline: None, written: None, now };
+    let question =
+        RecoveryQuestion { backup_id, target: target.clone(), timeline: None, written: None, tablespaces, now };
     let proven = prove_recovery(store, &cluster, &question).await?;
     let location = BackupLocation { cluster, backup_id: proven.backup.id.clone() };
     Ok((location, proven.backup, Some(proven.timeline)))
+}
+
+/// As [`resolve`], but an unnamed backup is the newest of those that can be read.
+async fn find_backup(
+    store: &ObjectStore,
+    from: &BackupLocation,
+) -> Result<(BackupLocation, BackupRecord), CatalogueError> {
+    if !from.backup_id.is_empty() {
+        return resolve(store, from).await;
+    }
+    let cluster = resolve_system(store, &from.cluster).await?;
+    let mut found = list_readable(store, &cluster).await?;
+    found.skip_unreadable()?;
+    let newest = found.backups.pop();
+    let record = newest.ok_or_else(|| CatalogueError::NoBackup { root: cluster.root(), id: String::new() })?;
+    Ok((BackupLocation { cluster, backup_id: record.id.clone() }, record))
 }
 
 /// A target that can be compared with backups.
@@ -294,11 +334,26 @@ fn choose<'a>(
         .ok_or_else(|| ProofError::TooEarly { stop_lsn: oldest.stop_lsn, stopped_at: oldest.stopped_at.clone() })
 }
 
+/// All that the backup needs. What of it cannot be read is not the same as what is missing.
+fn find_chain<'a>(backup: &BackupRecord, found: &'a ReadableBackups) -> Result<Vec<&'a BackupRecord>, ProofError> {
+    match resolve_chain(&found.backups, &backup.id) {
+        Err(ChainError::Missing { child, parent }) => {
+            found.validate_readable(&parent)?;
+            Err(ChainError::Missing { child, parent }.into())
+        }
+        chain => Ok(chain?),
+    }
+}
+
+fn refuse_tablespaces(backup: &BackupRecord) -> Result<(), ProofError> {
+    let names: Vec<String> = list_tablespaces(backup).map(render_tablespace).collect();
+    if names.is_empty() { Ok(()) } else { Err(ProofError::Tablespaces { id: backup.id.clone(), names }) }
+}
+
 /// What a restore writes, in bytes: all that the backup needs, and what is made of several.
-fn measure(backup: &BackupRecord, all: &[BackupRecord]) -> Result<u64, ProofError> {
-    let chain = resolve_chain(all, &backup.id)?;
+fn measure(chain: &[&BackupRecord]) -> u64 {
     let bytes = chain.iter().fold(0u64, |sum, member| sum.saturating_add(member.tar_bytes));
-    Ok(if chain.len() > 1 { bytes.saturating_mul(2) } else { bytes })
+    if chain.len() > 1 { bytes.saturating_mul(2) } else { bytes }
 }
 
 /// The newest timeline that left anything in the archive and on whose history the named backup lies, or any at all. Each restore in
@@ -372,9 +427,14 @@ fn segment_start(name: &str, segment_bytes: u64) -> Option<Lsn> {
 
 #[cfg(test)]
 mod tests {
+    use pgherd_core::backup::{ArchiveRecord, INCREMENTAL_FORMAT, ParentRecord};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        catalogue::{UnreadableBackup, list_backups},
+        store::fake::FakeStore,
+    };
 
     proptest! {
         #[test]
@@ -401,6 +461,7 @@ mod tests {
             target,
             timeline: Some(TimelineId(1)),
             written: None,
+            tablespaces: false,
             now: "2026-11-22T12:00:00Z".parse().unwrap(),
         }
     }
@@ -426,6 +487,67 @@ mod tests {
         assert_eq!(chosen(RecoveryTarget::Immediate, Some("b1")).unwrap(), "b1");
         assert!(chosen(RecoveryTarget::Lsn(Lsn(5_099)), Some("b5")).unwrap_err().contains("an older one"));
         assert!(chosen(RecoveryTarget::Latest, Some("b7")).unwrap_err().contains("b7"));
+    }
+
+    fn incremental(hour: u32, parent: &str) -> BackupRecord {
+        let parent = ParentRecord { id: parent.to_owned(), manifest_sha256: String::new() };
+        BackupRecord { parent: Some(parent), format: INCREMENTAL_FORMAT, ..backup(hour, u64::from(hour) * 1000) }
+    }
+
+    #[test]
+    fn a_chain_with_a_member_that_cannot_be_read_is_refused_by_its_key_and_others_are_not() {
+        let unreadable = UnreadableBackup { id: "b5".into(), key: "c/b5/backup.json".into(), problem: "x".into() };
+        let backups = vec![backup(1, 1_000), incremental(6, "b5"), incremental(7, "b0")];
+        let found = ReadableBackups { backups, unreadable: vec![unreadable] };
+        let chain = |number: usize| find_chain(&found.backups[number], &found).map_err(|error| describe(&error));
+        assert_eq!(chain(0).unwrap().len(), 1);
+        assert!(chain(1).unwrap_err().contains("c/b5/backup.json"));
+        assert!(chain(2).unwrap_err().contains("b0, which is missing"));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_blocks_no_recovery_but_its_own() {
+        let fake = FakeStore::start();
+        let (store, cluster) = (fake.connect().await, fake.location());
+        let (good, bad) = ("20261122T010000Z-00000001-0-1000028", "20261122T020000Z-00000001-0-2000028");
+        let record = format!(
+            r#"{{"format":1,"id":"{good}","cluster":"c","systemId":"7","serverVersion":170000,"timeline":1,"startLsn":"0/1000028",
+            "stopLsn":"0/1000100","startedAt":"2026-11-22T01:00:00Z","stoppedAt":"2026-11-22T01:00:00Z","archives":[],
+            "manifestSha256":"","tarBytes":0,"storedBytes":0,"walSegmentBytes":16777216}}"#
+        );
+        store.put(&format!("{}backup.json", cluster.backup_prefix(good)), record.into()).await.unwrap();
+        let unreadable = format!("{}backup.json", cluster.backup_prefix(bad));
+        store.put(&unreadable, r#"{"format": 9}"#.into()).await.unwrap();
+        let now = "2026-11-22T12:00:00Z".parse().unwrap();
+        let plan = async |id: &str, target: RecoveryTarget| {
+            let from = BackupLocation { cluster: cluster.clone(), backup_id: id.to_owned() };
+            plan_recovery(&store, &from, &target, false, now).await.map(|(_, record, _)| record.id)
+        };
+        for target in [RecoveryTarget::Latest, RecoveryTarget::Immediate] {
+            assert_eq!(plan("", target.clone()).await.unwrap(), good);
+            assert_eq!(plan(good, target.clone()).await.unwrap(), good);
+            assert!(describe(&plan(bad, target).await.unwrap_err()).contains(&unreadable));
+        }
+        assert!(list_backups(&store, &cluster).await.is_err(), "who deletes must know of all");
+        store.delete(&format!("{}backup.json", cluster.backup_prefix(good))).await.unwrap();
+        assert!(describe(&plan("", RecoveryTarget::Latest).await.unwrap_err()).contains(&unreadable));
+    }
+
+    fn describe(error: &ProofError) -> String {
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        format!("{error}: {cause}")
+    }
+
+    #[test]
+    fn tablespaces_without_a_place_are_named() {
+        let mut record = backup(1, 1_000);
+        assert!(refuse_tablespaces(&record).is_ok());
+        for (name, path) in [("base", ""), ("16384", "/srv/fast")] {
+            let (name, tablespace_path) = (name.to_owned(), path.to_owned());
+            record.archives.push(ArchiveRecord { name, tablespace_path, segments: vec![], tar_bytes: 0 });
+        }
+        let refused = refuse_tablespaces(&record).unwrap_err().to_string();
+        assert!(refused.contains("b1") && refused.contains("16384 (/srv/fast)"), "{refused}");
     }
 
     #[test]

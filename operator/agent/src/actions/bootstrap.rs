@@ -12,7 +12,11 @@ use pgherd_core::{
     timeline::TimelineId,
 };
 use pgherd_stream::{
-    catalogue::resolve, import::import_archive, proof::plan_recovery, restore::restore_backup_with, store::ObjectStore,
+    catalogue::resolve,
+    import::import_archive,
+    proof::plan_recovery,
+    restore::{BackupHold, restore_backup_with},
+    store::ObjectStore,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -108,7 +112,7 @@ async fn recover(
             .await
             .map(|(location, record)| (location, record, timeline))
             .map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?,
-        None => plan_recovery(&store, from, &target, Timestamp::now())
+        None => plan_recovery(&store, from, &target, false, Timestamp::now())
             .await
             .map_err(|error| failed("this recovery is not possible")(describe_chain(&error)))?,
     };
@@ -116,12 +120,16 @@ async fn recover(
     let cancel = CancellationToken::new();
     let _cancelled_when_dropped = cancel.clone().drop_guard();
     let (settings, progress) = (build_replica::build_restore_settings()?, build_replica::watch_progress(agent));
+    // The WAL behind the backup is read after the backup: retention leaves both for as long as this is held.
+    let hold = BackupHold::take(&store, &location).await;
+    let hold = hold.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
     let outcome = restore_backup_with(&store, &location, &agent.layout.pgdata, &settings, progress, cancel).await;
     let outcome = outcome.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
     agent.set_recovery_source(Some(location.cluster.clone()));
     let reason =
         format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
     run_recovery(agent, Role::Recovery { target, archived: true, timeline: follow }).await?;
+    hold.release().await;
     if timeline.is_some() {
         restore::forget_partial(&agent.layout.pgdata.join("pg_wal"));
     }

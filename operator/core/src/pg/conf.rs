@@ -210,13 +210,15 @@ fn render_standby(text: &mut String, standby: &StandbyConf) {
     text.push_str(&render_recovery(target, standby.recovery_timeline));
 }
 
-/// The settings of a recovery to a target, along the history of a timeline (or of the newest one), after which the server promotes itself.
+/// The settings of a recovery to a target, along the history of a timeline, after which the server promotes itself. Without a timeline it is
+/// the newest one; for the end of the backup that of the backup, which may lie on a branch that was left.
 #[must_use]
 pub fn render_recovery(target: &RecoveryTarget, timeline: Option<TimelineId>) -> String {
     let mut text = String::new();
     set(&mut text, "recovery_target_action", "promote");
-    if let Some(timeline) = timeline {
-        set(&mut text, "recovery_target_timeline", &timeline.0.to_string());
+    let timeline = timeline.map(|timeline| timeline.0.to_string());
+    if let Some(timeline) = timeline.or_else(|| (*target == RecoveryTarget::Immediate).then(|| "current".to_owned())) {
+        set(&mut text, "recovery_target_timeline", &timeline);
     }
     match target {
         RecoveryTarget::Latest => {}
@@ -409,6 +411,21 @@ mod tests {
         assert_eq!(validate_parameters(&parameters(&fine)), Ok(()));
         assert!(validate_parameters(&parameters(&[("shared_preload_libraries", "/tmp/evil.so")])).is_err());
         assert!(validate_parameters(&parameters(&[("work_mem", "1MB"), ("WORK_MEM", "2MB")])).is_err());
+    }
+
+    #[test]
+    fn the_end_of_a_backup_is_reached_without_the_newest_timeline() {
+        let follows = |target: &RecoveryTarget, timeline: Option<u32>| {
+            let text = render_recovery(target, timeline.map(TimelineId));
+            text.lines().find_map(|line| line.strip_prefix("recovery_target_timeline = ").map(str::to_owned))
+        };
+        assert_eq!(follows(&RecoveryTarget::Immediate, None).as_deref(), Some("'current'"));
+        assert_eq!(follows(&RecoveryTarget::Immediate, Some(3)).as_deref(), Some("'3'"));
+        assert_eq!(follows(&RecoveryTarget::Latest, None), None);
+        let standby = StandbyConf { recovery_target: Some(RecoveryTarget::Immediate), ..StandbyConf::default() };
+        let text = render_conf(&ConfInput { standby: Some(standby), ..ConfInput::default() });
+        let (latest, own) = ("recovery_target_timeline = 'latest'", "recovery_target_timeline = 'current'");
+        assert!(text.contains(latest) && text.rfind(own) > text.rfind(latest), "the last one holds");
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct VerificationFacts {
     pub paused: bool,
     /// Name of the newest restorable Backup of the cluster of which it is known whether its WAL is archived.
     pub newest: Option<String>,
+    /// It is known to be newer than the one that was verified last.
+    pub newer: bool,
     /// The last run, unless its end is published already.
     pub run: Option<Run<VerifyJobConfig>>,
     /// What is published.
@@ -117,13 +119,14 @@ pub fn decide_verification(facts: &VerificationFacts, now: Timestamp) -> Verific
     let Some(backup) = facts.newest.clone().filter(|_| !facts.paused) else { return VerificationStep::Rest(None) };
     let last = published.last_run_time.as_deref().and_then(parse_time);
     let failures = published.failures.unwrap_or(0);
-    // One that was found bad is followed by the next one, not by another look at the same.
+    // One that was found bad is followed by the next one that is made, not by another look at the same, nor by the older ones:
+    // what is wrong with the verification itself would condemn them all, one after the other.
     let was_bad =
         failures == 0 && published.last_run_time.is_some() && published.last_success_time != published.last_run_time;
     let due = match last {
         None => now,
         Some(last) if failures > 0 => later(last, pause_after(failures)),
-        Some(_) if was_bad && published.backup.as_ref() != Some(&backup) => now,
+        Some(_) if was_bad && facts.newer => now,
         Some(last) => later(last, every),
     };
     if due > now {

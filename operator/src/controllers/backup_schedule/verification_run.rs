@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use pgherd_core::backup::BackupLocation;
 use pgherd_crds::{
-    BackupSchedule,
+    Backup, BackupSchedule,
     v1alpha1::{conditions::VERIFIED, verification::VerificationStatus},
 };
 
@@ -49,10 +49,12 @@ pub(super) async fn care_for_verification(
     let published = status.verification.unwrap_or_default();
     let (namespace, uid) = (schedule.namespace().unwrap_or_default(), schedule.uid().unwrap_or_default());
     let whose = Whose { namespace: &namespace, app: VERIFICATION_APP, owner_uid: &uid, label: None };
+    let newest = ground.and_then(Ground::newest_to_verify);
     let seen = VerificationFacts {
         every: parse_every(schedule.spec.verify.as_ref()),
         paused: facts.suspended || facts.blocked.is_some(),
-        newest: ground.and_then(Ground::newest_to_verify).map(|backup| backup.name_any()),
+        newest: newest.map(|backup| backup.name_any()),
+        newer: is_newer(ground, newest, published.backup.as_deref()),
         run: observe_last_run(context, whose, published.job.as_deref()).await?,
         published: published.clone(),
     };
@@ -90,6 +92,13 @@ pub(super) async fn care_for_verification(
         }
     }
     Ok(care)
+}
+
+/// Whether `newest` was made after the backup of this name. Not for all that is known where that one is gone.
+fn is_newer(ground: Option<&Ground>, newest: Option<&Backup>, verified: Option<&str>) -> bool {
+    let id_of = |backup| ground.and_then(|ground| ground.id_of(backup));
+    let verified = ground.zip(verified).and_then(|(ground, name)| ground.find(name)).and_then(id_of);
+    newest.and_then(id_of).zip(verified).is_some_and(|(newest, verified)| newest > verified)
 }
 
 async fn start(

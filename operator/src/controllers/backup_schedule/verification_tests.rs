@@ -36,6 +36,7 @@ fn facts() -> VerificationFacts {
         every: Ok(Some(SignedDuration::from_hours(24))),
         paused: false,
         newest: Some("b1".to_owned()),
+        newer: false,
         run: None,
         published: VerificationStatus::default(),
     }
@@ -96,12 +97,15 @@ fn a_good_backup_is_looked_at_again_when_it_is_time() {
 }
 
 #[test]
-fn a_bad_backup_is_followed_by_the_next_one_at_once() {
+fn a_bad_backup_is_followed_by_the_next_one_at_once_and_by_an_older_one_in_its_turn() {
     let bad = conclude(&VerifyJobOutcome::Failed(failure(true, true)), VerificationStatus::default());
     assert_eq!((bad.verdict.holds, bad.verdict.reason.as_str()), (false, "Damaged"));
     let same = VerificationFacts { published: bad.status, ..facts() };
     assert!(matches!(decide_verification(&same, now()), VerificationStep::Rest(Some(_))));
-    let next = VerificationFacts { newest: Some("b2".to_owned()), ..same };
+    let older = VerificationFacts { newest: Some("b0".to_owned()), ..same.clone() };
+    let due = now() + SignedDuration::from_hours(24);
+    assert_eq!(decide_verification(&older, now()), VerificationStep::Rest(Some(due)));
+    let next = VerificationFacts { newest: Some("b2".to_owned()), newer: true, ..same };
     assert!(matches!(decide_verification(&next, now()), VerificationStep::Start { .. }));
 }
 

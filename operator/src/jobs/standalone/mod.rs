@@ -90,7 +90,7 @@ pub fn restore(args: &RestoreArgs) -> Outcome {
         super::backup::cancel_on_signal(&cancel);
         let store = ObjectStore::connect(&location.cluster.store).await?;
         let (location, record, timeline) = match &target {
-            Some(target) => plan_recovery(&store, &location, target, Timestamp::now()).await?,
+            Some(target) => plan_recovery(&store, &location, target, true, Timestamp::now()).await?,
             None => resolve(&store, &location).await.map(|(location, record)| (location, record, None))?,
         };
         let settings = RestoreSettings { places, combine: args.find_combine(record.server_version / 10_000) };

@@ -67,5 +67,7 @@ mod tests {
         assert!(text.starts_with("restore_command = '\"/bin/pgherd\" fetch-wal --location pgherd-location.json"));
         assert!(text.contains("recovery_target_timeline = '3'\n"), "{text}");
         assert!(!render_settings("/bin/pgherd", &RecoveryTarget::Latest, None).contains("recovery_target_time"));
+        let end = render_settings("/bin/pgherd", &RecoveryTarget::Immediate, None);
+        assert!(end.contains("recovery_target_timeline = 'current'\n"), "{end}");
     }
 }

@@ -16,6 +16,40 @@ enum Blame {
     Circumstances,
 }
 
+/// What PostgreSQL says at FATAL or PANIC of data that it cannot start on.
+const NAMES_DATA: [&str; 13] = [
+    "invalid checkpoint record",
+    "could not locate a valid checkpoint record",
+    "could not locate required checkpoint record",
+    "could not find redo location",
+    "WAL ends before",
+    "control file contains invalid",
+    "WAL contains references to invalid pages",
+    "invalid data in file",
+    "invalid page in block",
+    "incorrect checksum",
+    "incorrect resource manager data checksum",
+    "page verification failed",
+    "database files are incompatible",
+];
+
+/// The same words may follow from these, of which the data knows nothing.
+const NAMES_MACHINE: [&str; 6] = [
+    "No space left on device",
+    "Disk quota exceeded",
+    "Input/output error",
+    "Cannot allocate memory",
+    "Too many open files",
+    "Permission denied",
+];
+
+/// Whether a server that ended named the data as the reason, and not the machine. Anything else says nothing of it.
+fn names_data(words: &str) -> bool {
+    let says = |line: &str, phrases: &[&str]| phrases.iter().any(|phrase| line.contains(phrase));
+    let mut severe = words.split("; ").filter(|line| line.contains("FATAL:") || line.contains("PANIC:"));
+    !says(words, &NAMES_MACHINE) && severe.any(|line| says(line, &NAMES_DATA))
+}
+
 /// What the controller is told.
 #[must_use]
 pub fn describe_failure(error: &VerifyError) -> VerifyFailure {
@@ -27,7 +61,10 @@ pub fn describe_failure(error: &VerifyError) -> VerifyFailure {
             WalError::Store(error) => judge_store(error),
             _ => ("ArchiveUnreadable".to_owned(), Blame::Circumstances),
         },
-        VerifyError::Start(_) => ("DoesNotStart".to_owned(), Blame::Data),
+        // The image, the node and the scratch space can all keep a good backup from starting.
+        VerifyError::Start(words) if names_data(words) => ("DoesNotStart".to_owned(), Blame::Data),
+        VerifyError::Start(_) => ("ServerNotStarted".to_owned(), Blame::Circumstances),
+        VerifyError::Short { .. } => ("WalDamaged".to_owned(), Blame::Content),
         VerifyError::Amcheck(_) => ("AmcheckFailed".to_owned(), Blame::Content),
         VerifyError::NoDatabase(_) => ("NoDatabase".to_owned(), Blame::Content),
         VerifyError::Statement { .. } => ("StatementFailed".to_owned(), Blame::Content),
@@ -86,6 +123,36 @@ mod tests {
         assert_eq!((failure.reason.as_str(), failure.blames_backup), ("NoSuchBucket", false));
         let full = VerifyError::Restore(RestoreError::NoSpace { needed: 2, free: 1 });
         assert!(!describe_failure(&full).blames_backup);
+    }
+
+    #[test]
+    fn a_server_that_does_not_start_condemns_a_backup_only_if_it_names_the_data() {
+        let judge = |words: &str| describe_failure(&VerifyError::Start(words.to_owned()));
+        for words in [
+            "FATAL:  could not access file \"timescaledb\": No such file or directory (exit status: 1)",
+            "FATAL:  could not write to file \"pg_wal/xlogtemp.5\": No space left on device",
+            "PANIC:  could not read file: Input/output error; PANIC:  could not locate a valid checkpoint record",
+            "FATAL:  recovery aborted because of insufficient parameter settings",
+            "LOG:  startup process (PID 5) was terminated by signal 9: Killed; LOG:  invalid checkpoint record",
+            " (signal: 9 (SIGKILL))",
+        ] {
+            let failure = judge(words);
+            assert!(!failure.blames_backup && !failure.unusable, "{words}");
+            assert_eq!(failure.reason, "ServerNotStarted");
+        }
+        for words in [
+            "PANIC:  could not locate a valid checkpoint record at 0/3000028 (signal: 6 (SIGABRT))",
+            "FATAL:  could not locate required checkpoint record at 0/3000028",
+            "FATAL:  could not find redo location 0/2 referenced by checkpoint record at 0/3",
+            "FATAL:  WAL ends before end of online backup",
+            "PANIC:  WAL contains references to invalid pages",
+            "FATAL:  incorrect checksum in control file",
+            "FATAL:  database files are incompatible with server",
+        ] {
+            let failure = judge(words);
+            assert!(failure.blames_backup && failure.unusable, "{words}");
+            assert_eq!(failure.reason, "DoesNotStart");
+        }
     }
 
     #[test]

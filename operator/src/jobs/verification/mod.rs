@@ -109,6 +109,14 @@ pub enum VerifyError {
     /// PostgreSQL ended while it started, or before it was consistent.
     #[error("PostgreSQL does not start on it: {0}")]
     Start(String),
+    /// Recovery ended before the backup was consistent, although PostgreSQL did not complain.
+    #[error("PostgreSQL replayed WAL up to {replayed} only, the backup ends at {stop}")]
+    Short {
+        /// Up to where it came.
+        replayed: Lsn,
+        /// The backup's end.
+        stop: Lsn,
+    },
     /// The image has another version of PostgreSQL than the backup.
     #[error("the programs of PostgreSQL are of version {found}, the backup is of {expected}")]
     Version {
@@ -195,8 +203,7 @@ pub async fn verify_by_restore(
 async fn look_at(trial: &Trial, server: &ScratchServer, record: &BackupRecord) -> Result<(Lsn, Amcheck), VerifyError> {
     let replayed = server.observe_replayed().await?;
     if replayed < record.stop_lsn {
-        let text = format!("it replayed WAL up to {replayed} only, the backup ends at {}", record.stop_lsn);
-        return Err(VerifyError::Start(text));
+        return Err(VerifyError::Short { replayed, stop: record.stop_lsn });
     }
     let amcheck = server.check_relations().await?;
     check_statements(trial, server).await?;

@@ -20,22 +20,22 @@ use crate::{
 };
 
 /// A stream that is about to send its first byte, and what keeps its WAL and its parent.
-pub(super) struct Source<'a> {
+pub(super) struct Source {
     pub(super) stream: Stream,
     pub(super) slot: ReplicationClient,
     pub(super) identity: BackupIdentity,
     pub(super) location: ClusterLocation,
     pub(super) archives: Vec<String>,
     pub(super) kind: BackupKind,
-    pub(super) parent: Option<Parent<'a>>,
+    pub(super) parent: Option<Parent>,
 }
 
-impl<'a> Source<'a> {
+impl Source {
     /// Connects, reserves WAL, and has the server begin.
     pub(super) async fn begin(
         options: &BackupOptions,
         keys: &Keys,
-        store: &'a ObjectStore,
+        store: &ObjectStore,
         progress: &watch::Sender<BackupProgress>,
     ) -> Result<Self, BackupError> {
         let mut slot = ReplicationClient::connect(&options.connect).await?;
@@ -163,17 +163,17 @@ fn render_label(location: &ClusterLocation) -> String {
 }
 
 /// An incremental backup, or a full one in the same run where the catalogue or the server says that it cannot be.
-async fn begin_incremental<'a>(
+async fn begin_incremental(
     options: &BackupOptions,
     keys: &Keys,
-    store: &'a ObjectStore,
+    store: &ObjectStore,
     location: &ClusterLocation,
     identity: &BackupIdentity,
     wanted: &IncrementalOptions,
-) -> Result<(Started, BackupKind, Option<Parent<'a>>), BackupError> {
+) -> Result<(Started, BackupKind, Option<Parent>), BackupError> {
     let reason = match find_parent(store, keys, location, identity, wanted).await {
         Err(reason) => reason,
-        Ok((parent, manifest)) => match Started::incremental(options, location, &manifest).await {
+        Ok((parent, manifest)) => match begin_on(&parent, options, location, &manifest).await {
             Ok(started) if started.timeline == identity.timeline && started.tablespaces.len() <= 1 => {
                 return Ok((started, parent.kind(), Some(parent)));
             }
@@ -185,6 +185,19 @@ async fn begin_incremental<'a>(
     };
     tracing::info!(reason, "a full backup instead of an incremental one");
     Ok((Started::full(options, location).await?, BackupKind::Full(Some(reason)), None))
+}
+
+/// A checkpoint may take longer than a lock lasts.
+async fn begin_on(
+    parent: &Parent,
+    options: &BackupOptions,
+    location: &ClusterLocation,
+    manifest: &[u8],
+) -> Result<Started, BackupError> {
+    tokio::select! {
+        started = Started::incremental(options, location, manifest) => started,
+        never = parent.lock.renew() => match never {},
+    }
 }
 
 /// Why what was begun as an incremental backup has to be a full one. What the server refuses before it has sent anything (no

@@ -2,13 +2,22 @@
 //!
 //! Two things make a process that was taken for dead harmless: the marker is its alone, and `backup.json` is an upload that was
 //! begun before the first byte of data. Who removes the backup aborts that upload first; it cannot be completed afterwards.
+//!
+//! A backup that takes long begins another upload before a store takes the first one for forgotten. It goes on with it only if the
+//! one before is still open *after* that. Who removes the backup aborts until a list of its uploads is empty: either that list was made
+//! after the other upload had begun, which then is aborted too, or before, and then the one before was gone by the time it was
+//! looked for.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use pgherd_core::backup::BackupRecord;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
 use super::{BackupError, BackupOwner};
 use crate::{
@@ -23,6 +32,10 @@ pub(crate) const MARKER_NAME: &str = "inprogress.json";
 pub(crate) const MAX_MARKER_BYTES: u64 = 1 << 20;
 /// A running backup writes its marker anew this often.
 const RENEW_EVERY: Duration = Duration::from_secs(60);
+
+/// MinIO removes uploads that were begun more than 24 hours ago, whatever was sent since (`stale_uploads_expiry` of its `api` settings);
+/// it looks for them every 6 hours. Other stores have such rules if somebody made them, in days.
+const BEGIN_ANEW_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 /// What a running backup writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +67,10 @@ pub(super) struct Claim<'a> {
     key: String,
     marker: Marker,
     body: Bytes,
-    record: MultipartUpload,
+    record_key: String,
+    record: Mutex<MultipartUpload>,
+    /// Another upload of the record was begun: one may be left open.
+    begun_anew: AtomicBool,
 }
 
 impl<'a> Claim<'a> {
@@ -71,12 +87,14 @@ impl<'a> Claim<'a> {
         {
             return Err(BackupError::IdTaken(marker.id));
         }
-        let record = MultipartUpload::begin(store, &format!("{prefix}{RECORD_NAME}"), 1).await?;
-        Ok(Self { store, key, marker, body, record })
+        let record_key = format!("{prefix}{RECORD_NAME}");
+        let record = Mutex::new(MultipartUpload::begin(store, &record_key, 1).await?);
+        Ok(Self { store, key, marker, body, record_key, record, begun_anew: AtomicBool::new(false) })
     }
 
     /// Writes the marker anew from time to time. Ends only when the backup was taken away.
     pub(super) async fn renew(&self) -> BackupError {
+        let mut begun = Instant::now();
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
             match self.observe_mine().await {
@@ -89,7 +107,30 @@ impl<'a> Claim<'a> {
                 // The store may answer next time; whoever takes the backup away meanwhile aborts the record's upload.
                 Err(error) => tracing::warn!(error = %error, "looking for the marker of the backup"),
             }
+            if begun.elapsed() >= BEGIN_ANEW_EVERY {
+                match self.begin_anew().await {
+                    Ok(true) => begun = Instant::now(),
+                    Ok(false) => return BackupError::Abandoned,
+                    // There is time for many attempts.
+                    Err(error) => tracing::warn!(error = %error, "beginning the upload of the record anew"),
+                }
+            }
         }
+    }
+
+    /// Another upload of the record instead of the present one. False when that was aborted by somebody else.
+    async fn begin_anew(&self) -> Result<bool, StoreError> {
+        self.begun_anew.store(true, Ordering::Relaxed);
+        let fresh = MultipartUpload::begin(self.store, &self.record_key, 1).await?;
+        let mut record = self.record.lock().await;
+        // In this order: see the module.
+        let open = record.is_open().await;
+        let unwanted = if matches!(open, Ok(true)) { std::mem::replace(&mut *record, fresh) } else { fresh };
+        drop(record);
+        if let Err(error) = unwanted.abort().await {
+            tracing::warn!(error = %error, "aborting an upload of the record");
+        }
+        open
     }
 
     async fn observe_mine(&self) -> Result<bool, StoreError> {
@@ -99,22 +140,95 @@ impl<'a> Claim<'a> {
     }
 
     /// Makes the backup visible: from here on it exists.
-    pub(super) async fn commit(mut self, record: &BackupRecord) -> Result<(), BackupError> {
+    pub(super) async fn commit(self, record: &BackupRecord) -> Result<(), BackupError> {
         if !self.observe_mine().await? {
             return Err(BackupError::Abandoned);
         }
         let body = Bytes::from(serde_json::to_vec_pretty(record).map_err(BackupError::Record)?);
-        self.record.push_part(body).await?;
-        self.record.complete().await.map(|_| ()).map_err(|error| match error {
+        let mut upload = self.record.into_inner();
+        upload.push_part(body).await?;
+        upload.complete().await.map_err(|error| match error {
             StoreError::Other { code, .. } if code == "NoSuchUpload" => BackupError::Abandoned,
             error => error.into(),
-        })
+        })?;
+        // The end of the work may have come between a begin and an abort.
+        if self.begun_anew.into_inner()
+            && let Err(error) = self.store.abort_stale_uploads(&[self.record_key]).await
+        {
+            tracing::warn!(error = %error, "aborting other uploads of the record");
+        }
+        Ok(())
     }
 
-    /// Ends what the claim holds open after a failure.
+    /// Ends what the claim holds open after a failure. What [`Self::renew`] may have left goes with the backup's other uploads.
     pub(super) async fn abort(self) {
-        if let Err(error) = self.record.abort().await {
+        if let Err(error) = self.record.into_inner().abort().await {
             tracing::warn!(error = %error, "aborting the upload of the record");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{backup::sweep::close_record, store::fake::FakeStore};
+
+    const PREFIX: &str = "c/7/base/x/";
+    const RECORD: &str = r#"{"format":1,"id":"x","cluster":"c","systemId":"7","serverVersion":170000,"timeline":1,"startLsn":"0/1",
+        "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"","tarBytes":0,"storedBytes":0,
+        "walSegmentBytes":16777216}"#;
+
+    async fn claim(store: &ObjectStore) -> Claim<'_> {
+        let marker = Marker {
+            id: "x".to_owned(),
+            started_at: Timestamp::UNIX_EPOCH,
+            archives: vec![],
+            run: "r".to_owned(),
+            owner: None,
+            deleting: false,
+        };
+        Claim::take(store, PREFIX, marker).await.unwrap()
+    }
+
+    fn record() -> BackupRecord {
+        serde_json::from_str(RECORD).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_was_begun_anew_is_completed_and_none_is_left() {
+        let fake = FakeStore::start();
+        let store = fake.connect().await;
+        let claim = claim(&store).await;
+        let first = fake.uploads();
+        assert!(claim.begin_anew().await.unwrap());
+        let second = fake.uploads();
+        assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
+        // As if the work had ended between the begin of another one and its end.
+        MultipartUpload::begin(&store, &claim.record_key, 1).await.unwrap();
+        claim.commit(&record()).await.unwrap();
+        assert_eq!(fake.uploads(), [0; 0]);
+        assert!(fake.keys().contains(&format!("{PREFIX}{RECORD_NAME}")));
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_was_taken_away_begins_no_upload_anew() {
+        let fake = FakeStore::start();
+        let store = fake.connect().await;
+        let claim = claim(&store).await;
+        assert_eq!(close_record(&store, &claim.record_key).await.unwrap(), 1);
+        assert!(!claim.begin_anew().await.unwrap(), "the one before is gone");
+        assert_eq!(fake.uploads(), [0; 0]);
+        assert!(matches!(claim.commit(&record()).await, Err(BackupError::Abandoned)));
+        assert!(!fake.keys().contains(&format!("{PREFIX}{RECORD_NAME}")));
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_begins_while_another_is_aborted_is_aborted_too() {
+        let fake = FakeStore::start();
+        let store = fake.connect().await;
+        let claim = claim(&store).await;
+        fake.begin_at_abort();
+        assert_eq!(close_record(&store, &claim.record_key).await.unwrap(), 2);
+        assert_eq!(fake.uploads(), [0; 0]);
     }
 }

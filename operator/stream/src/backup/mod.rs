@@ -6,7 +6,7 @@
 //!   (workers + 1) x (2 MiB + compressed frame, at most 2 MiB + 8 KiB + 64 B)    frames, see crate::frames
 //! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
 //! + (workers + 1) x context of zstd at the highest level that may be used     see crate::frames::context
-//! + about 300 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
+//! + about 450 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! + 64 KiB where the backup is encrypted
 //! + (readers + 3) x 256 KiB where local files are read, see crate::local
 //! ```
@@ -234,6 +234,14 @@ pub enum BackupError {
     /// Something with this id is in the store already.
     #[error("the object store holds something under the id {0} already")]
     IdTaken(String),
+    /// Without its parent an incremental backup restores nothing.
+    #[error("the backup {id}, which this one holds the changes since: {problem}")]
+    ParentLost {
+        /// The parent.
+        id: String,
+        /// What became of it.
+        problem: String,
+    },
     /// Another process took this backup for dead and removed what it had stored.
     #[error("another process took this backup for abandoned and removed it")]
     Abandoned,

@@ -5,13 +5,13 @@
 //! manifest is collected it is gone.
 
 use pgherd_core::{
-    backup::{BackupLocation, BackupRecord, ParentRecord},
+    backup::{BackupLocation, BackupRecord, ClusterLocation, ParentRecord},
     chain::{KindDecision, KindQuestion, ParentChoice, decide_backup_kind},
 };
 
-use super::finish::BackupIdentity;
+use super::{BackupError, finish::BackupIdentity};
 use crate::{
-    catalogue::list_backups,
+    catalogue::{CatalogueError, list_backups, read_record},
     encryption::Keys,
     restore::{RestoreError, RestoreLock, read_manifest},
     store::ObjectStore,
@@ -43,26 +43,26 @@ pub enum BackupKind {
 }
 
 /// A parent that nobody deletes while this is held.
-pub(super) struct Parent<'a> {
+pub(super) struct Parent {
     pub(super) record: ParentRecord,
     pub(super) chain_length: u32,
-    pub(super) lock: RestoreLock<'a>,
+    pub(super) lock: RestoreLock,
 }
 
-impl Parent<'_> {
+impl Parent {
     pub(super) fn kind(&self) -> BackupKind {
         BackupKind::Incremental { parent: self.record.id.clone(), chain_length: self.chain_length }
     }
 }
 
 /// The parent with its manifest, or the sentence that says why the backup is a full one.
-pub(super) async fn find_parent<'a>(
-    store: &'a ObjectStore,
+pub(super) async fn find_parent(
+    store: &ObjectStore,
     keys: &Keys,
-    location: &pgherd_core::backup::ClusterLocation,
+    location: &ClusterLocation,
     identity: &BackupIdentity,
     options: &IncrementalOptions,
-) -> Result<(Parent<'a>, Vec<u8>), String> {
+) -> Result<(Parent, Vec<u8>), String> {
     let backups = list_backups(store, location).await.map_err(|error| describe(&error))?;
     let question = KindQuestion {
         backups: &backups,
@@ -81,12 +81,40 @@ pub(super) async fn find_parent<'a>(
     let at = BackupLocation { cluster: location.clone(), backup_id: record.id.clone() };
     // As for a reader: whoever deletes backups looks for it after having said so. What the parent needs stays with it.
     let lock = RestoreLock::take(store, &at).await.map_err(|error| describe(&error))?;
-    match read_manifest(store, &at, record).await {
+    let manifest = tokio::select! {
+        manifest = read_manifest(store, &at, record) => manifest,
+        never = lock.renew() => match never {},
+    };
+    match manifest {
         Ok(manifest) => Ok((Parent { record: name(record), chain_length, lock }, manifest)),
         Err(error) => {
             lock.release().await;
             Err(explain(record, &error))
         }
+    }
+}
+
+/// What is deleted in spite of the lock (by hand, by a retention that could not see it) makes the backup worthless: it must not appear.
+pub(super) async fn validate_parent(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    parent: Option<&ParentRecord>,
+) -> Result<(), BackupError> {
+    let Some(parent) = parent else { return Ok(()) };
+    let problem = match read_record(store, location, &parent.id).await {
+        Ok(found) => compare_parent(parent, found.as_ref()),
+        Err(CatalogueError::Store(error)) => return Err(error.into()),
+        Err(error) => Some(describe(&error)),
+    };
+    problem.map_or(Ok(()), |problem| Err(BackupError::ParentLost { id: parent.id.clone(), problem }))
+}
+
+/// What is wrong with what is there now.
+fn compare_parent(named: &ParentRecord, found: Option<&BackupRecord>) -> Option<String> {
+    match found {
+        None => Some("it is not in the object store any more".to_owned()),
+        Some(found) if found.manifest_sha256 != named.manifest_sha256 => Some("it is another one now".to_owned()),
+        Some(_) => None,
     }
 }
 
@@ -104,4 +132,24 @@ pub(super) fn describe(error: &dyn std::error::Error) -> String {
     let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
     texts.dedup();
     texts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_went_or_changed_meanwhile_is_told() {
+        let record: BackupRecord = serde_json::from_str(
+            r#"{"format":1,"id":"a","cluster":"c","systemId":"7","serverVersion":170000,"timeline":1,"startLsn":"0/1",
+                "stopLsn":"0/2","startedAt":"","stoppedAt":"","archives":[],"manifestSha256":"00","tarBytes":0,"storedBytes":0,
+                "walSegmentBytes":16777216}"#,
+        )
+        .unwrap();
+        let named = name(&record);
+        assert_eq!(compare_parent(&named, Some(&record)), None);
+        assert!(compare_parent(&named, None).unwrap().contains("any more"));
+        let other = BackupRecord { manifest_sha256: "11".to_owned(), ..record };
+        assert!(compare_parent(&named, Some(&other)).unwrap().contains("another one"));
+    }
 }

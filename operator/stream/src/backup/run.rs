@@ -16,6 +16,7 @@ use super::{
     begin::Source,
     finish::{BackupIdentity, build_record, validate_backup, write_companions},
     marker::{Claim, MARKER_NAME, Marker},
+    parent::validate_parent,
     source::{ScannedBackup, read_backup},
     stream::Stream,
     sweep::{SILENT_AGE, SweepScope, remove_failed, sweep_abandoned},
@@ -115,7 +116,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn copy(&self, source: Source<'_>) -> Result<BackupOutcome, BackupError> {
+    async fn copy(&self, source: Source) -> Result<BackupOutcome, BackupError> {
         let Source { mut stream, slot, identity, location, archives, kind, parent: _ } = source;
         let marker = Marker {
             id: identity.id.clone(),
@@ -149,6 +150,10 @@ impl Run<'_> {
                 return Err(error);
             }
         };
+        if let Err(error) = validate_parent(self.store, &location, record.parent.as_ref()).await {
+            claim.abort().await;
+            return Err(error);
+        }
         // Not to be cancelled: a request on its way could make the backup appear after it was cleaned up.
         claim.commit(&record).await?;
         if let Err(error) = self.store.delete(&format!("{}{MARKER_NAME}", self.prefix)).await {

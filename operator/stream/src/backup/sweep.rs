@@ -113,7 +113,7 @@ async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) ->
     if fate == Fate::Leave {
         return Ok(false);
     }
-    let aborted = store.abort_stale_uploads(std::slice::from_ref(&record_key)).await?;
+    let aborted = close_record(store, &record_key).await?;
     // It may have been completed since it was looked for; from here on it cannot be.
     if store.head(&record_key).await?.is_some() || (fate == Fate::RemoveIfUncommitted && aborted == 0) {
         return Ok(false);
@@ -121,6 +121,18 @@ async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) ->
     let archives = marker.map_or_else(|| observe_archives(prefix, &present), |marker| marker.archives);
     remove_rest(store, prefix, &archives).await?;
     Ok(true)
+}
+
+/// Aborts the uploads of a record until there is none: a backup that goes on begins the next before it gives up the one before, and
+/// looks whether that is still there (see [`super::marker`]). Returns how many there were.
+pub(super) async fn close_record(store: &ObjectStore, key: &str) -> Result<usize, StoreError> {
+    let (keys, mut aborted) = ([key.to_owned()], 0);
+    loop {
+        match store.abort_stale_uploads(&keys).await? {
+            0 => return Ok(aborted),
+            more => aborted += more,
+        }
+    }
 }
 
 /// Since when nothing was written, the marker included.

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     RestoreError, RestoreOutcome, RestoreProgress, RestoreSettings, SPARE_BYTES, TablespacePlaces, combine,
-    lock::RestoreLock, observe_scene, restore_one, scratch::Scratch,
+    list_tablespaces, lock::RestoreLock, observe_scene, render_tablespace, restore_one, scratch::Scratch,
 };
 use crate::{catalogue::read_record, store::ObjectStore};
 
@@ -23,10 +23,10 @@ use crate::{catalogue::read_record, store::ObjectStore};
 const INCREMENTAL_PREFIX: &str = "INCREMENTAL.";
 
 /// Takes a lock on the backup and on all that it needs, and reads their records: the full one first.
-pub(super) async fn lock_chain<'a>(
-    store: &'a ObjectStore,
+pub(super) async fn lock_chain(
+    store: &ObjectStore,
     location: &BackupLocation,
-    locks: &mut Vec<RestoreLock<'a>>,
+    locks: &mut Vec<RestoreLock>,
 ) -> Result<Vec<BackupRecord>, RestoreError> {
     // The lock is there before the record is read: whoever deletes backups looks for it after having said so.
     locks.push(RestoreLock::take(store, location).await?);
@@ -62,9 +62,8 @@ pub(super) async fn restore_chain(
     let began = Instant::now();
     let Some(record) = members.last().cloned() else { return Err(RestoreError::Inconsistent("an empty chain".into())) };
     let Some(program) = &settings.combine else { return Err(RestoreError::NoCombine(record.id)) };
-    let placed = members.iter().flat_map(|member| &member.archives).find(|archive| archive.name != "base");
-    if let Some(archive) = placed {
-        return Err(RestoreError::Tablespaces(vec![format!("{} ({})", archive.name, archive.tablespace_path)]));
+    if let Some(archive) = members.iter().flat_map(list_tablespaces).next() {
+        return Err(RestoreError::Tablespaces(vec![render_tablespace(archive)]));
     }
     combine::validate_version(program, record.server_version / 10_000).await?;
     let needed = prove_members(store, location, &members).await?.saturating_add(SPARE_BYTES);

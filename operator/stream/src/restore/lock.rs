@@ -24,8 +24,8 @@ const TAKE_TIMEOUT: Duration = Duration::from_secs(20);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A reader's lock. It must be released.
-pub(crate) struct RestoreLock<'a> {
-    store: &'a ObjectStore,
+pub(crate) struct RestoreLock {
+    store: ObjectStore,
     key: Option<String>,
 }
 
@@ -33,8 +33,8 @@ fn render_folder(location: &ClusterLocation) -> String {
     format!("{}/locks/", location.root())
 }
 
-impl<'a> RestoreLock<'a> {
-    pub(crate) async fn take(store: &'a ObjectStore, location: &BackupLocation) -> Result<Self, RestoreError> {
+impl RestoreLock {
+    pub(crate) async fn take(store: &ObjectStore, location: &BackupLocation) -> Result<Self, RestoreError> {
         let nonce = Uuid::new_v4().simple();
         let key = format!("{}{}.{nonce}.json", render_folder(&location.cluster), location.backup_id);
         // A restore must not depend on a right to write, nor on room in the store.
@@ -50,7 +50,7 @@ impl<'a> RestoreLock<'a> {
                 None
             }
         };
-        let lock = Self { store, key };
+        let lock = Self { store: store.clone(), key };
         if observe_deletion(store, location).await? {
             lock.release().await;
             return Err(RestoreError::BeingDeleted(location.backup_id.clone()));

@@ -8,6 +8,7 @@ mod chain;
 mod combine;
 mod error;
 mod extract;
+mod hold;
 mod lock;
 mod plan;
 mod scratch;
@@ -24,7 +25,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, future::join_all, stream};
-use pgherd_core::backup::{BackupLocation, BackupRecord};
+use pgherd_core::backup::{ArchiveRecord, BackupLocation, BackupRecord};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,7 @@ use crate::{
 use chain::{locate, lock_chain, restore_chain};
 pub use error::RestoreError;
 use extract::Extraction;
+pub use hold::BackupHold;
 pub(crate) use lock::{LOCK_AGE, RestoreLock, observe_locks};
 use plan::{ArchivePlan, RestorePlan, build_plan};
 pub use scratch::remove_scratch;
@@ -228,6 +230,16 @@ pub fn list_files(record: &BackupRecord, index: &[u8], manifest: &[u8]) -> Resul
     Ok(plan.archives.into_iter().flat_map(|archive| archive.files).map(|file| file.path).collect())
 }
 
+/// The archives that are a tablespace.
+pub(crate) fn list_tablespaces(record: &BackupRecord) -> impl Iterator<Item = &ArchiveRecord> {
+    record.archives.iter().filter(|archive| archive.name != "base")
+}
+
+/// Its OID, and where it was.
+pub(crate) fn render_tablespace(archive: &ArchiveRecord) -> String {
+    format!("{} ({})", archive.name, archive.tablespace_path)
+}
+
 /// Each tablespace's place; `None` below the data directory.
 fn decide_places(
     record: &BackupRecord,
@@ -235,13 +247,13 @@ fn decide_places(
 ) -> Result<Vec<(String, Option<PathBuf>)>, RestoreError> {
     let mut decided = Vec::new();
     let mut unplaced = Vec::new();
-    for archive in record.archives.iter().filter(|archive| archive.name != "base") {
+    for archive in list_tablespaces(record) {
         match places {
             TablespacePlaces::InPlace => decided.push((archive.name.clone(), None)),
             TablespacePlaces::At(paths) if paths.contains_key(&archive.name) => {
                 decided.push((archive.name.clone(), paths.get(&archive.name).cloned()));
             }
-            _ => unplaced.push(format!("{} ({})", archive.name, archive.tablespace_path)),
+            _ => unplaced.push(render_tablespace(archive)),
         }
     }
     if unplaced.is_empty() { Ok(decided) } else { Err(RestoreError::Tablespaces(unplaced)) }

@@ -7,6 +7,8 @@ mod client;
 mod credentials;
 mod delete;
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 mod multipart;
 mod read;
 mod trust;

@@ -210,6 +210,14 @@ impl MultipartUpload {
         StoreError::Damaged { key: self.key.clone(), problem: problem.to_owned() }
     }
 
+    /// Whether the store still lists it: then nobody has aborted it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn is_open(&self) -> Result<bool, StoreError> {
+        Ok(self.store.list_uploads(&self.key).await?.contains(&self.upload_id))
+    }
+
     /// Lets the parts on their way arrive, for a moment, and removes what was uploaded. An upload that is gone already is fine.
     ///
     /// # Errors

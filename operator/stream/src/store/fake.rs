@@ -1,0 +1,241 @@
+//! An S3-compatible store in memory, for tests of what is asked in which order. It does what it is asked, at once, and knows no
+//! signatures.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use jiff::Timestamp;
+use pgherd_core::backup::{ClusterLocation, StoreConfig};
+
+use super::ObjectStore;
+
+/// Its threads end with the process.
+pub(crate) struct FakeStore {
+    state: Arc<Mutex<State>>,
+    endpoint: String,
+    credentials: tempfile::TempDir,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Vec<u8>>,
+    /// Key and what came by id.
+    uploads: BTreeMap<u64, (String, Vec<u8>)>,
+    begun: u64,
+    /// The first abort comes when somebody has just begun another upload of the key.
+    begins_at_abort: bool,
+}
+
+impl FakeStore {
+    pub(crate) fn start() -> Self {
+        let credentials = tempfile::tempdir().unwrap();
+        for name in ["accessKeyId", "secretAccessKey"] {
+            std::fs::write(credentials.path().join(name), "x").unwrap();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || while serve(&client, &shared).is_some() {});
+            }
+        });
+        Self { state, endpoint, credentials }
+    }
+
+    /// Where backups of cluster `c` with the system id 7 lie.
+    pub(crate) fn location(&self) -> ClusterLocation {
+        let store = StoreConfig {
+            endpoint: self.endpoint.clone(),
+            bucket: "bucket".to_owned(),
+            prefix: String::new(),
+            region: None,
+            path_style: true,
+            credentials_dir: self.credentials.path().display().to_string(),
+            ca_file: None,
+            encryption: None,
+        };
+        ClusterLocation { store, cluster: "c".to_owned(), system_id: "7".to_owned() }
+    }
+
+    pub(crate) async fn connect(&self) -> ObjectStore {
+        ObjectStore::connect(&self.location().store).await.unwrap()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Ids of all open uploads.
+    pub(crate) fn uploads(&self) -> Vec<u64> {
+        self.lock().uploads.keys().copied().collect()
+    }
+
+    /// Keys of all objects.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.lock().objects.keys().cloned().collect()
+    }
+
+    pub(crate) fn begin_at_abort(&self) {
+        self.lock().begins_at_abort = true;
+    }
+}
+
+impl State {
+    fn begin(&mut self, key: &str) -> u64 {
+        self.begun += 1;
+        self.uploads.insert(self.begun, (key.to_owned(), Vec::new()));
+        self.begun
+    }
+
+    /// The status and body of the answer.
+    fn answer(&mut self, request: &Request) -> (u16, Vec<u8>) {
+        let (key, asks) = (request.key.as_str(), |name: &str| request.query.contains_key(name));
+        let upload = request.query.get("uploadId").and_then(|id| id.parse::<u64>().ok());
+        let gone = |code: &str| (404, format!("<Error><Code>{code}</Code></Error>").into_bytes());
+        let xml = |name: &str, content: String| (200, format!("<{name}>{content}</{name}>").into_bytes());
+        match (request.method.as_str(), upload) {
+            ("POST", None) if asks("uploads") => {
+                let id = self.begin(key);
+                xml("InitiateMultipartUploadResult", format!("<UploadId>{id}</UploadId>"))
+            }
+            ("GET", None) if asks("uploads") => xml("ListMultipartUploadsResult", self.render_uploads(request)),
+            ("GET", None) if asks("list-type") => xml("ListBucketResult", self.render_objects(request)),
+            ("DELETE", Some(id)) => {
+                if std::mem::take(&mut self.begins_at_abort) {
+                    self.begin(key);
+                }
+                self.uploads.remove(&id).map_or_else(|| gone("NoSuchUpload"), |_| (204, Vec::new()))
+            }
+            ("PUT", Some(id)) => match self.uploads.get_mut(&id) {
+                None => gone("NoSuchUpload"),
+                Some((_, parts)) => {
+                    parts.extend_from_slice(&request.body);
+                    (200, Vec::new())
+                }
+            },
+            ("POST", Some(id)) => match self.uploads.remove(&id) {
+                None => gone("NoSuchUpload"),
+                Some((key, parts)) => {
+                    self.objects.insert(key, parts);
+                    xml("CompleteMultipartUploadResult", "<ETag>\"x\"</ETag>".to_owned())
+                }
+            },
+            ("PUT", None) if request.create_only && self.objects.contains_key(key) => (412, Vec::new()),
+            ("PUT", None) => {
+                self.objects.insert(key.to_owned(), request.body.clone());
+                (200, Vec::new())
+            }
+            ("GET" | "HEAD", None) => {
+                self.objects.get(key).map_or_else(|| gone("NoSuchKey"), |bytes| (200, bytes.clone()))
+            }
+            ("DELETE", None) => {
+                self.objects.remove(key);
+                (204, Vec::new())
+            }
+            _ => (501, b"<Error><Code>NotImplemented</Code></Error>".to_vec()),
+        }
+    }
+
+    fn render_uploads(&self, request: &Request) -> String {
+        let prefix = request.query.get("prefix").cloned().unwrap_or_default();
+        let listed = self.uploads.iter().filter(|(_, (key, _))| key.starts_with(&prefix));
+        let upload = |(id, (key, _)): (&u64, &(String, Vec<u8>))| {
+            format!("<Upload><Key>{key}</Key><UploadId>{id}</UploadId></Upload>")
+        };
+        format!("<IsTruncated>false</IsTruncated>{}", listed.map(upload).collect::<String>())
+    }
+
+    fn render_objects(&self, request: &Request) -> String {
+        let prefix = request.query.get("prefix").cloned().unwrap_or_default();
+        let (mut listed, mut folders) = (String::new(), Vec::new());
+        for (key, bytes) in &self.objects {
+            let Some(rest) = key.strip_prefix(&prefix) else { continue };
+            let folder = rest.split_once('/').map(|(folder, _)| format!("{prefix}{folder}/"));
+            match folder.filter(|_| request.query.contains_key("delimiter")) {
+                Some(folder) => folders.push(folder),
+                None => listed.push_str(&format!(
+                    "<Contents><Key>{key}</Key><Size>{}</Size><LastModified>{}</LastModified></Contents>",
+                    bytes.len(),
+                    Timestamp::now()
+                )),
+            }
+        }
+        folders.dedup();
+        let folders =
+            folders.iter().map(|folder| format!("<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>"));
+        format!("<IsTruncated>false</IsTruncated>{listed}{}", folders.collect::<String>())
+    }
+}
+
+struct Request {
+    method: String,
+    key: String,
+    query: BTreeMap<String, String>,
+    create_only: bool,
+    body: Vec<u8>,
+}
+
+/// One request and its answer; none at the end of the connection.
+fn serve(client: &TcpStream, state: &Mutex<State>) -> Option<()> {
+    let request = read_request(&mut BufReader::new(client))?;
+    let (status, body) = state.lock().unwrap().answer(&request);
+    let head = format!(
+        "HTTP/1.1 {status} x\r\nContent-Length: {}\r\nETag: \"x\"\r\nConnection: close\r\n\r\n",
+        if status == 204 { 0 } else { body.len() }
+    );
+    let mut client = client;
+    client.write_all(head.as_bytes()).ok()?;
+    if request.method != "HEAD" {
+        client.write_all(&body).ok()?;
+    }
+    // One request a connection: nothing that was read ahead is lost.
+    client.shutdown(std::net::Shutdown::Write).ok()?;
+    None
+}
+
+fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<Request> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        match line.trim_end() {
+            "" => break,
+            line => lines.push(line.to_owned()),
+        }
+    }
+    let mut words = lines.first()?.split(' ');
+    let (method, target) = (words.next()?.to_owned(), words.next()?);
+    let header = |name: &str| {
+        let mut headers = lines.iter().filter_map(|line| line.split_once(':'));
+        headers.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    };
+    let mut body = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
+    reader.read_exact(&mut body).ok()?;
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let key = path.trim_start_matches('/').split_once('/').map_or("", |(_, key)| key);
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (name.to_owned(), decode(value))
+    };
+    let query = query.split('&').filter(|text| !text.is_empty()).map(pair).collect();
+    Some(Request { method, key: decode(key), query, create_only: header("if-none-match").is_some(), body })
+}
+
+/// Percent signs away.
+fn decode(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (code, rest) = part.split_at(2);
+        decoded.push(char::from(u8::from_str_radix(code, 16).unwrap()));
+        decoded.push_str(rest);
+    }
+    decoded
+}
