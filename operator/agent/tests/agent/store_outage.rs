@@ -1,16 +1,26 @@
 //! A standby asks for WAL while the store takes connections and never answers.
 
+use std::time::Duration;
+
 use crate::support::{
-    Cluster,
+    Cluster, Instance,
     archive::{ask, restore},
     ran_as_postgres,
-    takeover::{bring_up, first_register, seal_all},
+    takeover::{PATIENCE, bring_up, first_register, seal_all},
 };
 use pgherd_agent::{archive::Answer, register_store::MemoryRegister};
 use pgherd_core::backup::StoreConfig;
-use tokio::{io::AsyncReadExt, net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpListener,
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 const SEGMENT: &str = "000000010000000000000063";
+const FIRST: &str = "the primary is asked first";
+const PAUSE: &str = "the object store failed a moment ago";
 
 async fn failure(answer: JoinHandle<Answer>) -> String {
     match answer.await.unwrap() {
@@ -42,6 +52,25 @@ async fn hang() -> (String, mpsc::UnboundedReceiver<()>) {
     (endpoint, told)
 }
 
+/// Asks until the store is asked; meanwhile it is refused in these words.
+async fn ask_until_sent(
+    standby: &Instance,
+    requests: &mut mpsc::UnboundedReceiver<()>,
+    refusal: &str,
+) -> JoinHandle<Answer> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut asked = ask(standby, &restore(SEGMENT));
+        let answer = tokio::select! {
+            _ = requests.recv() => return asked,
+            answer = &mut asked => answer.unwrap(),
+        };
+        assert_eq!(answer, Answer::Failed(refusal.to_owned()));
+        assert!(Instant::now() < end, "the store is never asked");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_about_again_and_again() {
     if ran_as_postgres(
@@ -68,26 +97,18 @@ async fn a_seal_does_not_wait_for_a_store_that_hangs_and_an_outage_is_not_asked_
     let mut all = bring_up(&cluster, 2).await;
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
 
-    let asked = ask(&second, &restore(SEGMENT));
-    requests.recv().await.unwrap();
-    let why = failure(asked).await;
+    // While it streams, and a moment longer, the primary is asked first.
+    assert_eq!(failure(ask(&second, &restore(SEGMENT))).await, FIRST);
+    first.terminate().await;
+    let why = failure(ask_until_sent(&second, &mut requests, FIRST).await).await;
     // The client may have tried once more.
     while requests.try_recv().is_ok() {}
     assert!(why.contains("object store"), "{why}");
-    assert_eq!(failure(ask(&second, &restore(SEGMENT))).await, "the object store failed a moment ago");
+    assert_eq!(failure(ask(&second, &restore(SEGMENT))).await, PAUSE);
 
     // Once it may be asked again.
-    let asked = loop {
-        let mut asked = ask(&second, &restore(SEGMENT));
-        let answer = tokio::select! {
-            _ = requests.recv() => break asked,
-            answer = &mut asked => answer.unwrap(),
-        };
-        assert_eq!(answer, Answer::Failed("the object store failed a moment ago".into()));
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    };
+    let asked = ask_until_sent(&second, &mut requests, PAUSE).await;
     seal_all(&cluster, &[&second], 2).await;
     assert_eq!(failure(asked).await, "this standby follows nobody at present");
     second.terminate().await;
-    first.terminate().await;
 }
