@@ -224,7 +224,7 @@ pub struct Failover {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<String>,
     /// In mode `Off`: promote no replica that is further behind than this many bytes of WAL, such as 16Mi. Without it: no bound.
-    #[x_kube(validation = Rule::new("isQuantity(self)").message("maxLag must be a quantity such as 16Mi"))]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('0')) >= 0").message("maxLag must be a quantity that is not negative, such as 16Mi"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     pub max_lag: Option<String>,

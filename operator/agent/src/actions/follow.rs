@@ -359,7 +359,7 @@ async fn check_when_silent(
             silent.as_secs()
         );
         tracing::warn!(why, "this standby can't catch up; building it anew");
-        rejoin::move_aside(agent, why).await?;
+        rejoin::replace_copy(agent, why).await?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::{
     data_dir::{self, Purpose},
     describe_chain, divergent, follow,
     replay_end::await_replay_end,
+    volume,
 };
 use crate::{
     agent::Agent,
@@ -232,6 +233,20 @@ async fn rewind(agent: &Agent, upstream: &Upstream) -> Result<(), ActionError> {
     }
     binaries.run("pg_rewind", &args, &[]).await?;
     Ok(())
+}
+
+/// [`move_aside`] for a standby that holds nothing beyond the primary's history. Where the volume has no room for both, what it has is
+/// deleted: kept, it would keep the new one from ever being complete.
+///
+/// # Errors
+/// [`ActionError`].
+pub async fn replace_copy(agent: &Agent, why: String) -> Result<(), ActionError> {
+    if !volume::has_room_for_another(&agent.layout) {
+        agent.server.stop(StopMode::Fast, STOP_PATIENCE).await;
+        tracing::warn!("the volume has no room for another data directory: this one is not kept");
+        data_dir::mark_because(&agent.layout, Purpose::Copy, Some(why.clone()))?;
+    }
+    move_aside(agent, why).await
 }
 
 /// Moves the data directory aside and marks what comes next as a copy, for the reason `why`.

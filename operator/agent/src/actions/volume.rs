@@ -1,7 +1,7 @@
 //! Room on the volume: a server that finds no space for WAL dies at once, again and again. It is not started before there
 //! is some, and goes on by itself when the volume was grown. Deletes nothing.
 
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 
 use super::ActionError;
 use crate::layout::Layout;
@@ -14,6 +14,13 @@ const NEEDED_BYTES: u64 = 2 * (16 << 20);
 pub fn observe_free(layout: &Layout) -> Option<u64> {
     let found = statvfs(&layout.volume).ok()?;
     Some(found.blocks_available().saturating_mul(found.fragment_size()))
+}
+
+/// Whether another data directory of this size fits beside it; also where the file system does not say.
+#[must_use]
+pub fn has_room_for_another(layout: &Layout) -> bool {
+    let used = |found: &Statvfs| found.blocks().saturating_sub(found.blocks_free());
+    statvfs(&layout.volume).map_or(true, |found| found.blocks_available() >= used(&found))
 }
 
 /// For people.

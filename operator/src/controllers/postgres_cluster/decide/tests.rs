@@ -194,28 +194,32 @@ fn a_pod_made_again_under_the_holders_name_is_not_the_holder() {
 
 #[test]
 fn a_winner_that_never_becomes_primary_is_sealed_in_the_next_term() {
-    let register = held_by_0(voters(&[1, 2], 1));
-    let seen = |ms: u64| {
-        // It renews, so that its Lease never runs out.
-        let mut stuck = replica(0);
-        stuck.phase = Phase::Promoting;
-        let pods = vec![pod(0, None, Some(stuck)), pod(1, None, Some(replica(1))), pod(2, None, Some(replica(2)))];
-        observed(at(ms), &register, &ms.to_string(), pods)
-    };
+    // Its timeline is not known before it was primary.
+    let register = Register { timeline: None, ..held_by_0(voters(&[1, 2], 1)) };
+    let seen = |ms: u64| seen_as(&register, Phase::Promoting, ms);
     assert!(!matches!(plan_after(REQUIRED, 30_000, seen).action, Action::Failover(_)));
     let plan = plan_after(REQUIRED, 31_000, seen);
     assert!(matches!(plan.action, Action::Failover(Step::Seal { term: Term(2), .. })), "{:?}", plan.action);
 }
 
 #[test]
+fn a_primary_that_takes_its_time_to_stop_is_not_sealed() {
+    let register = held_by_0(voters(&[1, 2], 1));
+    let plan = plan_after(REQUIRED, 60_000, |ms| seen_as(&register, Phase::Stopped, ms));
+    assert!(!matches!(plan.action, Action::Failover(_)), "{:?}", plan.action);
+}
+
+/// The holder is no primary and in this phase, and renews, so that its Lease never runs out.
+fn seen_as(register: &Register, phase: Phase, ms: u64) -> Observed {
+    let holder = InstanceStatus { phase, ..replica(0) };
+    let pods = vec![pod(0, None, Some(holder)), pod(1, None, Some(replica(1))), pod(2, None, Some(replica(2)))];
+    observed(at(ms), register, &ms.to_string(), pods)
+}
+
+#[test]
 fn a_primary_that_recovers_after_a_crash_is_left_to_do_so() {
     let register = held_by_0(voters(&[1, 2], 1));
-    let plan = plan_after(REQUIRED, 60_000, |ms| {
-        let mut starting = replica(0);
-        starting.phase = Phase::Starting;
-        let pods = vec![pod(0, None, Some(starting)), pod(1, None, Some(replica(1))), pod(2, None, Some(replica(2)))];
-        observed(at(ms), &register, &ms.to_string(), pods)
-    });
+    let plan = plan_after(REQUIRED, 60_000, |ms| seen_as(&register, Phase::Starting, ms));
     assert!(!matches!(plan.action, Action::Failover(_)), "{:?}", plan.action);
 }
 

@@ -236,6 +236,9 @@ fn a_refused_spec_keeps_the_rest_of_the_status() {
     );
     assert_eq!(value(&status, "PrimaryAvailable").0, "True");
     assert_eq!(status.primary.as_deref(), Some("shop-0"));
+    // The next round sees everything well again, and the spec is still refused: nothing has changed.
+    let seen = refused.status.replace(status.clone());
+    assert_eq!(build_stalled_status(&refused, seen, "InvalidSpec", "instances is 0", at(6_000)), status);
 }
 
 #[test]

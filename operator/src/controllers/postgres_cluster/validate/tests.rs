@@ -263,3 +263,30 @@ fn a_recovery_target_is_exactly_one() {
         assert!(target(bad).unwrap_err().problems[0].field.starts_with("spec.bootstrap.recovery.target"), "{bad}");
     }
 }
+
+fn of_version(spec: &str, data: &str) -> Result<ValidatedCluster, InvalidSpec> {
+    let mut cluster = cluster(spec);
+    let (version, system_id) = (Some(data.to_owned()), Some("7".to_owned()));
+    cluster.status = Some(PostgresClusterStatus { version, system_id, ..PostgresClusterStatus::default() });
+    validate_cluster(&cluster, &References::default(), &images())
+}
+
+#[test]
+fn the_major_version_is_that_of_the_data_and_another_one_is_refused() {
+    assert_eq!(of_version(MINIMAL, "16.4").unwrap().image, "registry/pg:16");
+    let same = "{instances: 3, storage: {size: 10Gi}, version: 16}";
+    assert_eq!(of_version(same, "16.4").unwrap().image, "registry/pg:16");
+    let invalid = of_version(same, "17.11").unwrap_err();
+    assert_eq!(invalid.problems[0].field, "spec.version");
+    assert!(invalid.to_string().contains("the data is of PostgreSQL 17"), "{invalid}");
+}
+
+#[test]
+fn a_cluster_that_runs_is_watched_over_unless_what_failovers_go_by_is_wrong() {
+    let parameter = "{instances: 3, storage: {size: 10Gi}, postgresql: {parameters: {archive_mode: 'off'}}}";
+    let watchable = of_version(parameter, "17.11").unwrap_err().watchable.unwrap();
+    assert_eq!((watchable.name.as_str(), watchable.instances), ("shop", 3));
+    assert!(validate(parameter).unwrap_err().watchable.is_none(), "there is nothing to watch over yet");
+    let quorum = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Required, replicas: 3}}";
+    assert!(of_version(quorum, "17.11").unwrap_err().watchable.is_none());
+}
