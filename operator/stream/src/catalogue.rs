@@ -190,7 +190,9 @@ pub async fn resolve(
     let cluster = resolve_system(store, &location.cluster).await?;
     let mut resolved = BackupLocation { cluster, ..location.clone() };
     let record = if resolved.backup_id.is_empty() {
-        list_backups(store, &resolved.cluster).await?.pop()
+        let mut found = list_readable(store, &resolved.cluster).await?;
+        found.skip_unreadable()?;
+        found.backups.pop()
     } else {
         read_record(store, &resolved.cluster, &resolved.backup_id).await?
     };

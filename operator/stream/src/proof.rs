@@ -225,7 +225,7 @@ pub async fn plan_recovery(
     now: Timestamp,
 ) -> Result<(BackupLocation, BackupRecord, Option<TimelineId>), ProofError> {
     if *target == RecoveryTarget::Immediate {
-        let (location, record) = find_backup(store, from).await?;
+        let (location, record) = resolve(store, from).await?;
         if !tablespaces {
             refuse_tablespaces(&record)?;
         }
@@ -242,22 +242,6 @@ pub async fn plan_recovery(
     let proven = prove_recovery(store, &cluster, &question).await?;
     let location = BackupLocation { cluster, backup_id: proven.backup.id.clone() };
     Ok((location, proven.backup, Some(proven.timeline)))
-}
-
-/// As [`resolve`], but an unnamed backup is the newest of those that can be read.
-async fn find_backup(
-    store: &ObjectStore,
-    from: &BackupLocation,
-) -> Result<(BackupLocation, BackupRecord), CatalogueError> {
-    if !from.backup_id.is_empty() {
-        return resolve(store, from).await;
-    }
-    let cluster = resolve_system(store, &from.cluster).await?;
-    let mut found = list_readable(store, &cluster).await?;
-    found.skip_unreadable()?;
-    let newest = found.backups.pop();
-    let record = newest.ok_or_else(|| CatalogueError::NoBackup { root: cluster.root(), id: String::new() })?;
-    Ok((BackupLocation { cluster, backup_id: record.id.clone() }, record))
 }
 
 /// A target that can be compared with backups.

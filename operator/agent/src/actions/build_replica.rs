@@ -11,7 +11,7 @@ use pgherd_core::{
     replica_source::{CostLimits, Source, SourceQuestion, choose_backup, confirm_archive},
 };
 use pgherd_stream::{
-    catalogue::list_backups,
+    catalogue::list_readable,
     clone::clone_from_instance,
     replication::ConnectOptions,
     restore::{RestoreProgress, RestoreSettings, restore_backup_with},
@@ -91,9 +91,10 @@ async fn choose_source(agent: &Agent, theirs: &UpstreamState, slot_lsn: Lsn) -> 
     let store = ObjectStore::connect(store_config).await.map_err(|error| describe_chain(&error))?;
     // An instance can be copied as well: nobody waits for a store that is away.
     let asked = store.with_short_patience();
-    let backups = list_backups(&asked, &location).await.map_err(|error| describe_chain(&error))?;
+    let found = list_readable(&asked, &location).await.map_err(|error| describe_chain(&error))?;
+    found.skip_unreadable().map_err(|error| describe_chain(&error))?;
     let question = SourceQuestion {
-        backups: &backups,
+        backups: &found.backups,
         system_id: &theirs.system_id,
         server_version: theirs.server_version,
         history: &theirs.history,

@@ -162,7 +162,7 @@ async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), Actio
     volume::validate_room(&agent.layout)?;
     let (role, config, binaries) = (standby_role(upstream, &read_local(agent)?), agent.config(), Binaries::observe()?);
     apply_start_config(&agent.layout, &config, &role, &agent.identity.pod)?;
-    // A parameter that was lowered holds for standbys once the primary runs with it.
+    // A parameter that was lowered holds for standbys only once the primary runs with it.
     let raised = observe_control(&binaries, &agent.layout.pgdata).await?.floor.above_configured(&config.parameters);
     let raised: Vec<String> = raised.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let options: Vec<&str> = raised.iter().map(String::as_str).collect();

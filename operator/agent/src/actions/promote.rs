@@ -5,12 +5,7 @@ use std::time::Duration;
 use pgherd_core::{instance::Phase, quorum::synchronous_standby_names, register::Register};
 use tokio::time::{Instant, sleep};
 
-use super::{
-    ActionError,
-    follow::read_local,
-    primary,
-    timeline_numbers::{TakenNumbers, hold_taken_numbers},
-};
+use super::{ActionError, follow::read_local, primary, timeline_numbers::hold_taken_numbers};
 use crate::{
     agent::Agent,
     clock::Boottime,
@@ -42,12 +37,12 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
     agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
     let generation = agent.server.generation();
     agent.gate.begin(generation, register);
-    let taken = match (register.strictest_acks(), agent.board.status().history) {
-        (0, Some(history)) => hold_taken_numbers(agent, history.timeline).await,
-        _ => TakenNumbers::default(),
-    };
+    if register.sets().any(|set| set.acks == 0)
+        && let Some(history) = agent.board.status().history
+    {
+        hold_taken_numbers(agent, history.timeline).await;
+    }
     run_promotion(agent).await?;
-    drop(taken);
     local.promoted_term = register.term;
     local.write(&agent.layout.pgdata)?;
     let admits = agent.gate.admits(generation);

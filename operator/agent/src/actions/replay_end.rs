@@ -79,7 +79,7 @@ pub async fn await_replay_end(agent: &Agent, deadline: Instant) -> Result<Sample
                 Ok(sample) => {
                     agent.publish_sample(sample.clone());
                     if sample.replay_paused {
-                        // By a person, or for want of higher settings: then the server ends, and is started with them.
+                        // By a person. For want of higher settings the server ends, and the next attempt finds it started with them.
                         let _ = open.query("SELECT pg_wal_replay_resume()", &[]).await;
                     }
                     match waiting.judge(&sample, started.elapsed()) {

@@ -106,6 +106,7 @@ fn is_spared(agent: &Agent) -> bool {
 pub async fn shut_down(agent: &Agent) {
     let tenure = *agent.tenure.borrow();
     let last = agent.board.status().history.zip(agent.sample().map(|sample| sample.segment_bytes));
+    let is_open = agent.gate.is_open(agent.server.generation());
     if tenure.is_some() {
         checkpoint(agent, LAST_CHECKPOINT).await;
     }
@@ -117,8 +118,10 @@ pub async fn shut_down(agent: &Agent) {
     }
     let gone_at = Instant::now() + STAYS_DOWN;
     if let (Some(end), Some((history, segment_bytes))) = (end, last) {
-        let deadline = Instant::now() + LAST_ARCHIVING;
-        Box::pin(leftovers::bring_ready(agent, &history, end, segment_bytes, deadline)).await;
+        // Of a timeline that nobody follows yet nothing is archived.
+        let shared = history.ancestors.last().map_or(Lsn(0), |entry| entry.switch_lsn);
+        let (upto, deadline) = (if is_open { end } else { end.min(shared) }, Instant::now() + LAST_ARCHIVING);
+        Box::pin(leftovers::bring_ready(agent, &history, upto, segment_bytes, deadline)).await;
     }
     if tenure.is_some() && is_spared(agent) {
         sleep_until(gone_at).await;

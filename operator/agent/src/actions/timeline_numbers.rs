@@ -3,9 +3,9 @@
 //! could never be archived, and nothing after it.
 //!
 //! With a quorum this can't happen: nothing is archived before W voters follow (see [`crate::archive`]), and one of them is in every
-//! election. So only where nobody's acknowledgement is needed the archive is asked.
+//! election. So the archive is asked only where some set in force needs nobody's acknowledgement.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, time::Duration};
 
 use pgherd_core::timeline::TimelineId;
 use pgherd_stream::{store::ObjectStore, wal};
@@ -20,35 +20,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const CONTENT: &str =
     "# The archive has another history of this number; pgherd removes this file after the promotion.\n";
 
-/// Files in pg_wal that keep numbers from being taken. Dropping it removes them.
-#[derive(Debug, Default)]
-pub struct TakenNumbers(Vec<PathBuf>);
-
-impl Drop for TakenNumbers {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            if let Err(error) = fs::remove_file(path) {
-                tracing::warn!(path = %path.display(), error = %error, "a file that stands for a timeline can't be removed");
-            }
-        }
-    }
-}
-
 /// Keeps PostgreSQL from taking a number above `own` whose history is in the archive. What can't be found out in time is left.
-pub async fn hold_taken_numbers(agent: &Agent, own: TimelineId) -> TakenNumbers {
-    let mut taken = TakenNumbers::default();
+pub async fn hold_taken_numbers(agent: &Agent, own: TimelineId) {
     if agent.config().store.is_none() {
-        return taken;
+        return;
     }
-    match timeout(PATIENCE, find_and_hold(agent, own, &mut taken)).await {
+    match timeout(PATIENCE, find_and_hold(agent, own)).await {
         Ok(Ok(())) => {}
         Ok(Err(why)) => tracing::warn!(why, "which timelines the archive has is not known"),
         Err(_) => tracing::warn!("which timelines the archive has could not be found out in time"),
     }
-    taken
 }
 
-async fn find_and_hold(agent: &Agent, own: TimelineId, taken: &mut TakenNumbers) -> Result<(), String> {
+async fn find_and_hold(agent: &Agent, own: TimelineId) -> Result<(), String> {
     let location = own_location(agent).ok_or_else(|| "the system identifier is not known".to_owned())?;
     let store = ObjectStore::connect(&location.store).await.map_err(|error| describe_chain(&error))?;
     for number in own.0.saturating_add(1)..u32::MAX {
@@ -63,7 +47,6 @@ async fn find_and_hold(agent: &Agent, own: TimelineId, taken: &mut TakenNumbers)
         }
         fs::write(&path, CONTENT).map_err(|error| format!("{}: {error}", path.display()))?;
         tracing::warn!(file = name, "the archive has a timeline of this number that nobody follows: another is taken");
-        taken.0.push(path);
     }
     Ok(())
 }

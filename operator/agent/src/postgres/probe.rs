@@ -56,7 +56,7 @@ pub struct Sample {
     pub replay_waits: bool,
     /// Replay is paused: by a person, or because settings are below those of the primary that wrote the WAL.
     pub replay_paused: bool,
-    /// Parameters that take effect with the next start.
+    /// Parameters that take effect with the next start; not those that this standby was given because its primary has them higher.
     pub pending_restart: Vec<String>,
     /// The receiver.
     pub receiver: Option<ReceiverSample>,
@@ -78,7 +78,7 @@ const STATE: &str = "SELECT r.rec, \
     coalesce((SELECT a.wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay') FROM pg_stat_activity a WHERE a.backend_type = 'checkpointer'), false), \
     coalesce((SELECT a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream') FROM pg_stat_activity a WHERE a.backend_type = 'startup'), false), \
     CASE WHEN r.rec THEN pg_get_wal_replay_pause_state() = 'paused' ELSE false END, \
-    ARRAY(SELECT name FROM pg_settings WHERE pending_restart ORDER BY name) \
+    ARRAY(SELECT name FROM pg_settings WHERE pending_restart AND source <> 'command line' ORDER BY name) \
     FROM (SELECT pg_is_in_recovery() AS rec) r";
 
 const RECEIVER: &str = "SELECT status = 'streaming', \

@@ -10,7 +10,7 @@ use pgherd_crds::{
 
 use super::{
     apply::mark_backup,
-    care::{Care, Verdict, WATCH_RUN, later},
+    care::{Care, Verdict, WATCH_RUN, later, parse_time},
     decide::ScheduleFacts,
     error::ScheduleControllerError,
     ground::Ground,
@@ -54,7 +54,7 @@ pub(super) async fn care_for_verification(
         every: parse_every(schedule.spec.verify.as_ref()),
         paused: facts.suspended || facts.blocked.is_some(),
         newest: newest.map(|backup| backup.name_any()),
-        newer: is_newer(ground, newest, published.backup.as_deref()),
+        newer: is_newer(ground, newest, &published),
         run: observe_last_run(context, whose, published.job.as_deref()).await?,
         published: published.clone(),
     };
@@ -94,11 +94,18 @@ pub(super) async fn care_for_verification(
     Ok(care)
 }
 
-/// Whether `newest` was made after the backup of this name. Not for all that is known where that one is gone.
-fn is_newer(ground: Option<&Ground>, newest: Option<&Backup>, verified: Option<&str>) -> bool {
+/// Whether `newest` was made after the backup that was verified last or, where that one is gone, after it was verified.
+fn is_newer(ground: Option<&Ground>, newest: Option<&Backup>, published: &VerificationStatus) -> bool {
     let id_of = |backup| ground.and_then(|ground| ground.id_of(backup));
-    let verified = ground.zip(verified).and_then(|(ground, name)| ground.find(name)).and_then(id_of);
-    newest.and_then(id_of).zip(verified).is_some_and(|(newest, verified)| newest > verified)
+    let verified = published.backup.as_deref();
+    match ground.zip(verified).and_then(|(ground, name)| ground.find(name)).and_then(id_of) {
+        Some(verified) => newest.and_then(id_of).is_some_and(|newest| newest > verified),
+        None => {
+            let completed = newest.and_then(|backup| parse_time(backup.status.as_ref()?.completed_at.as_deref()?));
+            let looked = published.last_run_time.as_deref().and_then(parse_time);
+            completed.zip(looked).is_some_and(|(completed, looked)| completed > looked)
+        }
+    }
 }
 
 async fn start(

@@ -107,7 +107,8 @@ async fn ensure_secrets(
         Secrets { api: Api::namespaced(context.client.clone(), &cluster.namespace), context, uid: &cluster.uid };
     // The application's password is not what the instances are reached by.
     let (app, problem) = match secrets.read(&names::app_secret(&cluster.name)).await {
-        Err(SecretsError::Blocked(problem)) => (None, Some(problem)),
+        // Of a new cluster it is what the application's role is made from.
+        Err(SecretsError::Blocked(problem)) if cluster.status.system_id.is_some() => (None, Some(problem)),
         read => (read?, None),
     };
     let ca = secrets.read(&names::ca_secret(&cluster.name)).await?;

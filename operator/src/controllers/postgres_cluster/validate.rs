@@ -280,7 +280,15 @@ pub fn validate_cluster(
     }
     let is_of_failover = |problem: &Problem| FAILOVER_FIELDS.iter().any(|field| problem.field.starts_with(field));
     let is_watchable = validated.status.system_id.is_some() && !problems.iter().any(is_of_failover);
-    Err(InvalidSpec { problems, watchable: is_watchable.then(|| Box::new(validated)) })
+    let watchable = is_watchable.then(|| Box::new(without_new_restore(validated)));
+    Err(InvalidSpec { problems, watchable })
+}
+
+/// A restore in place is not begun by a spec that is refused. One that is under way goes on.
+fn without_new_restore(cluster: ValidatedCluster) -> ValidatedCluster {
+    let known = cluster.status.restore.as_ref().map(|restore| restore.id.clone());
+    let restore = cluster.restore.filter(|restore| known.as_ref() == Some(&restore.id));
+    ValidatedCluster { restore, ..cluster }
 }
 
 fn validate_synchronous(spec: &PostgresClusterSpec, problems: &mut Problems) -> (u32, SynchronousMode) {

@@ -11,7 +11,7 @@ use pgherd_core::{
 
 use super::{decide_needed, missing_segments};
 use crate::{
-    catalogue::{CatalogueError, list_backups},
+    catalogue::{CatalogueError, list_readable},
     store::ObjectStore,
     wal::WalError,
 };
@@ -50,7 +50,9 @@ pub async fn survey_archive(
     history: &TimelineHistory,
     written: Lsn,
 ) -> Result<Option<Survey>, SurveyError> {
-    let mut backups = list_backups(store, location).await?;
+    let found = list_readable(store, location).await?;
+    found.skip_unreadable()?;
+    let mut backups = found.backups;
     backups.retain(|record| history.contains(record.timeline, record.stop_lsn));
     let count = backups.len();
     let Some(oldest) = backups.into_iter().next() else { return Ok(None) };

@@ -287,6 +287,9 @@ fn a_cluster_that_runs_is_watched_over_unless_what_failovers_go_by_is_wrong() {
     let watchable = of_version(parameter, "17.11").unwrap_err().watchable.unwrap();
     assert_eq!((watchable.name.as_str(), watchable.instances), ("shop", 3));
     assert!(validate(parameter).unwrap_err().watchable.is_none(), "there is nothing to watch over yet");
+    let restore = "{instances: 3, storage: {size: 10Gi}, restore: {id: one, target: {immediate: false}},
+        backup: {objectStore: {endpoint: 'https://m', bucket: abc, credentialsSecretRef: {name: m}}}}";
+    assert_eq!(of_version(restore, "17.11").unwrap_err().watchable.unwrap().restore, None, "it is not begun");
     let quorum = "{instances: 3, storage: {size: 10Gi}, synchronous: {mode: Required, replicas: 3}}";
     assert!(of_version(quorum, "17.11").unwrap_err().watchable.is_none());
 }
