@@ -18,7 +18,6 @@ use std::{collections::HashMap, fmt::Debug, time::Duration};
 use aws_sdk_s3::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    operation::put_object::{PutObjectError, PutObjectOutput, builders::PutObjectFluentBuilder},
     primitives::ByteStream,
 };
 use bytes::Bytes;
@@ -82,11 +81,6 @@ impl ObjectStore {
         Self { client: Client::from_conf(client::shorten_patience(config).build()), ..self.clone() }
     }
 
-    /// TLS authenticates what is sent: a signature over it as well costs both sides a SHA-256 of all bytes, and finds nothing more.
-    fn is_encrypted(&self) -> bool {
-        self.endpoint.starts_with("https://")
-    }
-
     /// The bucket's name.
     #[must_use]
     pub fn bucket(&self) -> &str {
@@ -128,7 +122,7 @@ impl ObjectStore {
         loop {
             let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
             let request = request.set_metadata(metadata.clone()).body(ByteStream::from(body.clone()));
-            let error = match self.send_put(request).await {
+            let error = match request.send().await {
                 Ok(answer) => return require_etag(key, answer.e_tag()).map(|()| PutOutcome::Created),
                 Err(error) => error,
             };
@@ -149,14 +143,8 @@ impl ObjectStore {
     /// [`StoreError`].
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
         let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
-        let answer = self.send_put(request).await.map_err(|error| classify(self.request("PUT", key), error))?;
+        let answer = request.send().await.map_err(|error| classify(self.request("PUT", key), error))?;
         require_etag(key, answer.e_tag())
-    }
-
-    async fn send_put(&self, request: PutObjectFluentBuilder) -> Result<PutObjectOutput, SdkError<PutObjectError>> {
-        let request = request.customize();
-        let request = if self.is_encrypted() { request.disable_payload_signing() } else { request };
-        request.send().await
     }
 
     /// An object's size in bytes; `None` only when the store said that there is none.

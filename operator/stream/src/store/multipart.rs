@@ -156,8 +156,7 @@ impl MultipartUpload {
         let (store, key, upload_id) = (self.store.clone(), self.key.clone(), self.upload_id.clone());
         self.running.spawn(async move {
             let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(upload_id);
-            let request = request.part_number(number).body(ByteStream::from(body)).customize();
-            let request = if store.is_encrypted() { request.disable_payload_signing() } else { request };
+            let request = request.part_number(number).body(ByteStream::from(body));
             let answer = request.send().await;
             let answer = answer.map_err(|error| store.classify("UPLOAD PART", &key, error))?;
             super::require_etag(&key, answer.e_tag())?;
