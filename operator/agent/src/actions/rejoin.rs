@@ -242,7 +242,6 @@ async fn rewind(agent: &Agent, upstream: &Upstream) -> Result<(), ActionError> {
 /// [`ActionError`].
 pub async fn replace_copy(agent: &Agent, why: String) -> Result<(), ActionError> {
     if !volume::has_room_for_another(&agent.layout) {
-        agent.server.stop(StopMode::Fast, STOP_PATIENCE).await;
         tracing::warn!("the volume has no room for another data directory: this one is not kept");
         data_dir::mark_because(&agent.layout, Purpose::Copy, Some(why.clone()))?;
     }

@@ -16,9 +16,9 @@ use crate::{agent::Agent, archive::own_location};
 
 /// Nobody can write while the archive is asked: longer than this it is not waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// PostgreSQL skips comments, finds that such a timeline is no child of its own, and counts it.
-const CONTENT: &str =
-    "# The archive has another history of this number; pgherd removes this file after the promotion.\n";
+/// PostgreSQL skips comments, finds that such a timeline is no child of its own, and counts it. The file stays: a replica asks its primary
+/// for the histories of all numbers in between.
+const CONTENT: &str = "# pgherd: the archive has a timeline of this number that nobody follows\n";
 
 /// Keeps PostgreSQL from taking a number above `own` whose history is in the archive. What can't be found out in time is left.
 pub async fn hold_taken_numbers(agent: &Agent, own: TimelineId) {
