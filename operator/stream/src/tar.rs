@@ -200,6 +200,10 @@ impl TarScanner {
             return Err(TarError::BehindEnd);
         }
         let entry = parse_header(&self.header, self.position)?;
+        if entry.path.is_empty() {
+            // `./`, with which `tar -C folder -c .` begins.
+            return Ok(None);
+        }
         let padding = padding(entry.size);
         if entry.kind == TarKind::File {
             self.state = State::Data { left: entry.size, padding, crc32c: 0 };
@@ -244,7 +248,9 @@ fn parse_header(header: &[u8; TAR_BLOCK], offset: u64) -> Result<TarEntry, TarEr
         Some(b'2') => (TarKind::Symlink(text(header, 157..257)?), path),
         other => return Err(TarError::Kind { path, kind: other.copied().unwrap_or_default() }),
     };
-    validate_path(&path)?;
+    if !path.is_empty() || kind != TarKind::Directory {
+        validate_path(&path)?;
+    }
     // A directory or link has no content, whatever its size field says.
     let size = if kind == TarKind::File { size } else { 0 };
     if offset.checked_add(size).is_none() {
@@ -415,6 +421,12 @@ pub(crate) mod tests {
             let piece = TarScanner::new().next(&mut &block[..]).unwrap();
             assert!(matches!(piece, Some(TarPiece::Entry(entry)) if entry.path == "pg_wal"));
         }
+        let root = [header("./", b'5', 0, ""), header("./PG_VERSION", b'0', 0, "")].concat();
+        let piece = TarScanner::new().next(&mut &root[..]).unwrap();
+        assert!(
+            matches!(piece, Some(TarPiece::Entry(entry)) if entry.path == "PG_VERSION"),
+            "its own folder is skipped"
+        );
         let device = header("sda", b'4', 0, "");
         assert!(matches!(TarScanner::new().next(&mut &device[..]), Err(TarError::Kind { .. })));
     }

@@ -199,11 +199,24 @@ fn name_target(target: &RecoveryTarget) -> String {
 
 /// Runs the server until it has promoted itself at the target, then stops it. Nobody can connect from outside, and with
 /// hot_standby off no parameter of the source's primary can stop the replay.
+///
+/// A server that ends is started once more: where an unlogged index was built while the backup was made, its files are in the copy
+/// but not the fork that they are reset from, which comes by WAL, and PostgreSQL ends at the end of recovery because the files are there
+/// ("File exists"). When it starts again it removes them first (`ResetUnloggedRelations`).
 async fn run_recovery(agent: &Agent, role: Role) -> Result<(), ActionError> {
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
-    agent.server.start(&Binaries::observe()?, &["listen_addresses=", "hot_standby=off"]).await?;
     agent.set_role(Some(role));
     agent.board.say(Phase::Starting, "replaying WAL");
+    if let Err(first) = replay(agent).await {
+        tracing::warn!(error = %first, "started once more");
+        replay(agent).await?;
+    }
+    agent.server.stop(StopMode::Fast, Duration::from_secs(60)).await;
+    Ok(())
+}
+
+async fn replay(agent: &Agent) -> Result<(), ActionError> {
+    agent.server.start(&Binaries::observe()?, &["listen_addresses=", "hot_standby=off"]).await?;
     loop {
         if let ProcessState::Died(status) = agent.server.state().await {
             agent.server.acknowledge_death().await;
@@ -212,10 +225,8 @@ async fn run_recovery(agent: &Agent, role: Role) -> Result<(), ActionError> {
             return Err(ActionError::Bootstrap { what: "recovery failed", why });
         }
         if agent.sample_now().await.is_ok_and(|sample| !sample.in_recovery) {
-            break;
+            return Ok(());
         }
         sleep(Duration::from_millis(300)).await;
     }
-    agent.server.stop(StopMode::Fast, Duration::from_secs(60)).await;
-    Ok(())
 }

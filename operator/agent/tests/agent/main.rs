@@ -17,3 +17,4 @@ mod store_outage;
 mod support;
 mod takeover_times;
 mod timelines;
+mod unlogged;

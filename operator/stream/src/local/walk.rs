@@ -50,7 +50,9 @@ impl Walk<'_> {
                 continue;
             }
             let relation = if holds_relations { parse_relation_file(&name) } else { None };
-            let is_reset = |file: &RelationFile| file.fork != Fork::Init && unlogged.contains(&file.number);
+            // Also where the init fork came after the names were read: what is then reset from it must not be there.
+            let is_unlogged = |number| unlogged.contains(&number) || folder.join(format!("{number}_init")).exists();
+            let is_reset = |file: &RelationFile| file.fork != Fork::Init && is_unlogged(file.number);
             if relation.as_ref().is_some_and(is_reset) || (holds_relations && is_temporary_relation(&name)) {
                 continue;
             }
@@ -148,6 +150,28 @@ mod tests {
         };
         walk.visit_all("", &mut visit).unwrap();
         found
+    }
+
+    #[test]
+    fn a_relation_that_becomes_unlogged_after_its_name_was_read_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("base/5");
+        fs::create_dir_all(&folder).unwrap();
+        for number in ["100", "200"] {
+            fs::write(folder.join(number), "x").unwrap();
+        }
+        let inside = HashSet::new();
+        let walk = Walk { root: dir.path(), databases: "base", data: Some(&inside), dir_mode: 0o700, version: 150_000 };
+        let mut found = Vec::new();
+        let mut visit = |one: Found<'_>| {
+            if let Found::File { path, .. } = one {
+                found.push(path.to_owned());
+                fs::write(folder.join("200_init"), "x").unwrap();
+            }
+            Ok(())
+        };
+        walk.visit_all("", &mut visit).unwrap();
+        assert_eq!(found, ["base/5/100"]);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use std::{
     fs,
+    net::TcpListener,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -69,6 +71,21 @@ pub(crate) fn workspace() -> TempDir {
     dir
 }
 
+/// A port that nobody listens on now, from below the range that the kernel gives to outgoing connections (32768 and up): from there
+/// a connection of another test could take it before the server listens, or while it is restarted.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Tests that run in processes of their own begin far from each other.
+    let first = std::process::id().wrapping_mul(97);
+    loop {
+        let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let port = 18_000 + u16::try_from(offset).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// A server; stopped when dropped.
 pub(crate) struct Postgres {
     pub(crate) data: PathBuf,
@@ -106,10 +123,7 @@ impl Postgres {
         let sockets = parent.join(format!("{name}.sockets"));
         fs::create_dir_all(&sockets).unwrap();
         hand_over(&sockets);
-        // The port is part of the socket's name; TCP is only listened on where a test asks for it.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        Self { data: parent.join(name), sockets, port, running: false }
+        Self { data: parent.join(name), sockets, port: free_port(), running: false }
     }
 
     fn started(mut self) -> Self {

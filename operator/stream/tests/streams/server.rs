@@ -99,10 +99,8 @@ impl Server {
     async fn start_with(brand: Brand, parent: &Path, tls: Option<&Path>) -> Self {
         let folder = parent.join("store");
         fs::create_dir_all(&folder).unwrap();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
-        let child = brand.spawn(&address.to_string(), &folder, tls);
+        let address = format!("127.0.0.1:{}", crate::postgres::free_port());
+        let child = brand.spawn(&address, &folder, tls);
         let config = StoreConfig {
             endpoint: format!("{}://{address}", if tls.is_some() { "https" } else { "http" }),
             bucket: BUCKET.to_owned(),

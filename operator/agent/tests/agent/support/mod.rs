@@ -13,7 +13,10 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use pgherd_agent::{
@@ -75,9 +78,19 @@ pub fn ran_as_postgres_with(test: &str, env: &[(&str, String)]) -> bool {
     true
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now, from below the range that the kernel gives to outgoing connections (32768 and up): from there
+/// a connection of another test could take it before the server listens, or while it is restarted.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Tests that run in processes of their own begin far from each other.
+    let first = std::process::id().wrapping_mul(97);
+    loop {
+        let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let port = 18_000 + u16::try_from(offset).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Writes `ca.crt`, `tls.*`, `replication.*` and, for the test, `operator.*`.
