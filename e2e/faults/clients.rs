@@ -1,7 +1,5 @@
 //! What clients do: cancel waits, refuse to wait. Number 42.
 
-use std::time::Duration;
-
 use pgherd_e2e::{
     Result,
     cluster::PATIENCE,
@@ -28,10 +26,12 @@ pub(crate) async fn wait_cancelled(scene: &Scene) -> Result<()> {
     let cancelled = cancelled?;
     let report = scene.writer.wait_progress(50).await?;
     scene.note(format!("{cancelled} waits cancelled, the writer was warned of {}", report.cancelled));
-    let reported = scene.cluster.status().await?;
-    let reported = serde_json::to_value(&reported)?["cancelledWaits"].clone();
-    scene.note(format!("status.cancelledWaits: {reported}"));
-    claim(report.cancelled > 0, || "the writer heard of no cancelled wait".to_string())
+    claim(report.cancelled > 0, || "the writer heard of no cancelled wait".to_string())?;
+    until("status.synchronous.cancelledWaits", PATIENCE, async || {
+        let reported = scene.cluster.status().await?.synchronous.and_then(|synchronous| synchronous.cancelled_waits);
+        Ok(if reported.is_some_and(|count| count > 0) { Look::Done(()) } else { Look::NotYet(format!("{reported:?}")) })
+    })
+    .await
 }
 
 /// The same, but each waiting session is ended.
@@ -39,10 +39,12 @@ pub(crate) async fn wait_terminated(scene: &Scene) -> Result<()> {
     let (primary, container) = (scene.primary()?, scene.primary_container()?);
     let peers = scene.addresses(&scene.replicas()).await?;
     partition::cut(&container, &peers, Direction::Both).await?;
-    // Long enough for every client to wait.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    let ended = psql(scene.namespace(), &primary, "postgres", terminate).await;
+    let ended = until("sessions that wait to be ended", PATIENCE, async || {
+        let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let count = psql(scene.namespace(), &primary, "postgres", terminate).await?;
+        Ok(if count == "0" { Look::NotYet("nobody waits".to_string()) } else { Look::Done(count) })
+    })
+    .await;
     partition::heal(&container).await;
     scene.note(format!("{} sessions ended while they waited", ended?));
     scene.writer.wait_progress(50).await.map(drop)

@@ -1,6 +1,7 @@
 //! What a fault finds: a cluster that is Ready, clients that write to it, and a client in each instance's network.
 
 use std::{
+    collections::BTreeSet,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -31,7 +32,7 @@ pub(crate) struct Scene {
     pub(crate) backed: Option<Backed>,
     restarts_before: Vec<(String, i32)>,
     /// The postmasters before the fault.
-    postmasters_before: Vec<u32>,
+    postmasters_before: BTreeSet<u32>,
     /// How many instances the cluster is to have in the end.
     pub(crate) instances: Mutex<u32>,
     notes: Mutex<Vec<String>>,
@@ -47,7 +48,7 @@ pub(crate) fn unix_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
-fn postmasters(namespace: &str) -> Result<Vec<u32>> {
+fn postmasters(namespace: &str) -> Result<BTreeSet<u32>> {
     Ok(containers::observe(namespace)?.iter().flat_map(|container| container.pids(&[Kind::Postmaster])).collect())
 }
 
@@ -237,14 +238,17 @@ impl Scene {
         Ok(all)
     }
 
-    /// Does the work, and afterwards claims that neither the primary nor its term changed, and no container was restarted.
+    /// Does the work, and afterwards claims that neither the primary nor its term changed, and neither a container nor a PostgreSQL
+    /// was restarted: a primary that was fenced is started again in its container.
     pub(crate) async fn nothing_moves(&self, work: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
-        let restarts = self.restarts().await?;
+        let (restarts, running) = (self.restarts().await?, postmasters(self.namespace())?);
         work().await?;
         self.writer.wait_progress(50).await?;
         self.check_same_term(&self.cluster.status().await?)?;
         let now = self.restarts().await?;
-        claim(restarts == now, || format!("containers were restarted: {restarts:?} before, {now:?} now"))
+        claim(restarts == now, || format!("containers were restarted: {restarts:?} before, {now:?} now"))?;
+        let now = postmasters(self.namespace())?;
+        claim(running == now, || format!("a PostgreSQL was stopped: postmasters {running:?} before, {now:?} now"))
     }
 
     /// When this pod (not a later one of its name) acknowledged last before the next silence of two seconds, in

@@ -55,6 +55,9 @@ pub enum LeaseError {
     /// The register names somebody else, another term, or a failover has begun.
     #[error("the register no longer names this pod as primary of term {0}")]
     Lost(Term),
+    /// The volume takes no writes: a server could not run on it, and each try to start one would keep others from being chosen.
+    #[error("the volume did not take a write within the last {} s: the Lease is not renewed", PROOF_MAX_AGE.as_secs())]
+    Disk,
     /// The register could not be read or written.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -116,6 +119,9 @@ pub fn still_holds(agent: &Agent, register: &Register, term: Term) -> bool {
 /// # Errors
 /// [`LeaseError`].
 pub async fn renew(agent: &Agent, term: Term) -> Result<(), LeaseError> {
+    if !takes_writes(agent) {
+        return Err(LeaseError::Disk);
+    }
     let from = write_renewal(agent, term).await?;
     agent.fencer.send(Heartbeat::Arm(deadline(agent, from))).map_err(LeaseError::Fencer)
 }
@@ -278,9 +284,13 @@ async fn go_on_by_vouches(agent: &Agent, tenure: Tenure, vouched_at: &mut Option
     agent.set_going_on(Some(format!("the API server can't be reached; going on, since {by}")));
 }
 
+fn takes_writes(agent: &Agent) -> bool {
+    Boottime::now().since(agent.disk_proved_at()) <= PROOF_MAX_AGE
+}
+
 fn check_health(agent: &Agent, tenure: Tenure) -> Result<(), &'static str> {
     let now = Boottime::now();
-    if now.since(agent.disk_proved_at()) > PROOF_MAX_AGE {
+    if !takes_writes(agent) {
         return Err("the disk did not take a write");
     }
     let answered = agent.sample().is_some_and(|sample| now.since(sample.at) <= PROOF_MAX_AGE);

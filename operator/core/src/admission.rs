@@ -51,7 +51,8 @@ pub fn decide_admission(register: &Register, standbys: &[Standby], at: Lsn) -> R
     }
     let set = register.quorum_to_apply();
     let flushed = |member: &MemberId| {
-        standbys.iter().filter(|standby| standby.member == *member).map(|standby| standby.flush_lsn).max()
+        let of_this_term = standbys.iter().filter(|standby| standby.term == Some(register.term));
+        of_this_term.filter(|standby| standby.member == *member).map(|standby| standby.flush_lsn).max()
     };
     let has_it = |member: &MemberId| flushed(member).is_some_and(|lsn| lsn >= at);
     let members: BTreeSet<&MemberId> = set.voters.iter().map(|voter| &voter.member).collect();
@@ -68,7 +69,7 @@ pub fn decide_admission(register: &Register, standbys: &[Standby], at: Lsn) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::{Voter, VoterSet};
+    use crate::register::{Term, Voter, VoterSet};
 
     fn set(ordinals: &[u32], acks: u32) -> VoterSet {
         let voter = |n: &u32| Voter { member: MemberId(format!("m{n}")), pod: format!("c-{n}") };
@@ -76,12 +77,13 @@ mod tests {
     }
 
     fn register(quorum: VoterSet) -> Register {
-        Register { system_id: Some("7".into()), quorum, ..Register::default() }
+        Register { system_id: Some("7".into()), term: Term(3), quorum, ..Register::default() }
     }
 
     fn standby(n: u32, lsn: u64) -> Standby {
         let (flush_lsn, replay_lsn) = (Lsn(lsn), Lsn(0));
-        Standby { member: MemberId(format!("m{n}")), state: "streaming".into(), flush_lsn, replay_lsn }
+        let (member, term) = (MemberId(format!("m{n}")), Some(Term(3)));
+        Standby { member, term, state: "streaming".into(), flush_lsn, replay_lsn }
     }
 
     #[test]
@@ -101,6 +103,13 @@ mod tests {
         let register = register(set(&[1, 2], 2));
         let seen = [standby(1, 100), standby(1, 100), standby(9, 100)];
         assert_eq!(decide_admission(&register, &seen, Lsn(100)).unwrap_err().have, 1);
+    }
+
+    #[test]
+    fn a_voter_that_has_not_entered_the_term_does_not_count() {
+        let register = register(set(&[1, 2], 1));
+        let seen = Standby { term: Some(Term(2)), ..standby(1, 100) };
+        assert!(decide_admission(&register, &[seen], Lsn(100)).is_err());
     }
 
     #[test]

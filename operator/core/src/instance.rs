@@ -255,8 +255,11 @@ pub struct UpstreamSilence {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Standby {
-    /// `application_name`.
+    /// The member in its `application_name`.
     pub member: MemberId,
+    /// The term in it: the one that the member had on disk when it connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<Term>,
     /// `state`: `streaming` when it keeps up.
     pub state: String,
     /// `flush_lsn`.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::{
     instance::AppliedQuorum,
     pg::quote::quote_identifier,
-    register::{MemberId, Register, Voter, VoterSet},
+    register::{MemberId, Register, Term, Voter, VoterSet},
 };
 
 /// Stands in `synchronous_standby_names` for a voter that does not exist, so that commits wait. No member is called
@@ -40,15 +40,32 @@ pub fn proves(voters: usize, acks: u32, sealed: usize) -> bool {
     acks > 0 && sealed + acks as usize > voters
 }
 
-/// `synchronous_standby_names` for a set. Empty with `acks` = 0. With more acknowledgements than voters, names that
+/// `application_name` of a member's WAL receiver. The term is the one that the member has on disk: a receiver that found a primary of
+/// a later term by itself, before its member's agent did, must not acknowledge anything there (docs/adr/0002).
+#[must_use]
+pub fn receiver_name(member: &MemberId, term: Term) -> String {
+    format!("{member}/{term}")
+}
+
+/// Whose receiver bears this name, and the term that it was told; None for a name that [`receiver_name`] did not make.
+#[must_use]
+pub fn parse_receiver_name(name: &str) -> (MemberId, Option<Term>) {
+    let parts = name.rsplit_once('/').and_then(|(member, term)| Some((member, term.parse().ok()?)));
+    match parts {
+        Some((member, term)) => (MemberId(member.to_owned()), Some(Term(term))),
+        None => (MemberId(name.to_owned()), None),
+    }
+}
+
+/// `synchronous_standby_names` for a set in a term. Empty with `acks` = 0. With more acknowledgements than voters, names that
 /// nobody bears are added, so that commits wait instead of being acknowledged by too few.
 #[must_use]
-pub fn synchronous_standby_names(set: &VoterSet) -> String {
+pub fn synchronous_standby_names(set: &VoterSet, term: Term) -> String {
     if set.acks == 0 {
         return String::new();
     }
-    let members: BTreeSet<&str> = set.voters.iter().map(|voter| voter.member.0.as_str()).collect();
-    let mut names: Vec<String> = members.iter().map(|name| quote_identifier(name)).collect();
+    let members: BTreeSet<&MemberId> = set.voters.iter().map(|voter| &voter.member).collect();
+    let mut names: Vec<String> = members.iter().map(|member| quote_identifier(&receiver_name(member, term))).collect();
     let mut missing = 0;
     while names.len() < set.acks as usize || names.is_empty() {
         let suffix = if missing == 0 { String::new() } else { format!("_{missing}") };
@@ -62,7 +79,7 @@ pub fn synchronous_standby_names(set: &VoterSet) -> String {
 /// somebody promote it by hand.
 #[must_use]
 pub fn names_of_nobody() -> String {
-    synchronous_standby_names(&VoterSet { voters: Vec::new(), acks: 1 })
+    synchronous_standby_names(&VoterSet { voters: Vec::new(), acks: 1 }, Term::default())
 }
 
 /// The set that a new cluster starts with: no voter yet. With `acks` above 0 its commits wait for the first replicas.

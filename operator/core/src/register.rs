@@ -55,7 +55,7 @@ impl fmt::Display for Term {
     }
 }
 
-/// A data directory's identity: a UUID kept in PGDATA and used as `application_name` of its WAL receiver. A re-cloned
+/// A data directory's identity: a UUID kept in PGDATA and used in the `application_name` of its WAL receiver. A re-cloned
 /// replica has forgotten what it acknowledged, therefore it is a new member.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -219,14 +219,19 @@ fn a_silent_or_vanished_primary_that_is_vouched_for_is_watched_but_nothing_leads
 
 #[test]
 fn a_replica_is_built_anew_when_commits_do_not_wait_for_it() {
-    let standby =
-        |ordinal| Standby { member: member(ordinal), state: "streaming".into(), flush_lsn: Lsn(9), replay_lsn: Lsn(9) };
+    let standby = |ordinal| Standby {
+        member: member(ordinal),
+        term: Some(Term(2)),
+        state: "streaming".into(),
+        flush_lsn: Lsn(9),
+        replay_lsn: Lsn(9),
+    };
     let mut scene = Scene::new(1);
     let ask = |scene: &Scene, pod: &str| decide_rebuild(&scene.register, &scene.pods, pod);
     let show = |scene: &mut Scene, standbys: Vec<Standby>| {
         let view = scene.pods.get_mut("c-0").expect("the pod");
         if let Probe::Reachable(status) = &mut view.probe {
-            status.standbys = standbys;
+            (status.term, status.standbys) = (Term(2), standbys);
         }
     };
     show(&mut scene, vec![standby(1), standby(2)]);

@@ -43,6 +43,7 @@ fn status(ordinal: u32) -> InstanceStatus {
     status.receiver = (!primary).then(|| Receiver { streaming: true, silent_ms: 100, upstream: "c-0".into() });
     let standby = |ordinal| Standby {
         member: member(ordinal),
+        term: Some(status.term),
         state: "streaming".into(),
         flush_lsn: Lsn(HERE),
         replay_lsn: Lsn(HERE),

@@ -4,8 +4,8 @@
 use pgherd_core::{
     instance::AppliedQuorum,
     quorum::{
-        Membership, Quorums, after_promotion, commit_pending, initial_quorum, plan_voters, proves,
-        synchronous_standby_names,
+        Membership, Quorums, after_promotion, commit_pending, initial_quorum, parse_receiver_name, plan_voters, proves,
+        receiver_name, synchronous_standby_names,
     },
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
 };
@@ -53,10 +53,20 @@ fn the_sum_of_sealed_and_acknowledgements_must_exceed_the_voters() {
 #[test]
 fn standby_names_are_quoted_and_never_too_few() {
     let two = [voter(1, "b"), voter(2, "it\"s")];
-    assert_eq!(synchronous_standby_names(&set(&two, 0)), "");
-    assert_eq!(synchronous_standby_names(&set(&two, 1)), r#"ANY 1 ("b", "it""s")"#);
-    assert_eq!(synchronous_standby_names(&initial_quorum(1)), r#"ANY 1 ("pgherd_no_voter")"#);
-    assert_eq!(synchronous_standby_names(&set(&two[..1], 3)), r#"ANY 3 ("b", "pgherd_no_voter", "pgherd_no_voter_1")"#);
+    let names = |set: &VoterSet| synchronous_standby_names(set, Term(7));
+    assert_eq!(names(&set(&two, 0)), "");
+    assert_eq!(names(&set(&two, 1)), r#"ANY 1 ("b/7", "it""s/7")"#);
+    assert_eq!(names(&initial_quorum(1)), r#"ANY 1 ("pgherd_no_voter")"#);
+    assert_eq!(names(&set(&two[..1], 3)), r#"ANY 3 ("b/7", "pgherd_no_voter", "pgherd_no_voter_1")"#);
+}
+
+#[test]
+fn a_receiver_s_name_says_whose_it_is_and_in_which_term() {
+    let b = member("b/1");
+    assert_eq!(parse_receiver_name(&receiver_name(&b, Term(7))), (b, Some(Term(7))));
+    for other in ["b", "b/", "b/x", ""] {
+        assert_eq!(parse_receiver_name(other), (member(other), None));
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ use pgherd_core::{
     admission::admits_at_once,
     instance::{Phase, SealReport},
     lsn::Lsn,
-    quorum::synchronous_standby_names,
+    quorum::{receiver_name, synchronous_standby_names},
     register::{MemberId, Register, Term},
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -142,7 +142,7 @@ async fn start_primary(on: &Instance, register: &Register) -> Result<(), Failed>
     agent.tenure.send_replace(Some(Tenure { term: register.term, excused_until }));
     primary::note_quorum(agent, register);
     let admits = admits_at_once(register) || !on.world.mutant.gates();
-    start_server(on, false, None, &synchronous_standby_names(register.quorum_to_apply()), admits);
+    start_server(on, false, None, &synchronous_standby_names(register.quorum_to_apply(), register.term), admits);
     agent.gate.begin(agent.server.generation(), register);
     agent.set_role(Some(primary::primary_role(register, admits)));
     agent.board.say(Phase::Starting, "PostgreSQL starts as primary");
@@ -207,7 +207,7 @@ fn apply_settings(on: &Instance, register: &Register, admits: bool) {
         && known.members.iter().collect::<BTreeSet<_>>() == members
         && known.since > Boottime(0);
     if let Some(server) = on.server().filter(|_| agent.role().as_ref() != Some(&role)) {
-        server.configure(None, &synchronous_standby_names(wanted), admits);
+        server.configure(None, &synchronous_standby_names(wanted, register.term), admits);
         agent.set_role(Some(role));
     }
     if !same {
@@ -251,10 +251,10 @@ async fn promote(on: &Instance, register: &Register) -> Result<(), Failed> {
     on.volume.put_local(&state);
     on.show_local(&state);
     let server = on.server().ok_or_else(|| failed("the server is gone"))?;
-    let names = synchronous_standby_names(register.quorum_to_apply());
+    let names = synchronous_standby_names(register.quorum_to_apply(), register.term);
     // Where it is about to be promoted it lets no more clients in.
     server.configure(None, &names, !on.world.mutant.gates());
-    let role = Role::Standby { upstream: None, member: state.member.0.clone(), promotion: Some(names) };
+    let role = Role::Standby { upstream: None, receiver_name: String::new(), promotion: Some(names) };
     agent.set_role(Some(role));
     sleep(Duration::from_millis(50)).await;
     agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
@@ -267,7 +267,7 @@ async fn promote(on: &Instance, register: &Register) -> Result<(), Failed> {
     on.volume.put_local(&state);
     let admits = agent.gate.admits(generation);
     let admitted = admits || !on.world.mutant.gates();
-    server.configure(None, &synchronous_standby_names(register.quorum_to_apply()), admitted);
+    server.configure(None, &synchronous_standby_names(register.quorum_to_apply(), register.term), admitted);
     agent.set_role(Some(primary::primary_role(register, admitted)));
     primary::note_quorum(agent, register);
     on.sample_now().await;
@@ -338,7 +338,8 @@ fn enter_term(on: &Instance, register: &Register) -> Result<(), Failed> {
 
 fn standby_role(on: &Instance, upstream: Option<&str>) -> Result<Role, Failed> {
     let upstream = upstream.map(|pod| locate(&on.agent, pod));
-    Ok(Role::Standby { upstream, member: local(on)?.member.0, promotion: None })
+    let local = local(on)?;
+    Ok(Role::Standby { upstream, receiver_name: receiver_name(&local.member, local.term), promotion: None })
 }
 
 fn start_as(on: &Instance, upstream: Option<&str>) -> Result<(), Failed> {

@@ -32,7 +32,8 @@ use pgherd_agent::{
 };
 use pgherd_core::{
     instance::{InstanceConfig, Phase, Standby},
-    register::{MemberId, Register},
+    quorum::parse_receiver_name,
+    register::Register,
 };
 use tokio::{sync::watch, time::sleep};
 
@@ -415,11 +416,10 @@ impl Instance {
 
 fn list_standbys(server: &Postgres) -> Vec<Standby> {
     let senders = server.senders().into_iter();
-    let standbys = senders.map(|(member, sender)| Standby {
-        member: MemberId(member),
-        state: "streaming".to_owned(),
-        flush_lsn: sender.flush,
-        replay_lsn: sender.flush,
+    let standbys = senders.map(|(name, sender)| {
+        let (member, term) = parse_receiver_name(&name);
+        let (flush_lsn, replay_lsn) = (sender.flush, sender.flush);
+        Standby { member, term, state: "streaming".to_owned(), flush_lsn, replay_lsn }
     });
     standbys.collect()
 }

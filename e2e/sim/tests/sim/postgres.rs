@@ -12,7 +12,7 @@ use std::{
 };
 
 use pgherd_agent::postgres::wal_dir::is_diverged;
-use pgherd_core::lsn::Lsn;
+use pgherd_core::{lsn::Lsn, quorum::receiver_name};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -399,7 +399,7 @@ impl Postgres {
 
     /// One replication session, until it breaks.
     async fn receive(self: &Arc<Self>, upstream: &str, following: u64) {
-        let Some((source, member)) = self.world.server_of(upstream).zip(self.volume.local()) else { return };
+        let Some((source, local)) = self.world.server_of(upstream).zip(self.volume.local()) else { return };
         let (here, there) = (self.scope.node, source.scope.node);
         let (net, random) = (&self.world.net, &self.receiving);
         let connected = async {
@@ -410,7 +410,7 @@ impl Postgres {
             return;
         }
         let Some(mut position) = self.begin_streaming(&source) else { return };
-        let member = member.member.0;
+        let member = receiver_name(&local.member, local.term);
         let flushed = self.volume.with(|content| content.data().map(|data| data.flushed_lsn())).unwrap_or_default();
         let number = source.open_sender(&member, flushed);
         let session = Session { source: Arc::clone(&source), member, number };

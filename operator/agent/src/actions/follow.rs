@@ -8,6 +8,7 @@ use pgherd_core::{
     instance::Phase,
     lsn::Lsn,
     pg::floor,
+    quorum::receiver_name,
     register::{Register, Term},
     timeline::{TimelineHistory, TimelineId},
 };
@@ -118,7 +119,7 @@ pub fn read_local(agent: &Agent) -> Result<LocalState, ActionError> {
 }
 
 fn standby_role(upstream: Option<Upstream>, local: &LocalState) -> Role {
-    Role::Standby { upstream, member: local.member.0.clone(), promotion: None }
+    Role::Standby { upstream, receiver_name: receiver_name(&local.member, local.term), promotion: None }
 }
 
 /// Starts the server as a standby. While the holder can't be reached it starts all the same, following nobody: it must be

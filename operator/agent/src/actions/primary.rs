@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use pgherd_core::{
     admission::admits_at_once,
-    instance::Phase,
+    instance::{Phase, Standby},
     quorum::synchronous_standby_names,
     register::{MemberId, Register},
 };
@@ -41,7 +41,8 @@ pub fn recovery_excuse(agent: &Agent) -> Boottime {
 /// What the server is to be as primary under this register; `admits_clients` is what its gate says.
 #[must_use]
 pub fn primary_role(register: &Register, admits_clients: bool) -> Role {
-    Role::Primary { synchronous_standby_names: synchronous_standby_names(register.quorum_to_apply()), admits_clients }
+    let names = synchronous_standby_names(register.quorum_to_apply(), register.term);
+    Role::Primary { synchronous_standby_names: names, admits_clients }
 }
 
 /// Starts the server as primary of the term that this data directory was promoted in. The register is renewed first: the
@@ -66,7 +67,7 @@ pub async fn start(agent: &Agent, register: &Register) -> Result<(), ActionError
 pub fn note_quorum(agent: &Agent, register: &Register) {
     let set = register.quorum_to_apply();
     let members: Vec<MemberId> = set.voters.iter().map(|voter| voter.member.clone()).collect();
-    let names = synchronous_standby_names(set);
+    let names = synchronous_standby_names(set, register.term);
     agent.update_quorum(|progress| {
         *progress =
             QuorumProgress { names, members, acks: set.acks, since: Boottime::now(), barrier: None, passed: false };
@@ -174,16 +175,15 @@ async fn apply_settings(agent: &Agent, register: &Register, admits_clients: bool
 /// session sees it, every process had time to read it, and the checkpointer, which publishes to all backends whether
 /// commits wait at all, was seen idle after that.
 pub fn pass_barrier(agent: &Agent, sample: &Sample) {
+    let term = agent.led_term();
     agent.update_quorum(|progress| {
         let in_effect = sample.synchronous_standby_names == progress.names && sample.checkpointer_idle;
         if progress.barrier.is_none() && in_effect && sample.at.since(progress.since) >= SETTLE {
             progress.barrier = Some(sample.received);
         }
         let Some(barrier) = progress.barrier else { return };
-        let flushed = sample
-            .standbys
-            .iter()
-            .filter(|standby| progress.members.contains(&standby.member) && standby.flush_lsn >= barrier);
+        let counts = |standby: &&Standby| progress.members.contains(&standby.member) && standby.term == term;
+        let flushed = sample.standbys.iter().filter(|standby| counts(standby) && standby.flush_lsn >= barrier);
         let members: BTreeSet<&MemberId> = flushed.map(|standby| &standby.member).collect();
         progress.passed |= members.len() >= progress.acks as usize;
     });

@@ -10,7 +10,6 @@ use crate::{
     agent::Agent,
     clock::Boottime,
     lease::{self, Tenure},
-    local_state::LocalState,
     postgres::{
         config::{Role, apply_config, apply_start_config},
         sql::{Session, SqlError},
@@ -32,7 +31,7 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
     local.was_primary = true;
     local.write(&agent.layout.pgdata)?;
     crate::status::show_local(agent, Some(&local), agent.board.status().system_id.as_deref());
-    make_strict(agent, register, &local).await?;
+    make_strict(agent, register).await?;
     // From here on it refuses clients: the Service may lead to it.
     agent.board.say(Phase::Promoting, format!("promotion in term {}", register.term));
     let generation = agent.server.generation();
@@ -63,9 +62,9 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
 }
 
 /// Cuts the replication off and puts the synchronous standbys into effect while the server is still a standby.
-async fn make_strict(agent: &Agent, register: &Register, local: &LocalState) -> Result<(), ActionError> {
-    let names = synchronous_standby_names(register.quorum_to_apply());
-    let role = Role::Standby { upstream: None, member: local.member.0.clone(), promotion: Some(names.clone()) };
+async fn make_strict(agent: &Agent, register: &Register) -> Result<(), ActionError> {
+    let names = synchronous_standby_names(register.quorum_to_apply(), register.term);
+    let role = Role::Standby { upstream: None, receiver_name: String::new(), promotion: Some(names.clone()) };
     if apply_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)? {
         agent.server.reload().await;
     }

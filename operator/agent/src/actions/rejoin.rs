@@ -218,7 +218,7 @@ async fn rewind(agent: &Agent, upstream: &Upstream) -> Result<(), ActionError> {
     data_dir::mark(layout, Purpose::Rewind)?;
     agent.board.say(Phase::Rewinding, format!("pg_rewind from {}", upstream.pod));
     let config = agent.config();
-    let role = Role::Standby { upstream: Some(upstream.clone()), member: String::new(), promotion: None };
+    let role = Role::Standby { upstream: Some(upstream.clone()), receiver_name: String::new(), promotion: None };
     apply_config(layout, &config, &role, &agent.identity.pod)?;
     // pg_rewind starts the server in single-user mode when it was not shut down cleanly; that refuses a signal file.
     apply_signal_file(&layout.pgdata, None)?;

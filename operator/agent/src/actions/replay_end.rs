@@ -21,6 +21,14 @@ const RECONNECT: Duration = Duration::from_millis(100);
 /// Two looks into pg_wal, which lie `wal_retrieve_retry_interval` (500 ms) apart: what was not replayed by then is the
 /// beginning of a record.
 const TORN_AFTER: Duration = Duration::from_millis(1_200);
+/// A query that holds the replay up for this long is ended. PostgreSQL itself would let it go on for `max_standby_streaming_delay`,
+/// and nobody would be primary meanwhile.
+const CONFLICT_AFTER: Duration = Duration::from_millis(500);
+/// Whoever is in a transaction while the startup process waits for somebody: for a lock, a snapshot, or a pinned page.
+const END_CONFLICTS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+    WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid() \
+    AND EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' \
+    AND (wait_event_type IN ('Lock', 'BufferPin', 'Buffer') OR wait_event LIKE 'RecoveryConflict%'))";
 
 /// Since when the startup process was seen waiting for more WAL at a position.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +65,23 @@ impl Waiting {
     }
 }
 
+/// Since when the replay has stood still before its end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Standstill(Option<(Lsn, Duration)>);
+
+impl Standstill {
+    /// True when it has for [`CONFLICT_AFTER`], and again after as long. `now` only has to grow.
+    fn lasts(&mut self, sample: &Sample, now: Duration) -> bool {
+        let since = match self.0 {
+            Some((position, since)) if position == sample.replayed => since,
+            _ => now,
+        };
+        let lasts = !sample.replay_waits && now.saturating_sub(since) >= CONFLICT_AFTER;
+        self.0 = Some((sample.replayed, if lasts || sample.replay_waits { now } else { since }));
+        lasts
+    }
+}
+
 /// Waits until the receiver is gone and the startup process was at least twice seen waiting for more WAL at one position.
 ///
 /// # Errors
@@ -64,7 +89,7 @@ impl Waiting {
 pub async fn await_replay_end(agent: &Agent, deadline: Instant) -> Result<Sample, &'static str> {
     let started = Instant::now();
     let mut session: Option<(u64, Session)> = None;
-    let mut waiting = Waiting::default();
+    let (mut waiting, mut standstill) = (Waiting::default(), Standstill::default());
     let mut waiting_for = "PostgreSQL does not answer";
     while Instant::now() < deadline {
         let generation = agent.server.generation();
@@ -82,6 +107,9 @@ pub async fn await_replay_end(agent: &Agent, deadline: Instant) -> Result<Sample
                         // By a person. For want of higher settings the server ends, and the next attempt finds it started with them.
                         let _ = open.query("SELECT pg_wal_replay_resume()", &[]).await;
                     }
+                    if standstill.lasts(&sample, started.elapsed()) {
+                        end_conflicts(open).await;
+                    }
                     match waiting.judge(&sample, started.elapsed()) {
                         Ok(()) => return Ok(sample),
                         Err(obstacle) => waiting_for = obstacle,
@@ -93,6 +121,18 @@ pub async fn await_replay_end(agent: &Agent, deadline: Instant) -> Result<Sample
         sleep(pause).await;
     }
     Err(waiting_for)
+}
+
+async fn end_conflicts(session: &Session) {
+    match session.query(END_CONFLICTS, &[]).await {
+        Ok(rows) => {
+            let ended = rows.first().map_or(0, |row| row.get::<_, i64>(0));
+            if ended > 0 {
+                tracing::warn!(ended, "sessions that held the replay up were ended");
+            }
+        }
+        Err(error) => tracing::warn!(error = %error, "sessions that may hold the replay up can't be ended"),
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +182,19 @@ mod tests {
         assert_eq!(waiting.judge(&sample(120, 100, false), ms(20)), Err("what was received is not replayed yet"));
         assert!(waiting.judge(&sample(120, 120, true), ms(40)).is_err());
         assert!(waiting.judge(&sample(120, 120, true), ms(60)).is_ok());
+    }
+
+    #[test]
+    fn replay_that_stands_still_is_noticed_and_replay_that_goes_on_or_waits_for_wal_is_not() {
+        let mut standstill = Standstill::default();
+        assert!(!standstill.lasts(&sample(200, 100, false), ms(0)));
+        assert!(!standstill.lasts(&sample(200, 100, false), ms(400)));
+        assert!(standstill.lasts(&sample(200, 100, false), ms(500)));
+        assert!(!standstill.lasts(&sample(200, 100, false), ms(900)), "it is given as long again");
+        assert!(standstill.lasts(&sample(200, 100, false), ms(1_000)));
+        assert!(!standstill.lasts(&sample(200, 110, false), ms(1_600)));
+        assert!(!standstill.lasts(&sample(200, 110, true), ms(9_000)));
+        assert!(!standstill.lasts(&sample(200, 110, false), ms(9_020)));
     }
 
     #[test]

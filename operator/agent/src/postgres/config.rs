@@ -39,8 +39,8 @@ pub enum Role {
     Standby {
         /// Whom it follows.
         upstream: Option<Upstream>,
-        /// `application_name` of its receiver.
-        member: String,
+        /// `application_name` of its receiver; empty where none is to run.
+        receiver_name: String,
         /// The `synchronous_standby_names` that it is about to be promoted with; then it lets no more clients in. Without
         /// it: commits would wait for nobody that exists, whoever promotes it.
         promotion: Option<String>,
@@ -87,9 +87,9 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
             let conf = StandbyConf { is_about_to_end: promotion.is_some(), ..StandbyConf::default() };
             (Some(conf), render_names(promotion.as_ref()))
         }
-        Role::Standby { upstream: Some(upstream), member, promotion } => {
+        Role::Standby { upstream: Some(upstream), receiver_name, promotion } => {
             let conf = StandbyConf {
-                primary_conninfo: render_upstream_conninfo(upstream, &layout.tls(), member, None),
+                primary_conninfo: render_upstream_conninfo(upstream, &layout.tls(), receiver_name, None),
                 primary_slot_name: slot_name(pod),
                 restore_command: restore(archiving),
                 ..StandbyConf::default()

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use pgherd_core::{instance::Standby, lsn::Lsn, register::MemberId};
+use pgherd_core::{instance::Standby, lsn::Lsn, quorum::parse_receiver_name};
 use tokio_postgres::Row;
 
 use super::sql::{Session, SqlError};
@@ -182,8 +182,10 @@ fn read_receiver(row: &Row) -> ReceiverSample {
 }
 
 fn read_standby(row: &Row) -> Standby {
+    let (member, term) = parse_receiver_name(row.get(0));
     Standby {
-        member: MemberId(row.get(0)),
+        member,
+        term,
         state: row.get::<_, Option<String>>(1).unwrap_or_default(),
         flush_lsn: read_lsn(row, 2).unwrap_or_default(),
         replay_lsn: read_lsn(row, 3).unwrap_or_default(),

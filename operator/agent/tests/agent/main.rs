@@ -11,6 +11,7 @@ mod gate;
 mod handover;
 mod local_backup;
 mod lost_wal;
+mod obstacles;
 mod pair;
 mod parameters;
 mod store_outage;

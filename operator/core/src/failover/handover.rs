@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt};
 use super::observation::PodView;
 use crate::{
     election::pod_order,
-    instance::{InstanceStatus, Phase},
+    instance::{InstanceStatus, Phase, Standby},
     quantity::render_bytes,
     quorum::proves,
     register::{Holder, MemberId, Register, VoterSet},
@@ -218,7 +218,8 @@ fn is_voter(set: &VoterSet, member: Option<&MemberId>) -> bool {
 
 /// The primary sends its WAL to this member now.
 pub(super) fn sent_to(primary: &InstanceStatus, member: Option<&MemberId>) -> bool {
-    primary.standbys.iter().any(|standby| Some(&standby.member) == member && standby.state == "streaming")
+    let is_sent = |standby: &Standby| Some(&standby.member) == member && standby.term == Some(primary.term);
+    primary.standbys.iter().any(|standby| is_sent(standby) && standby.state == "streaming")
 }
 
 /// Members other than the holder that answer and stream.

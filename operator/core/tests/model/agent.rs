@@ -117,10 +117,6 @@ impl Protocol {
         member.promoted = member.term;
         let settings = if self.is_off(Rule::StrictSettings) { Set::default() } else { settings };
         member.run = self.primary(&member.wal, settings);
-        if !self.is_off(Rule::TermBeforeWal) {
-            let fed = |member: &&mut Member| member.upstream().map(usize::from) == Some(pod);
-            state.members.iter_mut().filter(fed).for_each(|member| member.run = Run::Standby { upstream: None });
-        }
         Some(())
     }
 
@@ -145,7 +141,8 @@ impl Protocol {
         holder.primary().filter(|_| upstream != pod && !register.is_sealing())?;
         let left = (1..holder.promoted).contains(&member.term) && member.wal.timeline() == holder.wal.timeline();
         let diverged = member.wal.is_diverged(&holder.wal) || (left && !self.is_off(Rule::TermBeforeFollowing));
-        let idle = member.upstream().map(usize::from) == Some(upstream) && !diverged;
+        let entered = member.term >= register.term;
+        let idle = member.upstream().map(usize::from) == Some(upstream) && !diverged && entered;
         let may = matches!(member.run, Run::Down | Run::Standby { .. });
         if !may || idle || member.term > register.term || member.sealed > register.term {
             return None;

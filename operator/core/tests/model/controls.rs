@@ -64,7 +64,7 @@ fn a_second_failover_needs_the_voters_of_the_first() {
 fn a_change_of_voters_needs_both_sets() {
     let (name, bounds) = ("a voter joins", Bounds { voters: 0b0_0010, writes: 2, ..Bounds::SMALL });
     assert_reached(&holds(name, bounds), &[FAILOVER, VOTERS, REJOIN]);
-    needs(name, bounds, Rule::PendingProven, &[I1]);
+    needs(name, bounds, Rule::PendingProven, &[I1, I2]);
 }
 
 #[test]

@@ -40,10 +40,11 @@ pub(crate) fn settle(protocol: &Protocol, state: &mut State) {
         let (member, register) = (state.members[pod], state.register);
         let Run::Primary(mut primary) = member.run else { continue };
         let (set, acks) = (primary.applied, usize::from(primary.applied.acks));
-        let flushed = (0..=member.wal.len()).rev().find(|length| state.flushed(pod, set, *length) >= acks);
+        let term = (!protocol.is_off(Rule::TermBeforeWal)).then_some(member.promoted);
+        let flushed = (0..=member.wal.len()).rev().find(|length| state.flushed(pod, set, *length, term) >= acks);
         let acknowledged = member.wal.prefix(flushed.unwrap_or(0)).transactions() & !primary.visible;
-        primary.passed |= state.flushed(pod, set, primary.barrier) >= acks;
-        primary.gate = primary.gate.filter(|gate| state.flushed(pod, set, *gate) < acks);
+        primary.passed |= state.flushed(pod, set, primary.barrier, term) >= acks;
+        primary.gate = primary.gate.filter(|gate| state.flushed(pod, set, *gate, term) < acks);
         primary.visible |= acknowledged;
         let steady = protocol.bounds.budget.wishes == 0;
         if acknowledged != 0 && (steady || (acks > 0 && register.quorum.acks > 0)) {

@@ -25,8 +25,8 @@ pub(crate) enum Rule {
     Gate,
     /// Of two branches with the same timeline number the one of the lower term is left.
     TermComparison,
-    /// The term is on a member's disk before WAL of that term is, also where its upstream's pod got the role again: a
-    /// promotion ends all streams from that pod, and whoever wants to go on has to follow anew.
+    /// The term is on a member's disk before it counts in that term, also where its upstream's pod got the role again and its
+    /// receiver just goes on: the receiver's name has the term, and a primary waits for names of its own term.
     TermBeforeWal,
     /// Who followed a lower term is not on the timeline that the primary's term began, whatever its number.
     TermBeforeFollowing,

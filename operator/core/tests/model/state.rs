@@ -182,9 +182,10 @@ impl State {
         (member.id == self.register.holder).then_some(member)
     }
 
-    /// How many of the set's members are fed by this pod and hold so much.
-    pub(crate) fn flushed(&self, pod: usize, set: Set, length: u8) -> usize {
-        let fed = |m: &&Member| m.upstream().map(usize::from) == Some(pod) && set.has(m.id) && m.wal.len() >= length;
+    /// How many of the set's members are fed by this pod, hold so much, and have entered `term` if one is given.
+    pub(crate) fn flushed(&self, pod: usize, set: Set, length: u8, term: Option<u8>) -> usize {
+        let counts = |m: &&Member| term.is_none_or(|term| m.term == term) && set.has(m.id) && m.wal.len() >= length;
+        let fed = |m: &&Member| m.upstream().map(usize::from) == Some(pod) && counts(m);
         self.members.iter().filter(fed).count()
     }
 }

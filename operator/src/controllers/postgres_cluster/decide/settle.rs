@@ -53,10 +53,10 @@ fn planned(
 fn streaming(observed: &Observed, holder: &InstanceStatus) -> Vec<Voter> {
     let streams = |status: &InstanceStatus| {
         let receives = status.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
-        let is_sent = holder
-            .standbys
-            .iter()
-            .any(|standby| Some(&standby.member) == status.member.as_ref() && standby.state == "streaming");
+        let is_sent = holder.standbys.iter().any(|standby| {
+            let same = Some(&standby.member) == status.member.as_ref() && standby.term == Some(holder.term);
+            same && standby.state == "streaming"
+        });
         status.phase == Phase::Replica && receives && is_sent
     };
     let statuses = observed.pods.iter().filter_map(|pod| pod.status().filter(|status| streams(status)));

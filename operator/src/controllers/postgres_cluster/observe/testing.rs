@@ -105,6 +105,7 @@ pub(crate) fn replica(ordinal: u32) -> InstanceStatus {
 pub(crate) fn primary(ordinal: u32, standbys: &[u32], quorum: &VoterSet) -> InstanceStatus {
     let standby = |ordinal: &u32| Standby {
         member: MemberId(format!("m{ordinal}")),
+        term: Some(Term(1)),
         state: "streaming".into(),
         flush_lsn: Lsn(0x300_0000),
         replay_lsn: Lsn(0x300_0000),
