@@ -3,10 +3,12 @@
 use pgherd_e2e::{
     Result,
     cluster::PATIENCE,
+    containers::Kind,
     partition::{self, Direction},
     postgres::psql,
     wait::{Look, until},
 };
+use serde_json::json;
 
 use crate::scene::{Scene, claim};
 
@@ -47,5 +49,51 @@ pub(crate) async fn wait_terminated(scene: &Scene) -> Result<()> {
     .await;
     partition::heal(&container).await;
     scene.note(format!("{} sessions ended while they waited", ended?));
+    scene.writer.wait_progress(50).await.map(drop)
+}
+
+/// A transaction on each replica has read a table that is dropped then, so that neither can replay any further; then PostgreSQL on the
+/// primary dies. Without the end of these transactions nobody could be promoted for as long as they please.
+pub(crate) async fn query_on_replica(scene: &Scene) -> Result<()> {
+    let primary = scene.primary()?;
+    let sql = |pod: String, database: &'static str, sql: &'static str| async move {
+        psql(scene.namespace(), &pod, database, sql).await
+    };
+    let forever = json!({"spec": {"postgresql": {"parameters": {"max_standby_streaming_delay": "-1", "max_standby_archive_delay": "-1"}}}});
+    scene.cluster.patch(forever).await?;
+    for replica in scene.replicas() {
+        until("the parameter", PATIENCE, async || {
+            let delay = sql(replica.clone(), "postgres", "SHOW max_standby_streaming_delay").await?;
+            Ok(if delay == "-1" { Look::Done(()) } else { Look::NotYet(delay) })
+        })
+        .await?;
+    }
+    sql(primary.clone(), "app", "CREATE TABLE IF NOT EXISTS read_by_replicas AS SELECT 1 AS n").await?;
+    let mut readers = Vec::new();
+    for replica in scene.replicas() {
+        until("the table on the replica", PATIENCE, async || {
+            let there = sql(replica.clone(), "app", "SELECT to_regclass('read_by_replicas') IS NOT NULL").await?;
+            Ok(if there == "t" { Look::Done(()) } else { Look::NotYet(there) })
+        })
+        .await?;
+        let namespace = scene.namespace().to_owned();
+        let pod = replica.clone();
+        readers.push(tokio::spawn(async move {
+            psql(&namespace, &pod, "app", "BEGIN; TABLE read_by_replicas; SELECT pg_sleep(600)").await
+        }));
+        until("the reader", PATIENCE, async || {
+            let reads =
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()";
+            let count = sql(replica.clone(), "postgres", reads).await?;
+            Ok(if count == "0" { Look::NotYet("it does not read yet".to_string()) } else { Look::Done(()) })
+        })
+        .await?;
+    }
+    sql(primary.clone(), "app", "DROP TABLE read_by_replicas").await?;
+    scene.primary_container()?.signal("KILL", &[Kind::Postmaster]).await?;
+    scene.wait_failover_or_restart(&primary).await?;
+    for reader in readers {
+        reader.abort();
+    }
     scene.writer.wait_progress(50).await.map(drop)
 }

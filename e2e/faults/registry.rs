@@ -195,7 +195,7 @@ fn faults_of_surroundings() -> Vec<Fault> {
     faults! {
         "31" "disk-full" "the primary's disk is full for 60 s" disk (volumes::full);
         "31" "disk-full-on-replica" "a replica's disk is full for 40 s" disk (volumes::full_on_replica);
-        "32" "disk-errors" "reads and fsyncs fail with EIO" not ("the kernel of this machine has no device mapper (dm-flakey, dm-error)");
+        "32" "disk-errors" "every read, write and fsync on the primary's disk fails with EIO" disk (volumes::errors);
         "32" "disk-read-only" "the primary's file system becomes read-only" disk (volumes::read_only);
         "33" "disk-slow-500ms" "every write to the primary's disk waits up to 0.5 s" disk (volumes::slow_500ms);
         "33" "disk-slow-5s" "every write to the primary's disk waits up to 5 s" disk (volumes::slow_5s);
@@ -214,6 +214,7 @@ fn faults_of_surroundings() -> Vec<Fault> {
         "41" "node-cut" "the primary's node is cut from everything" short (node_faults::node_cut);
         "41" "node-cut-off" "the same in mode Off" off (node_faults::node_cut);
         "41" "node-cut-with-leader" "the node of the primary and of the leading operator is cut off" required (node_faults::node_cut_with_leader);
+        "42" "query-on-replica" "a replica's replay is held up by an open transaction while the primary dies" required (clients::query_on_replica);
         "42" "wait-cancelled" "waits for replicas are cancelled" required (clients::wait_cancelled);
         "42" "wait-terminated" "sessions that wait for replicas are ended" required (clients::wait_terminated);
         "43" "acknowledgements-changed" "W 1, 2, 1 under load, then the primary dies" required (membership::acknowledgements_changed);

@@ -1,4 +1,4 @@
-//! Faults of disks: full, read-only, slow, and dead while the network lives. Numbers 31 to 34.
+//! Faults of disks: full, read-only, failing, slow, and dead while the network lives. Numbers 31 to 34.
 //!
 //! Each instance has a disk of its own for this: a small ext4 in a file, mounted where the node's volumes are, as a local
 //! PersistentVolume. `fsfreeze` makes every write to it wait, as a dead disk does.
@@ -52,7 +52,7 @@ pub(crate) async fn provide() -> Result<()> {
         }
         run("truncate", &["-s", &format!("{SIZE_MIB}M"), &text(&file)], None).await?;
         run("mkfs.ext4", &["-q", "-F", &text(&file)], None).await?;
-        run("mount", &["-o", "loop", &text(&file), &text(&mounted)], None).await?;
+        mount(node).await?;
         run("chmod", &["777", &text(&mounted)], None).await?;
         manifest.push_str(&format!(
             "---\napiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: faults-{node}}}\nspec:\n  capacity: {{storage: 1Gi}}\n  \
@@ -65,15 +65,34 @@ pub(crate) async fn provide() -> Result<()> {
     pgherd_e2e::kubectl::apply("default", &manifest).await.map(drop)
 }
 
+/// With the option by which Debian mounts its file systems: an error makes it read-only.
+async fn mount(node: &str) -> Result<()> {
+    let (mounted, file) = (folder(node), folder(node).with_extension("ext4"));
+    run("mount", &["-o", "loop,errors=remount-ro", &text(&file), &text(&mounted)], None).await.map(drop)
+}
+
 /// Makes every disk writable again.
 pub(crate) async fn heal() {
     for node in NODES {
         if is_mounted(node).await {
             drop(run("fsfreeze", &["-u", &text(&folder(node))], None).await);
-            drop(run("mount", &["-o", "remount,rw", &text(&folder(node))], None).await);
+            if !takes_writes(node) {
+                drop(mount_anew(node).await);
+            }
             drop(std::fs::remove_file(folder(node).join("ballast")));
         }
     }
+}
+
+fn takes_writes(node: &str) -> bool {
+    let probe = folder(node).join("probe-of-the-faults");
+    std::fs::write(&probe, "x").and_then(|()| std::fs::remove_file(&probe)).is_ok()
+}
+
+/// As after a repair: what still runs on the old mount keeps it until it ends.
+async fn mount_anew(node: &str) -> Result<()> {
+    run("umount", &["--lazy", &text(&folder(node))], None).await?;
+    mount(node).await
 }
 
 /// Fills the disk of a node to the last block.
@@ -127,15 +146,37 @@ pub(crate) async fn full_on_replica(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// The primary's file system becomes read-only, as after an error.
-pub(crate) async fn read_only(scene: &Scene) -> Result<()> {
-    let node = scene.cluster.node_of(&scene.primary()?).await?;
-    // What holds files open for writing keeps an orderly remount away; an emergency one would hit the whole machine.
-    if let Err(error) = run("mount", &["-o", "remount,ro", &text(&folder(&node))], None).await {
-        return Err(format!("skipped: the file system can't be made read-only while it is in use: {error}").into());
-    }
+/// The primary's file system breaks. Later it is repaired, and the pod made anew on it.
+async fn broken(scene: &Scene, how: impl AsyncFnOnce(&str) -> Result<()>) -> Result<()> {
+    let (pod, container) = (scene.primary()?, scene.primary_container()?);
+    let node = scene.cluster.node_of(&pod).await?;
+    let since = unix_ms();
+    how(&node).await?;
+    claim(!takes_writes(&node), || format!("the disk of {node} still takes writes"))?;
     scene.wait_failover().await?;
-    scene.writer.wait_progress(50).await.map(drop)
+    scene.writer.wait_progress(50).await?;
+    scene.note_last_ack_of(&container, since);
+    mount_anew(&node).await?;
+    run("kubectl", &["-n", scene.namespace(), "delete", "pod", &pod, "--wait=false"], None).await.map(drop)
+}
+
+/// An error makes it read-only.
+pub(crate) async fn read_only(scene: &Scene) -> Result<()> {
+    broken(scene, async |node| {
+        let device = run("findmnt", &["-n", "-o", "SOURCE", &text(&folder(node))], None).await?;
+        let name = device.trim().rsplit('/').next().unwrap_or_default().to_owned();
+        // The kernel's own switch for this. The write itself fails: by then the file system is read-only.
+        drop(std::fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "pgherd"));
+        Ok(())
+    })
+    .await
+}
+
+/// `EXT4_IOC_SHUTDOWN` without a flush of the journal: from then on every read, write and fsync fails with EIO.
+pub(crate) async fn errors(scene: &Scene) -> Result<()> {
+    let shut_down =
+        "open(my $f, '<', $ARGV[0]) or die $!; my $flags = pack('L', 2); ioctl($f, 0x8004587d, $flags) or die $!";
+    broken(scene, async |node| run("perl", &["-e", shut_down, &text(&folder(node))], None).await.map(drop)).await
 }
 
 /// Every write to the primary's disk waits for ever, while its network lives.
