@@ -3,7 +3,6 @@
 use pgherd_e2e::{
     Result,
     cluster::PATIENCE,
-    containers::Kind,
     partition::{self, Direction},
     postgres::psql,
     wait::{Look, until},
@@ -52,8 +51,8 @@ pub(crate) async fn wait_terminated(scene: &Scene) -> Result<()> {
     scene.writer.wait_progress(50).await.map(drop)
 }
 
-/// A transaction on each replica has read a table that is dropped then, so that neither can replay any further; then PostgreSQL on the
-/// primary dies. Without the end of these transactions nobody could be promoted for as long as they please.
+/// A transaction on each replica has read a table that is dropped then, so that neither can replay any further; then the
+/// primary hangs. Without the end of these transactions nobody could be promoted for as long as they please.
 pub(crate) async fn query_on_replica(scene: &Scene) -> Result<()> {
     let primary = scene.primary()?;
     let sql = |pod: String, database: &'static str, sql: &'static str| async move {
@@ -90,10 +89,12 @@ pub(crate) async fn query_on_replica(scene: &Scene) -> Result<()> {
         .await?;
     }
     sql(primary.clone(), "app", "DROP TABLE read_by_replicas").await?;
-    scene.primary_container()?.signal("KILL", &[Kind::Postmaster]).await?;
-    scene.wait_failover_or_restart(&primary).await?;
-    for reader in readers {
-        reader.abort();
-    }
+    // Hung, so that it can't come back by itself.
+    let container = scene.primary_container()?;
+    container.set_frozen(true)?;
+    let outcome = scene.wait_failover().await;
+    container.set_frozen(false)?;
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+    outcome?;
     scene.writer.wait_progress(50).await.map(drop)
 }

@@ -214,7 +214,7 @@ fn faults_of_surroundings() -> Vec<Fault> {
         "41" "node-cut" "the primary's node is cut from everything" short (node_faults::node_cut);
         "41" "node-cut-off" "the same in mode Off" off (node_faults::node_cut);
         "41" "node-cut-with-leader" "the node of the primary and of the leading operator is cut off" required (node_faults::node_cut_with_leader);
-        "42" "query-on-replica" "a replica's replay is held up by an open transaction while the primary dies" required (clients::query_on_replica);
+        "42" "query-on-replica" "the replay of both replicas is held up by open transactions while the primary hangs" required (clients::query_on_replica);
         "42" "wait-cancelled" "waits for replicas are cancelled" required (clients::wait_cancelled);
         "42" "wait-terminated" "sessions that wait for replicas are ended" required (clients::wait_terminated);
         "43" "acknowledgements-changed" "W 1, 2, 1 under load, then the primary dies" required (membership::acknowledgements_changed);
