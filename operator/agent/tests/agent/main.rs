@@ -13,6 +13,7 @@ mod local_backup;
 mod lost_wal;
 mod pair;
 mod parameters;
+mod restores;
 mod store_outage;
 mod support;
 mod takeover_times;
