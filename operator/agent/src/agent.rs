@@ -17,6 +17,7 @@ use pgherd_core::{
     register::{MemberId, Position, Term},
     wal_rate::WalRate,
 };
+use pgherd_stream::restore::BackupHold;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -124,6 +125,7 @@ pub struct Agent {
     heard: Mutex<Option<Heard>>,
     quorum: Mutex<QuorumProgress>,
     recovery_source: Mutex<Option<ClusterLocation>>,
+    held_backup: Mutex<Option<BackupHold>>,
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
     streaming: Mutex<Streaming>,
     upstream_met_at: Mutex<Option<Boottime>>,
@@ -175,6 +177,7 @@ impl Agent {
             heard: Mutex::new(None),
             quorum: Mutex::new(QuorumProgress::default()),
             recovery_source: Mutex::new(None),
+            held_backup: Mutex::new(None),
             applied_roles: Mutex::new(None),
             streaming: Mutex::new(Streaming::default()),
             upstream_met_at: Mutex::new(None),
@@ -298,6 +301,11 @@ impl Agent {
     /// Sets or clears [`Self::recovery_source`].
     pub fn set_recovery_source(&self, source: Option<ClusterLocation>) {
         *lock(&self.recovery_source) = source;
+    }
+
+    /// Keeps the backup that this replica was made from, or lets it go: its WAL is needed until the replica streams.
+    pub fn hold_backup(&self, hold: Option<BackupHold>) {
+        *lock(&self.held_backup) = hold;
     }
 
     /// Why the register can't be read at present.

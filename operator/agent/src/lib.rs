@@ -28,6 +28,7 @@ pub mod postgres;
 pub mod probes;
 pub mod register_store;
 pub mod restore_check;
+pub mod retries;
 pub mod run;
 pub mod server;
 pub mod settings;

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use pgherd_core::{instance::Phase, register::Register};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     actions::{self, ActionError, data_dir::observe_data, describe_chain, follow, stop, volume},
@@ -16,6 +17,7 @@ use crate::{
         config::Role,
         process::ProcessState,
     },
+    retries::Retries,
 };
 
 /// The machine looks at least this often.
@@ -33,11 +35,11 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 pub async fn turn(agent: &Agent) {
     let mut register = agent.register.subscribe();
     let mut config = agent.config_changes();
-    let mut failures = 0_u32;
+    let mut retries = Retries::default();
     while !agent.shutdown.is_cancelled() {
         agent.beat();
         let pause = tokio::select! {
-            pause = step(agent, &mut failures) => pause,
+            pause = step(agent, &mut retries) => pause,
             () = beat_while_busy(agent) => TURN,
             () = agent.shutdown.cancelled() => return,
         };
@@ -60,14 +62,14 @@ async fn beat_while_busy(agent: &Agent) {
     }
 }
 
-async fn step(agent: &Agent, failures: &mut u32) -> Duration {
+async fn step(agent: &Agent, retries: &mut Retries) -> Duration {
     let _acting = agent.acting.lock().await;
-    // What is tried again within moments is not said each time.
-    let Err(error) = decide_and_act(agent, failures.saturating_add(1).is_power_of_two()).await else {
-        *failures = 0;
+    let Err(error) = decide_and_act(agent, retries).await else {
+        retries.failures = 0;
         return TURN;
     };
-    *failures = failures.saturating_add(1);
+    retries.failures = retries.failures.saturating_add(1);
+    let failures = retries.failures;
     let phase = agent.board.status().phase;
     let text = describe_chain(&error);
     if failures.is_power_of_two() {
@@ -77,24 +79,21 @@ async fn step(agent: &Agent, failures: &mut u32) -> Duration {
     let hopeless = matches!(
         error,
         ActionError::Bootstrap { .. }
+            | ActionError::Restore { .. }
             | ActionError::EndsAtOnce { .. }
             | ActionError::VolumeFull { .. }
             | ActionError::Program(ProgramError::NotFound)
     ) || phase == Phase::Initializing;
     agent.board.say(if hopeless { Phase::Failed } else { phase }, text);
     // Another instance that is about to be promoted is asked again soon; a copy that failed is not begun again at once.
-    let soon = matches!(
-        error,
-        ActionError::NotYet(_) | ActionError::Upstream(_) | ActionError::Lease(_) | ActionError::Sql(_)
-    );
-    match (soon, *failures) {
+    match (error.passes_soon(), failures) {
         (true, ..SOON_TRIES) => SOON,
         (true, _) => MAX_WAIT,
         (false, failures) => TURN.saturating_mul(2_u32.saturating_pow(failures.min(6))).min(MAX_BACKOFF),
     }
 }
 
-async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
+async fn decide_and_act(agent: &Agent, retries: &mut Retries) -> Result<(), ActionError> {
     let Some(seen) = agent.register.borrow().clone() else {
         let why =
             agent.register_error().map_or_else(String::new, |error| format!("the register can't be read: {error}"));
@@ -104,6 +103,10 @@ async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
     let binaries = Binaries::observe()?;
     let data = observe_data(agent, &binaries).await?;
     let action = decide(agent, &seen.lease.register, &data).await;
+    let config = agent.config();
+    if retries.holds_off(&action, &config, Instant::now()) {
+        return Ok(());
+    }
     let (register, action) = if needs_fresh_register(&action) {
         let fresh = refresh(agent).await.map_err(LeaseError::from)?;
         let action = decide(agent, &fresh.lease.register, &data).await;
@@ -121,7 +124,8 @@ async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
     if !is_for_primaries(&action) && follow::stop_if_outgrown(agent).await? {
         return Ok(());
     }
-    if say && !is_idle {
+    // What is tried again within moments is not said each time.
+    if retries.failures.saturating_add(1).is_power_of_two() && !is_idle {
         tracing::info!(action = ?action, term = %register.term, "next step");
     }
     if matches!(action, LocalAction::StartPrimary | LocalAction::StartStandby { .. })
@@ -132,7 +136,12 @@ async fn decide_and_act(agent: &Agent, say: bool) -> Result<(), ActionError> {
     if action == LocalAction::StartPrimary {
         volume::validate_room(&agent.layout)?;
     }
-    Box::pin(actions::execute(agent, &register, action)).await
+    let done = Box::pin(actions::execute(agent, &register, action.clone())).await;
+    let pause = retries.note(action, config, done.as_ref().err(), Instant::now());
+    done.map_err(|error| match pause {
+        Some(pause) => ActionError::Restore { error: Box::new(error), again_at: Timestamp::now() + pause },
+        None => error,
+    })
 }
 
 async fn decide(agent: &Agent, register: &Register, data: &DataView) -> LocalAction {

@@ -15,7 +15,7 @@ use crate::{
     base_backup::{BaseBackup, BaseBackupError, BaseBackupEvent, BaseBackupOptions, estimate_bytes},
     manifest::Manifest,
     replication::{ConnectOptions, ReplicationClient, ReplicationError},
-    restore::{RestoreError, RestoreProgress, TarWriter, Target},
+    restore::{RestoreError, RestoreProgress, TarWriter, Target, Writers},
 };
 
 /// Pieces of 32 KiB on their way from the network to the disk.
@@ -72,24 +72,28 @@ pub enum CloneError {
 /// Copies an instance into an empty or absent directory.
 ///
 /// # Errors
-/// [`CloneError`].
+/// [`CloneError`]. Whatever the outcome, nothing writes any more.
 pub async fn clone_from_instance(
     connect: ConnectOptions,
     target: &Path,
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<CloneOutcome, CloneError> {
-    tokio::select! {
+    let writers = Writers::default();
+    let outcome = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(CloneError::Cancelled),
-        outcome = copy(&connect, target, &progress) => outcome,
-    }
+        outcome = copy(&connect, target, &progress, &writers) => outcome,
+    };
+    writers.end().await;
+    outcome
 }
 
 async fn copy(
     connect: &ConnectOptions,
     target: &Path,
     progress: &watch::Sender<RestoreProgress>,
+    writers: &Writers,
 ) -> Result<CloneOutcome, CloneError> {
     let began = Instant::now();
     let mut slot = ReplicationClient::connect(connect).await?;
@@ -97,8 +101,8 @@ async fn copy(
     slot.create_physical_slot(&format!("pgherd_clone_{}", Uuid::new_v4().simple()), true, true).await?;
     let client = ReplicationClient::connect(connect).await?;
     // Refused before the source is asked for a checkpoint.
-    let root = target.to_owned();
-    let target = tokio::task::spawn_blocking(move || Target::prepare(&root)).await??;
+    let (root, writer) = (target.to_owned(), writers.enter());
+    let target = tokio::task::spawn_blocking(move || Target::prepare(&root, writer)).await??;
     let options = BaseBackupOptions {
         label: "pgherd copy".to_owned(),
         fast_checkpoint: true,

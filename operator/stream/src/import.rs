@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backup::MANIFEST_NAME,
     manifest::{Manifest, SeenFile},
-    restore::{RestoreError, RestoreProgress, TarWriter, Target},
+    restore::{RestoreError, RestoreProgress, TarWriter, Target, Writers},
     store::ObjectStore,
     wal::segment_names,
 };
@@ -49,7 +49,7 @@ pub struct ImportOutcome {
 /// Writes the archive that is the object `key` (a whole key of the bucket) into an empty or absent directory.
 ///
 /// # Errors
-/// [`RestoreError`].
+/// [`RestoreError`]. Whatever the outcome, nothing writes any more.
 pub async fn import_archive(
     store: &ObjectStore,
     key: &str,
@@ -57,11 +57,14 @@ pub async fn import_archive(
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<ImportOutcome, RestoreError> {
-    tokio::select! {
+    let writers = Writers::default();
+    let outcome = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RestoreError::Cancelled),
-        outcome = import(store, key, target, &progress) => outcome,
-    }
+        outcome = import(store, key, target, &progress, &writers) => outcome,
+    };
+    writers.end().await;
+    outcome
 }
 
 async fn import(
@@ -69,12 +72,13 @@ async fn import(
     key: &str,
     target: &Path,
     progress: &watch::Sender<RestoreProgress>,
+    writers: &Writers,
 ) -> Result<ImportOutcome, RestoreError> {
     let began = Instant::now();
     let size = store.head(key).await?.ok_or_else(|| RestoreError::MissingObject(key.to_owned()))?;
     progress.send_modify(|progress| progress.bytes_total = Some(size));
-    let root = target.to_owned();
-    let target = tokio::task::spawn_blocking(move || Target::prepare(&root)).await??;
+    let (root, writer) = (target.to_owned(), writers.enter());
+    let target = tokio::task::spawn_blocking(move || Target::prepare(&root, writer)).await??;
     target.validate_space(size)?;
 
     let (queue, pieces) = mpsc::channel(1);

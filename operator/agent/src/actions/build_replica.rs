@@ -14,7 +14,7 @@ use pgherd_stream::{
     catalogue::list_readable,
     clone::clone_from_instance,
     replication::ConnectOptions,
-    restore::{RestoreProgress, RestoreSettings, restore_backup_with},
+    restore::{BackupHold, RestoreProgress, RestoreSettings, restore_backup_with},
     store::ObjectStore,
     tls::PostgresTls,
     wal::missing_segments,
@@ -144,8 +144,15 @@ async fn restore_or_fall_back(agent: &Agent, upstream: &Upstream, chosen: Chosen
     let (sender, cancel) = (watch_progress(agent), CancellationToken::new());
     let _cancelled_when_dropped = cancel.clone().drop_guard();
     let settings = build_restore_settings()?;
+    // Retention leaves it, and the WAL between it and the slot, until this replica streams. Without it that may be gone before it is
+    // replayed; it need not be.
+    let hold = BackupHold::take(&store, &location).await;
+    let hold = hold.inspect_err(|error| tracing::warn!(error = %describe_chain(error), "the backup is not held")).ok();
     match restore_backup_with(&store, &location, &agent.layout.pgdata, &settings, sender, cancel).await {
-        Ok(_) => Ok(report),
+        Ok(_) => {
+            agent.hold_backup(hold);
+            Ok(report)
+        }
         Err(error) => {
             let why = describe_chain(&error);
             tracing::warn!(why, backup = %report.from, "the backup could not be restored; copying an instance instead");

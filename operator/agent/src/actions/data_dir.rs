@@ -120,8 +120,8 @@ pub fn complete(agent: &Agent, local: &LocalState, system_id: &str) -> Result<()
     Ok(())
 }
 
-/// Makes room for a new data directory. An interrupted copy is deleted: it was never complete and its source is still
-/// there. Anything else is moved aside.
+/// Makes room for a new data directory. An interrupted copy, or first data directory, is deleted: it was never complete, nobody could
+/// write into it, and kept it would take the room that the next try needs. Anything else is moved aside.
 ///
 /// # Errors
 /// [`ActionError::Files`].
@@ -134,14 +134,7 @@ pub fn clear(layout: &Layout) -> Result<(), ActionError> {
     if is_empty(&layout.pgdata)? {
         return Ok(());
     }
-    let marker = read_marker(layout);
-    let is_copy = |marker: Marker| match marker.purpose {
-        Purpose::Copy => true,
-        // Nobody could write to it either; the first one is kept for whoever wants to know what went wrong.
-        Purpose::Bootstrap => !observe_aside(layout).is_empty(),
-        Purpose::Rewind => false,
-    };
-    if marker.is_some_and(is_copy) {
+    if read_marker(layout).is_some_and(|marker| marker.purpose != Purpose::Rewind) {
         let path = layout.pgdata.clone();
         return fs::remove_dir_all(&path).map_err(|source| ActionError::Files { action: "remove", path, source });
     }
@@ -185,10 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_copy_is_deleted_and_anything_else_moved_aside() {
+    fn an_interrupted_copy_or_bootstrap_is_deleted_and_anything_else_moved_aside() {
         let root = tempfile::tempdir().unwrap();
         let layout = layout(root.path());
-        for (purpose, kept) in [(Some(Purpose::Copy), 0), (Some(Purpose::Rewind), 1), (None, 2)] {
+        let cases = [
+            (Some(Purpose::Copy), 0),
+            (Some(Purpose::Bootstrap), 0),
+            (Some(Purpose::Rewind), 1),
+            (None, 2),
+            (Some(Purpose::Bootstrap), 2),
+        ];
+        for (purpose, kept) in cases {
             fs::create_dir(&layout.pgdata).unwrap();
             fs::write(layout.pgdata.join("PG_VERSION"), "15").unwrap();
             let _ = fs::remove_file(layout.building_marker());

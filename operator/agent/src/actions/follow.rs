@@ -311,6 +311,7 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
     }
     agent.note_streaming();
     agent.note_upstream_met();
+    agent.hold_backup(None);
     drop_own_slots(agent, &sample).await;
     data_dir::remove_aside(&agent.layout)?;
     agent.board.say(Phase::Replica, "");

@@ -21,6 +21,7 @@ pub mod volume;
 
 use std::{error::Error, io, path::PathBuf};
 
+use jiff::Timestamp;
 use pgherd_core::register::Register;
 
 use crate::{
@@ -96,6 +97,14 @@ pub enum ActionError {
         /// Why it failed.
         why: String,
     },
+    /// What reads a backup from end to end failed, and is not tried again at once.
+    #[error("{}; it is tried again at {again_at:.0}", describe_chain(error))]
+    Restore {
+        /// Why it failed.
+        error: Box<ActionError>,
+        /// When it is tried again, unless something changes before.
+        again_at: Timestamp,
+    },
     /// The server ends right after its start, for example because of a parameter.
     #[error("PostgreSQL ended right after its start: {why}; it is tried again")]
     EndsAtOnce {
@@ -120,6 +129,21 @@ impl ActionError {
     #[must_use]
     pub fn ends_at_once(server: &Server) -> Self {
         Self::EndsAtOnce { why: last_words(server) }
+    }
+
+    /// Another instance, or the API server, is waited for: it is tried again within moments.
+    #[must_use]
+    pub fn passes_soon(&self) -> bool {
+        matches!(self, Self::NotYet(_) | Self::Upstream(_) | Self::Lease(_) | Self::Sql(_))
+    }
+
+    /// What failed, without what differs from one time to the next.
+    #[must_use]
+    pub fn name_cause(&self) -> &'static str {
+        match self {
+            Self::Bootstrap { what, .. } | Self::Copy { what, .. } => what,
+            _ => "",
+        }
     }
 }
 

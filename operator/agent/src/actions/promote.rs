@@ -42,6 +42,8 @@ pub async fn promote(agent: &Agent, register: &Register) -> Result<(), ActionErr
         hold_taken_numbers(agent, history.timeline).await;
     }
     run_promotion(agent).await?;
+    // A replica that never streamed has replayed all that it needs.
+    agent.hold_backup(None);
     local.promoted_term = register.term;
     local.write(&agent.layout.pgdata)?;
     let admits = agent.gate.admits(generation);

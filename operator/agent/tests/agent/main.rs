@@ -14,6 +14,7 @@ mod lost_wal;
 mod obstacles;
 mod pair;
 mod parameters;
+mod restores;
 mod store_outage;
 mod support;
 mod takeover_times;

@@ -19,6 +19,7 @@ pub fn describe_failure(error: &BackupError) -> BackupFailure {
         | BackupError::Local(LocalError::Session(error)) => (name_source_error(error), true),
         BackupError::BaseBackup(BaseBackupError::CorruptSource(_))
         | BackupError::Local(LocalError::CorruptPage { .. }) => ("CorruptSource", true),
+        BackupError::SlotLost(_) => ("SourceLost", true),
         BackupError::WrongSystem { .. } => ("WrongSystem", false),
         BackupError::Cancelled => ("Cancelled", true),
         _ => ("BackupFailed", true),

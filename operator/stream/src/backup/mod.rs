@@ -231,6 +231,9 @@ pub enum BackupError {
         /// What the instance says.
         found: String,
     },
+    /// The connection that holds the replication slot ended while the data came.
+    #[error("the replication slot that keeps the WAL of the backup is lost")]
+    SlotLost(#[source] ReplicationError),
     /// Something with this id is in the store already.
     #[error("the object store holds something under the id {0} already")]
     IdTaken(String),

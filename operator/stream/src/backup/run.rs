@@ -26,6 +26,7 @@ use crate::{
     catalogue::render_checksum,
     encryption::Keys,
     frames, local,
+    replication::ReplicationClient,
     store::{ObjectStore, PartBuffers},
 };
 
@@ -117,7 +118,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn copy(&self, source: Source) -> Result<BackupOutcome, BackupError> {
-        let Source { mut stream, slot, identity, location, archives, kind, parent: _ } = source;
+        let Source { mut stream, mut slot, identity, location, archives, kind, parent: _ } = source;
         let marker = Marker {
             id: identity.id.clone(),
             started_at: identity.started_at.parse().unwrap_or(Timestamp::UNIX_EPOCH),
@@ -130,7 +131,7 @@ impl Run<'_> {
         let began = Instant::now();
         let own_id = identity.id.clone();
         let work = async {
-            let (scanned, stored) = self.stream(&mut stream).await?;
+            let (scanned, stored) = self.stream_held(&mut stream, &mut slot).await?;
             let seconds = began.elapsed().as_secs_f64();
             let levels = stored.levels.used();
             // Only now is the WAL of no more use.
@@ -205,6 +206,26 @@ impl Run<'_> {
         // Whatever became of it: the backup is not ours any more.
         let _ = work.await;
         Err(lost)
+    }
+
+    /// [`Self::stream`] while the slot is there: without it the server may remove WAL that the backup needs, which would show at its
+    /// end alone, and as something else.
+    async fn stream_held(
+        &self,
+        stream: &mut Stream,
+        slot: &mut ReplicationClient,
+    ) -> Result<(ScannedBackup, StoredBackup), BackupError> {
+        let work = self.stream(stream);
+        tokio::pin!(work);
+        let lost = tokio::select! {
+            biased;
+            done = &mut work => return done,
+            lost = slot.watch() => lost,
+        };
+        self.cancel.cancel();
+        // It is not dropped: what it has on its way it ends itself.
+        let _ = work.await;
+        Err(BackupError::SlotLost(lost))
     }
 
     /// Reads, compresses and uploads at the same time.

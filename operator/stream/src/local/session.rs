@@ -44,13 +44,9 @@ pub(super) struct BackupSession {
 }
 
 impl BackupSession {
-    /// Connects; no setting of the role may end the session while it only waits.
+    /// Connects.
     pub(super) async fn connect(options: &ConnectOptions) -> Result<Self, LocalError> {
-        let mut client = SqlClient::connect(options).await?;
-        for setting in ["statement_timeout", "lock_timeout", "idle_session_timeout"] {
-            client.query(&format!("SET {setting} = 0"), ANSWER_TIMEOUT).await?;
-        }
-        Ok(Self { client })
+        Ok(Self { client: SqlClient::connect(options).await? })
     }
 
     /// Whether the server has this replication slot.

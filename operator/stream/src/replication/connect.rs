@@ -120,6 +120,8 @@ async fn start_session(
         ("application_name", options.application_name.as_str()),
         ("client_encoding", "UTF8"),
     ];
+    // No setting of the role or the server may end a session that only waits: a slot, or a backup, would end with it.
+    parameters.extend(["statement_timeout", "lock_timeout", "idle_session_timeout"].map(|setting| (setting, "0")));
     match (kind, options.database.as_deref()) {
         (SessionKind::Sql, database) => parameters.push(("database", database.unwrap_or(DEFAULT_DATABASE))),
         (SessionKind::Replication, Some(database)) => {

@@ -14,7 +14,7 @@ use pgherd_core::{
     timeline::{TimelineHistory, TimelineId},
 };
 
-use postgres_protocol::message::frontend;
+use postgres_protocol::message::{backend::Message, frontend};
 
 use connect::{Session, SessionKind};
 pub use error::{ReplicationError, ServerError};
@@ -22,6 +22,7 @@ use query::{query, render_identifier};
 
 pub(crate) use query::{Row, render_literal};
 pub use sql::SqlClient;
+use wire::parse_server_error;
 
 use crate::tls::PostgresTls;
 
@@ -193,6 +194,11 @@ impl ReplicationClient {
         say_goodbye(self.wire).await;
     }
 
+    /// Waits while nothing is asked, and returns when the connection is over, with the reason. Safe to cancel.
+    pub(crate) async fn watch(&mut self) -> ReplicationError {
+        watch(&mut self.wire).await
+    }
+
     /// The framed connection, for a command with an answer of its own form.
     pub(crate) fn wire(&mut self) -> &mut Session {
         &mut self.wire
@@ -201,6 +207,19 @@ impl ReplicationClient {
     async fn query_row(&mut self, sql: &str) -> Result<Row, ReplicationError> {
         let rows = query(&mut self.wire, sql).await?;
         rows.into_iter().next().ok_or_else(|| ReplicationError::Protocol(format!("{sql} was answered without a row")))
+    }
+}
+
+async fn watch(wire: &mut Session) -> ReplicationError {
+    loop {
+        match wire.read("an idle session").await {
+            Ok(Message::NoticeResponse(_) | Message::ParameterStatus(_)) => {}
+            Ok(Message::ErrorResponse(body)) => {
+                return parse_server_error(body.fields()).map_or_else(|e| e, Into::into);
+            }
+            Ok(_) => return ReplicationError::Protocol("a message in an idle session".to_owned()),
+            Err(error) => return error,
+        }
     }
 }
 

@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use postgres_protocol::message::backend::Message;
-
 use super::{
     ConnectOptions, ReplicationError, Row,
     connect::{self, Session, SessionKind},
     query::query_within,
-    say_goodbye,
-    wire::parse_server_error,
+    say_goodbye, watch,
 };
 
 /// A session in which SQL runs. Dropping it closes it.
@@ -46,16 +43,7 @@ impl SqlClient {
 
     /// Waits while nothing is asked, and returns when the session is over, with the reason. Safe to cancel.
     pub(crate) async fn watch(&mut self) -> ReplicationError {
-        loop {
-            match self.wire.read("an idle session").await {
-                Ok(Message::NoticeResponse(_) | Message::ParameterStatus(_)) => {}
-                Ok(Message::ErrorResponse(body)) => {
-                    return parse_server_error(body.fields()).map_or_else(|e| e, Into::into);
-                }
-                Ok(_) => return ReplicationError::Protocol("a message in an idle session".to_owned()),
-                Err(error) => return error,
-            }
-        }
+        watch(&mut self.wire).await
     }
 
     /// Says goodbye and closes the connection.

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::{
     RestoreError, RestoreOutcome, RestoreProgress, RestoreSettings, SPARE_BYTES, TablespacePlaces, combine,
     list_tablespaces, lock::RestoreLock, observe_scene, render_tablespace, restore_one, scratch::Scratch,
+    writers::Writers,
 };
 use crate::{catalogue::read_record, store::ObjectStore};
 
@@ -58,6 +59,7 @@ pub(super) async fn restore_chain(
     target: &Path,
     settings: &RestoreSettings,
     progress: &watch::Sender<RestoreProgress>,
+    writers: &Writers,
 ) -> Result<RestoreOutcome, RestoreError> {
     let began = Instant::now();
     let Some(record) = members.last().cloned() else { return Err(RestoreError::Inconsistent("an empty chain".into())) };
@@ -65,18 +67,18 @@ pub(super) async fn restore_chain(
     if let Some(archive) = members.iter().flat_map(list_tablespaces).next() {
         return Err(RestoreError::Tablespaces(vec![render_tablespace(archive)]));
     }
-    combine::validate_version(program, record.server_version / 10_000).await?;
+    combine::validate_version(program, record.server_version / 10_000, writers.enter()).await?;
     let needed = prove_members(store, location, &members).await?.saturating_add(SPARE_BYTES);
-    let root = target.to_owned();
-    let scratch = tokio::task::spawn_blocking(move || Scratch::prepare(&root, needed)).await??;
+    let (root, writer) = (target.to_owned(), writers.enter());
+    let scratch = tokio::task::spawn_blocking(move || Scratch::prepare(&root, needed, writer)).await??;
     let fill = async {
         let mut folders = Vec::new();
         for (number, member) in members.iter().enumerate() {
             let (at, folder) = (locate(location, &member.id), scratch.member(number));
-            restore_one(store, &at, &folder, &TablespacePlaces::Refuse, progress).await?;
+            restore_one(store, &at, &folder, &TablespacePlaces::Refuse, progress, writers).await?;
             folders.push(folder);
         }
-        combine::run(program, &folders, &scratch.combined()).await?;
+        combine::run(program, &folders, &scratch.combined(), writers.enter()).await?;
         let (combined, newest, checked) = (scratch.combined(), scratch.member(members.len() - 1), record.clone());
         tokio::task::spawn_blocking(move || combine::verify(&combined, &newest, &checked)).await?
     };

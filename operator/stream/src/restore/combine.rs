@@ -6,13 +6,16 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
 };
 
 use pgherd_core::backup::BackupRecord;
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::{Child, Command},
+};
 
-use super::RestoreError;
+use super::{RestoreError, writers::Writer};
 use crate::{
     backup::MANIFEST_NAME,
     manifest::{Manifest, SeenFile, is_wal},
@@ -24,8 +27,10 @@ const BUFFER: usize = 1 << 20;
 const LAST_CHARS: usize = 600;
 
 /// The program must be of the backups' major version.
-pub(super) async fn validate_version(program: &Path, expected: u32) -> Result<(), RestoreError> {
-    let printed = run_program(program, Command::new(program).arg("--version")).await?;
+pub(super) async fn validate_version(program: &Path, expected: u32, writer: Writer) -> Result<(), RestoreError> {
+    let mut command = Command::new(program);
+    command.arg("--version");
+    let printed = run_program(program, command, writer).await?;
     if parse_major(&printed) == Some(expected) {
         return Ok(());
     }
@@ -40,14 +45,35 @@ fn parse_major(printed: &str) -> Option<u32> {
 }
 
 /// Combines the folders, the full backup first, into a new one.
-pub(super) async fn run(program: &Path, folders: &[PathBuf], output: &Path) -> Result<(), RestoreError> {
-    run_program(program, Command::new(program).args(folders).arg("-o").arg(output)).await.map(|_| ())
+pub(super) async fn run(
+    program: &Path,
+    folders: &[PathBuf],
+    output: &Path,
+    writer: Writer,
+) -> Result<(), RestoreError> {
+    let mut command = Command::new(program);
+    command.args(folders).arg("-o").arg(output);
+    run_program(program, command, writer).await.map(|_| ())
 }
 
-async fn run_program(program: &Path, command: &mut Command) -> Result<String, RestoreError> {
-    let command = command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
-    let spawned = command.output().await;
-    let output = spawned.map_err(|source| RestoreError::File { what: "running", path: program.to_owned(), source })?;
+/// In a task of its own, which the writer is a part of: when it has to stop, the program is killed and waited for.
+async fn run_program(program: &Path, mut command: Command, writer: Writer) -> Result<String, RestoreError> {
+    let failed = |source| RestoreError::File { what: "running", path: program.to_owned(), source };
+    command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(failed)?;
+    let running = tokio::spawn(async move {
+        let output = tokio::select! {
+            output = await_output(&mut child) => Some(output),
+            () = writer.stopped() => None,
+        };
+        if output.is_none() {
+            // It may have ended by itself.
+            let _ = child.kill().await;
+        }
+        output
+    });
+    let Some(output) = running.await? else { return Err(RestoreError::Cancelled) };
+    let output = output.map_err(failed)?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -55,6 +81,20 @@ async fn run_program(program: &Path, command: &mut Command) -> Result<String, Re
     let lines: Vec<&str> = printed.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let printed = lines.join("; ").chars().take(LAST_CHARS).collect();
     Err(RestoreError::Combine { program: program.to_owned(), status: output.status.to_string(), printed })
+}
+
+async fn await_output(child: &mut Child) -> io::Result<Output> {
+    let (stdout, stderr) = (read_pipe(child.stdout.take()), read_pipe(child.stderr.take()));
+    let (stdout, stderr, status) = tokio::try_join!(stdout, stderr, child.wait())?;
+    Ok(Output { status, stdout, stderr })
+}
+
+async fn read_pipe(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut printed = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut printed).await?;
+    }
+    Ok(printed)
 }
 
 /// Checks every file of the result against the manifest that came with it, and its WAL against that of the newest member.

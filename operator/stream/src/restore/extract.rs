@@ -123,7 +123,10 @@ fn combine(crc32c: u32, length: u64, piece: Piece) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tar::{TarKind, tests::archive};
+    use crate::{
+        restore::writers::Writer,
+        tar::{TarKind, tests::archive},
+    };
     use proptest::prelude::*;
 
     fn entries(files: &[(String, Vec<u8>)]) -> Vec<IndexEntry> {
@@ -155,7 +158,7 @@ mod tests {
             let tar = archive(&files);
             let dir = tempfile::tempdir().unwrap();
             let root = dir.path().join("pgdata");
-            let extraction = Extraction::new(Some(Arc::new(Target::prepare(&root).unwrap())), entries(&files));
+            let extraction = Extraction::new(Some(Arc::new(Target::prepare(&root, Writer::alone()).unwrap())), entries(&files));
             extraction.make_empty_files().unwrap();
             let mut runs = Vec::new();
             for (number, chunk) in tar.chunks(frame_bytes).enumerate() {
@@ -182,8 +185,10 @@ mod tests {
         let mut tar = archive(&files);
         let dir = tempfile::tempdir().unwrap();
         let extract = |tar: &[u8], name: &str| {
-            let extraction =
-                Extraction::new(Some(Arc::new(Target::prepare(&dir.path().join(name)).unwrap())), entries(&files));
+            let extraction = Extraction::new(
+                Some(Arc::new(Target::prepare(&dir.path().join(name), Writer::alone()).unwrap())),
+                entries(&files),
+            );
             let body = zstd::bulk::compress(tar, 1).unwrap();
             let frame = (u32::try_from(body.len()).unwrap(), u32::try_from(tar.len()).unwrap());
             let run = FrameRun { object: 0, offset: 0, stored: body.len() as u64, frames: vec![frame], tar_offset: 0 };

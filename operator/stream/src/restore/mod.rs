@@ -16,6 +16,7 @@ mod sealed;
 mod tar_writer;
 mod target;
 mod verify;
+mod writers;
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +29,7 @@ use futures::{StreamExt, TryStreamExt, future::join_all, stream};
 use pgherd_core::backup::{ArchiveRecord, BackupLocation, BackupRecord};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backup::{INDEX_NAME, MANIFEST_NAME, render_stored_name},
@@ -49,6 +50,7 @@ pub(crate) use tar_writer::TarWriter;
 pub use target::INCOMPLETE_MARKER;
 pub(crate) use target::Target;
 pub use verify::{VerifyOutcome, verify_backup};
+pub(crate) use writers::Writers;
 
 /// Runs of frames that are fetched and written at the same time.
 pub const CONCURRENT_RUNS: usize = 4;
@@ -119,7 +121,7 @@ pub async fn restore_backup(
 /// As [`restore_backup`], of either kind and with tablespaces.
 ///
 /// # Errors
-/// [`RestoreError`]. Of a chain, nothing is written before that was found of all members.
+/// [`RestoreError`]. Of a chain, nothing is written before that was found of all members. Whatever the outcome, nothing writes any more.
 pub async fn restore_backup_with(
     store: &ObjectStore,
     location: &BackupLocation,
@@ -128,8 +130,11 @@ pub async fn restore_backup_with(
     progress: watch::Sender<RestoreProgress>,
     cancel: CancellationToken,
 ) -> Result<RestoreOutcome, RestoreError> {
-    let work = |members| restore(store, location, members, target, settings, &progress);
+    let writers = Writers::default();
+    let work = |members| restore(store, location, members, target, settings, &progress, &writers);
     let outcome = read_locked(store, location, &cancel, work).await;
+    // Whoever is told that it failed may put something else there at once.
+    writers.end().await;
     if matches!(outcome, Err(RestoreError::Cancelled)) {
         // The work was dropped where it stood.
         let target = target.to_owned();
@@ -266,11 +271,12 @@ async fn restore(
     target: &Path,
     settings: &RestoreSettings,
     progress: &watch::Sender<RestoreProgress>,
+    writers: &Writers,
 ) -> Result<RestoreOutcome, RestoreError> {
     progress.send_modify(|progress| progress.bytes_total = Some(sum_tar_bytes(&members)));
     match members.len() {
-        0 | 1 => restore_one(store, location, target, &settings.places, progress).await,
-        _ => restore_chain(store, location, members, target, settings, progress).await,
+        0 | 1 => restore_one(store, location, target, &settings.places, progress, writers).await,
+        _ => restore_chain(store, location, members, target, settings, progress, writers).await,
     }
 }
 
@@ -285,15 +291,16 @@ async fn restore_one(
     root: &Path,
     places: &TablespacePlaces,
     progress: &watch::Sender<RestoreProgress>,
+    writers: &Writers,
 ) -> Result<RestoreOutcome, RestoreError> {
     let began = Instant::now();
     let Scene { record, plan, manifest, prefix, keys } = observe_scene(store, location).await?;
     let places = decide_places(&record, places)?;
     let RestorePlan { directories, archives, bytes } = plan;
-    let root = root.to_owned();
+    let (root, writer) = (root.to_owned(), writers.enter());
     let (has_tablespaces, in_place) = (!places.is_empty(), places.iter().any(|(_, place)| place.is_none()));
     let prepare = move || {
-        let target = Target::prepare(&root)?;
+        let target = Target::prepare(&root, writer)?;
         target.validate_space(bytes.saturating_add(SPARE_BYTES))?;
         for (oid, place) in &places {
             match place {
@@ -378,20 +385,28 @@ async fn read_archives(
         let empty = Arc::clone(&extraction);
         tokio::task::spawn_blocking(move || empty.make_empty_files()).await??;
         let objects = source.open_objects(&name, &objects).await?;
+        let writing = TaskTracker::new();
         let fetches = stream::iter(spread(runs)).map(|run| {
-            let (objects, extraction) = (&objects, Arc::clone(&extraction));
+            let (objects, writing, extraction) = (&objects, &writing, Arc::clone(&extraction));
             async move {
                 let fetched = source.fetch(objects, &run).await?;
                 let write = move || {
                     let (key, frames) = fetched.open()?;
                     extraction.write_run(&key, &run, &frames)
                 };
-                let written = tokio::task::spawn_blocking(write).await??;
+                let written = writing.spawn_blocking(write).await??;
                 progress.send_modify(|progress| progress.bytes_done += written);
                 Ok::<_, RestoreError>(())
             }
         });
-        fetches.buffer_unordered(CONCURRENT_RUNS).try_for_each(|()| async { Ok(()) }).await?;
+        let read = fetches.buffer_unordered(CONCURRENT_RUNS).try_for_each(|()| async { Ok(()) }).await;
+        if let (Err(_), Some(target)) = (&read, target) {
+            target.stop();
+        }
+        // After the first failure the others' futures are gone, and their threads still write.
+        writing.close();
+        writing.wait().await;
+        read?;
         let verify = move || {
             let extraction = Arc::into_inner(extraction)
                 .ok_or_else(|| RestoreError::Inconsistent("a writer is still running".to_owned()))?;

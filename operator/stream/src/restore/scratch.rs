@@ -8,13 +8,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{RestoreError, target::validate_space};
+use super::{
+    RestoreError,
+    target::validate_space,
+    writers::{Claim, Writer},
+};
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Scratch {
     folder: PathBuf,
     target: PathBuf,
+    /// Let go before the writer is gone.
+    _claim: Claim,
+    writer: Writer,
 }
 
 /// `.<target>.pgherd-chain` beside the target; none for a target without a name, like `/`.
@@ -37,12 +44,13 @@ pub fn remove_scratch(target: &Path) -> io::Result<()> {
 impl Scratch {
     /// Makes the directory, on a file system with room for `needed` bytes. The target must be empty or absent, and no mount
     /// point of its own.
-    pub(super) fn prepare(target: &Path, needed: u64) -> Result<Self, RestoreError> {
+    pub(super) fn prepare(target: &Path, needed: u64, writer: Writer) -> Result<Self, RestoreError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| RestoreError::File { what, path, source }
         };
         let folder = name_folder(target).ok_or_else(|| RestoreError::NoRoomBeside(target.to_owned()))?;
+        let claim = Claim::take(&folder)?;
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let create = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
         create(parent).map_err(failed("making", parent))?;
@@ -63,7 +71,7 @@ impl Scratch {
         }
         remove_scratch(target).map_err(failed("removing", &folder))?;
         create(&folder).map_err(failed("making", &folder))?;
-        let scratch = Self { folder, target: target.to_owned() };
+        let scratch = Self { folder, target: target.to_owned(), _claim: claim, writer };
         match validate_space(&scratch.folder, needed) {
             Ok(()) => Ok(scratch),
             Err(error) => scratch.finish(Err(error)),
@@ -83,6 +91,7 @@ impl Scratch {
     /// Puts the result in place unless something failed, and removes the rest in any case.
     pub(super) fn finish<T>(self, outcome: Result<T, RestoreError>) -> Result<T, RestoreError> {
         let done = outcome.and_then(|value| {
+            self.writer.validate()?;
             let put = self.put_in_place();
             let failed = |source| RestoreError::File { what: "completing", path: self.target.clone(), source };
             put.map(|()| value).map_err(failed)
@@ -110,13 +119,16 @@ mod tests {
     fn the_result_is_put_in_place_and_the_rest_removed() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("deep/pgdata");
-        let scratch = Scratch::prepare(&target, 0).unwrap();
+        let scratch = Scratch::prepare(&target, 0, Writer::alone()).unwrap();
         fs::create_dir_all(scratch.combined().join("global")).unwrap();
         assert!(!target.exists(), "not before the end");
         scratch.finish(Ok(())).unwrap();
         assert!(target.join("global").exists());
         assert_eq!(fs::read_dir(dir.path().join("deep")).unwrap().count(), 1);
-        assert!(matches!(Scratch::prepare(&target, 0), Err(RestoreError::TargetNotEmpty { incomplete: false, .. })));
+        assert!(matches!(
+            Scratch::prepare(&target, 0, Writer::alone()),
+            Err(RestoreError::TargetNotEmpty { incomplete: false, .. })
+        ));
     }
 
     #[test]
@@ -124,13 +136,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("pgdata");
         fs::create_dir(&target).unwrap();
-        let scratch = Scratch::prepare(&target, 0).unwrap();
+        let scratch = Scratch::prepare(&target, 0, Writer::alone()).unwrap();
         fs::write(scratch.folder.join("rest"), "x").unwrap();
         // Killed here; the next one begins anew.
-        let again = Scratch::prepare(&target, 0).unwrap();
+        drop(scratch);
+        let again = Scratch::prepare(&target, 0, Writer::alone()).unwrap();
         assert!(!again.folder.join("rest").exists());
         assert!(again.finish::<()>(Err(RestoreError::Cancelled)).is_err());
-        assert!(matches!(Scratch::prepare(&target, u64::MAX), Err(RestoreError::NoSpace { .. })));
+        assert!(matches!(Scratch::prepare(&target, u64::MAX, Writer::alone()), Err(RestoreError::NoSpace { .. })));
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["pgdata"]);
     }

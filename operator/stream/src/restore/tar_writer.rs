@@ -78,7 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tar::tests::header;
+    use crate::{restore::writers::Writer, tar::tests::header};
 
     fn list(folder: &Path) -> Vec<String> {
         let mut names: Vec<String> =
@@ -101,7 +101,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("beside")).unwrap();
             let root = dir.path().join("pgdata");
-            let mut writer = TarWriter::new(Target::prepare(&root).unwrap());
+            let mut writer = TarWriter::new(Target::prepare(&root, Writer::alone()).unwrap());
             for (path, kind, link, length) in entries {
                 let mut bytes = header(&path, kind, length as u64, link).to_vec();
                 if kind == b'0' {

@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::RestoreError;
+use super::{
+    RestoreError,
+    writers::{Claim, Writer},
+};
 use crate::tar::validate_path;
 
 /// A file in the target while it is not yet complete.
@@ -32,12 +35,15 @@ pub(super) fn validate_space(folder: &Path, needed: u64) -> Result<(), RestoreEr
 #[derive(Debug)]
 pub(crate) struct Target {
     root: PathBuf,
+    /// Let go before the writer is gone.
+    _claim: Claim,
+    writer: Writer,
 }
 
 impl Target {
     /// Creates the directory, or takes an empty one, and marks it.
-    pub(crate) fn prepare(root: &Path) -> Result<Self, RestoreError> {
-        let target = Self { root: root.to_owned() };
+    pub(crate) fn prepare(root: &Path, writer: Writer) -> Result<Self, RestoreError> {
+        let target = Self { root: root.to_owned(), _claim: Claim::take(root)?, writer };
         match fs::read_dir(root) {
             Ok(entries) => {
                 let names = entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<Vec<_>>>();
@@ -143,6 +149,7 @@ impl Target {
 
     /// Writes a piece of an open file.
     pub(crate) fn write_at(&self, file: &File, path: &str, bytes: &[u8], offset: u64) -> Result<(), RestoreError> {
+        self.writer.validate()?;
         file.write_all_at(bytes, offset).map_err(|source| self.failed("writing", &self.root.join(path), source))
     }
 
@@ -160,6 +167,7 @@ impl Target {
 
     /// Puts `pg_control` in place, flushes the file system, and takes the mark off.
     pub(crate) fn finish(self) -> Result<(), RestoreError> {
+        self.writer.validate()?;
         let (from, to) = (self.root.join(CONTROL_FILE_UNTIL_DONE), self.root.join(CONTROL_FILE));
         let flush = || {
             let root = File::open(&self.root)?;
@@ -178,7 +186,13 @@ impl Target {
         flush().map_err(|source| self.failed("completing", &self.root, source))
     }
 
+    /// Tells everybody who writes into it to stop.
+    pub(super) fn stop(&self) {
+        self.writer.stop_all();
+    }
+
     fn resolve(&self, path: &str) -> Result<PathBuf, RestoreError> {
+        self.writer.validate()?;
         validate_path(path)?;
         Ok(self.root.join(path))
     }
@@ -196,9 +210,12 @@ mod tests {
     fn a_target_is_marked_until_pg_control_is_in_place() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("deep/pgdata");
-        let target = Target::prepare(&root).unwrap();
+        let target = Target::prepare(&root, Writer::alone()).unwrap();
         assert!(root.join(INCOMPLETE_MARKER).exists());
-        assert!(matches!(Target::prepare(&root), Err(RestoreError::TargetNotEmpty { incomplete: true, .. })));
+        assert!(matches!(
+            Target::prepare(&root, Writer::alone()),
+            Err(RestoreError::TargetNotEmpty { incomplete: true, .. })
+        ));
         target.write_file("global/pg_control", b"control").unwrap();
         target.write_file("base/1/2", b"").unwrap();
         assert!(!root.join(CONTROL_FILE).exists(), "not before the end");
@@ -212,7 +229,7 @@ mod tests {
     #[test]
     fn no_write_leaves_the_target() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Target::prepare(&dir.path().join("pgdata")).unwrap();
+        let target = Target::prepare(&dir.path().join("pgdata"), Writer::alone()).unwrap();
         for path in ["../escaped", "/tmp/escaped", "a/../../escaped", ""] {
             assert!(target.write_file(path, b"x").is_err(), "{path}");
             assert!(target.make_directory(path).is_err(), "{path}");

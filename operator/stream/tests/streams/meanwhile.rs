@@ -68,6 +68,35 @@ async fn wal_that_a_backup_needs_stays_until_it_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_idle_sessions_leaves_the_slot_of_a_backup() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    server.fill_with_noise(20_000);
+    server.sql("ALTER SYSTEM SET idle_session_timeout = '200ms'");
+    server.sql("SELECT pg_reload_conf()");
+    let outcome = begin(&server, minio.location()).await.await.unwrap().unwrap();
+    assert!(outcome.seconds > 1.0, "it was idle for longer than that: {} s", outcome.seconds);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_slot_is_lost_ends_at_once_and_says_so() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    server.fill_with_noise(20_000);
+    let running = begin(&server, minio.location()).await;
+    server.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots");
+    let error = running.await.unwrap().unwrap_err();
+    assert!(matches!(&error, BackupError::SlotLost(reason) if reason.code() == Some("57P01")), "{error:?}");
+    assert_eq!(minio.store().await.list("").await.unwrap(), [], "nothing is left of it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_standby_that_is_promoted_meanwhile_makes_no_backup() {
     if crate::without_real_parts() {
         return;

@@ -1,0 +1,121 @@
+//! Data directories that come from a backup or an archive: what is held meanwhile, and when what failed is tried again.
+
+use std::{sync::Arc, time::Duration};
+
+use pgherd_agent::{archive::own_location, register_store::MemoryRegister};
+use pgherd_core::{
+    backup::StoreConfig,
+    instance::{Bootstrap, InstanceConfig, Phase, REPLICATION_ROLE, RecoveryTarget, ReplicaSourcePolicy},
+};
+use pgherd_stream::{
+    backup::{BackupOptions, BackupProgress, run_backup},
+    replication::ConnectOptions,
+    tls::PostgresTls,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{
+    Cluster, Instance,
+    minio::{self, Minio},
+    ran_as_postgres,
+    takeover::{PATIENCE, bring_up, first_register, streams, wait_for},
+};
+
+async fn back_up(primary: &Instance) {
+    let tls = primary.agent.layout.tls();
+    let connect = ConnectOptions {
+        host: "localhost".to_owned(),
+        port: primary.agent.layout.postgres_port,
+        server_name: "localhost".to_owned(),
+        user: REPLICATION_ROLE.to_owned(),
+        database: None,
+        tls: Some(PostgresTls {
+            ca_file: tls.join("ca.crt"),
+            cert_file: Some(tls.join("replication.crt")),
+            key_file: Some(tls.join("replication.key")),
+        }),
+        password_file: None,
+        application_name: "pgherd-test".to_owned(),
+        connect_timeout: Duration::from_secs(10),
+    };
+    let options = BackupOptions::new(connect, own_location(&primary.agent).unwrap());
+    run_backup(options, watch::Sender::new(BackupProgress::default()), CancellationToken::new()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_held_until_the_replica_that_was_made_from_it_streams() {
+    if minio::ran_as_postgres("restores::a_backup_is_held_until_the_replica_that_was_made_from_it_streams") {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let minio = Minio::start(cluster.root.path()).await;
+    cluster.config.store = Some(minio.config.clone());
+    cluster.config.replica_source = ReplicaSourcePolicy::Backup;
+    let primary = bring_up(&cluster, 1).await.pop().unwrap();
+    back_up(&primary).await;
+    let folder = format!("{}/locks/", own_location(&primary.agent).unwrap().root());
+    let store = minio.store().await;
+    let locks = async || store.list(&folder).await.unwrap().len();
+
+    let replica = cluster.start("c-1", "uid-1");
+    wait_for(&replica, "restoring", |status| status.phase == Phase::Restoring || status.source.is_some()).await;
+    // Got when the step that makes the data directory ends; the server is started by another one.
+    let acting = replica.agent.acting.lock().await;
+    let source = replica.agent.board.status().source.unwrap();
+    assert_eq!(source.source, "backup", "{}", source.reason);
+    assert_eq!(locks().await, 1);
+    drop(acting);
+    wait_for(&replica, "streaming", streams).await;
+    let end = Instant::now() + PATIENCE;
+    while locks().await > 0 {
+        assert!(Instant::now() < end, "it is still held");
+        sleep(Duration::from_millis(50)).await;
+    }
+    replica.terminate().await;
+    primary.terminate().await;
+}
+
+/// No credentials are there.
+fn import_from_nowhere() -> Bootstrap {
+    let store = StoreConfig {
+        endpoint: "http://127.0.0.1:9".into(),
+        bucket: "b".into(),
+        prefix: String::new(),
+        region: None,
+        path_style: true,
+        credentials_dir: "/nowhere".into(),
+        ca_file: None,
+        encryption: None,
+    };
+    Bootstrap::Import { store, key: "none".into(), target: RecoveryTarget::Latest }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_fails_says_when_it_is_tried_again_and_a_new_configuration_is_tried_at_once() {
+    const NAME: &str =
+        "restores::a_restore_that_fails_says_when_it_is_tried_again_and_a_new_configuration_is_tried_at_once";
+    if ran_as_postgres(NAME) {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
+    cluster.config.bootstrap = import_from_nowhere();
+    let instance = cluster.start("c-0", "uid-0");
+    // Each message stands for one try; the third is 1 s and 2 s after the first.
+    let mut told: Vec<String> = Vec::new();
+    while told.len() < 3 {
+        let last = told.last().cloned();
+        let is_new = |message: &String| message.contains("tried again at 2") && Some(message) != last.as_ref();
+        let status =
+            wait_for(&instance, "told", |status| status.phase == Phase::Failed && is_new(&status.message)).await;
+        assert!(status.message.starts_with("failed to import the archive"), "{}", status.message);
+        told.push(status.message);
+    }
+    let config = InstanceConfig { bootstrap: Bootstrap::Initdb, ..cluster.config.clone() };
+    instance.config.send_replace(Arc::new(config));
+    wait_for(&instance, "up", |status| status.phase == Phase::Primary).await;
+    instance.terminate().await;
+}
