@@ -39,7 +39,7 @@ pub struct PruneOptions {
     pub doomed: BTreeSet<String>,
     /// Backups that were found unusable: they do not count as good.
     pub damaged: BTreeSet<String>,
-    /// Now.
+    /// Now. Where the store says that it is not as late yet, that counts.
     pub now: Timestamp,
 }
 
@@ -113,7 +113,9 @@ pub async fn plan_prune(
 ) -> Result<PrunePlan, PruneError> {
     // WAL is listed first: what a backup that begins later needs is not in this list.
     let wal = store.list(&format!("{}/wal/", location.root())).await?;
-    let locks = observe_locks(store, location, options.now).await?;
+    let time = store.observe_time().await?;
+    let now = options.now.min(time);
+    let locks = observe_locks(store, location, time).await?;
     let running = observe_running(store, location).await?;
     let records = list_backups(store, location).await?;
     let mut facts = Vec::new();
@@ -125,8 +127,8 @@ pub async fn plan_prune(
         fact.doomed = options.doomed.contains(&record.id);
         facts.push(fact);
     }
-    let backups = plan_retention(&facts, &options.policy, options.now);
-    let held = find_held(&facts, &options.policy, options.now);
+    let backups = plan_retention(&facts, &options.policy, now);
+    let held = find_held(&facts, &options.policy, now);
     let mut floor = wal_floor(&facts, &backups);
     for (timeline, lsn) in running {
         let lowest = floor.entry(timeline).or_insert(lsn);
@@ -152,6 +154,7 @@ fn build_fact(record: &BackupRecord) -> Result<BackupFact, PruneError> {
         stopped_at: record.stopped_at.parse().map_err(bad)?,
         timeline: record.timeline,
         start_lsn: record.start_lsn,
+        stop_lsn: record.stop_lsn,
         parent: record.parent.as_ref().map(|parent| parent.id.clone()),
         good: true,
         pinned: false,
@@ -284,7 +287,8 @@ async fn delete_backup(
     let marker_key = format!("{prefix}{MARKER_NAME}");
     store.put(&marker_key, marker.encode().map_err(PruneError::Mark)?).await?;
     // In this order: a child holds a lock on its parent until its own record is there.
-    let is_read = observe_locks(store, location, Timestamp::now()).await?.contains(&record.id);
+    let now = store.observe_time().await?;
+    let is_read = observe_locks(store, location, now).await?.contains(&record.id);
     if is_read || has_new_child(store, location, plan, record).await? {
         store.delete(&marker_key).await?;
         return Ok(false);
@@ -318,6 +322,9 @@ async fn has_new_child(
 pub fn lock_age() -> Duration {
     crate::restore::LOCK_AGE
 }
+
+#[cfg(test)]
+mod clock_tests;
 
 #[cfg(test)]
 mod tests {

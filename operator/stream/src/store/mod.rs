@@ -11,6 +11,7 @@ mod error;
 pub(crate) mod fake;
 mod multipart;
 mod read;
+mod time;
 mod trust;
 
 use std::{collections::HashMap, fmt::Debug, time::Duration};
