@@ -4,7 +4,11 @@
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use pgherd_core::schedule::Schedule;
-use pgherd_crds::{Backup, BackupSchedule, names::keys, v1alpha1::backup::BackupPhase};
+use pgherd_crds::{
+    Backup, BackupSchedule,
+    names::keys,
+    v1alpha1::{backup::BackupPhase, conditions::COMPLETED},
+};
 
 use super::decide::{KnownBackup, KnownState, ScheduleFacts};
 use crate::{context::Context, kubernetes::store};
@@ -63,10 +67,17 @@ fn observe_block(context: &Context, namespace: &str, cluster: &str) -> Option<(&
     None
 }
 
-fn describe_backup(backup: &Backup, schedule: &str) -> Option<KnownBackup> {
+pub(super) fn describe_backup(backup: &Backup, schedule: &str) -> Option<KnownBackup> {
     let created = backup.creation_timestamp()?.0;
     let status = backup.status.as_ref();
-    let ended = status.and_then(|status| status.completed_at.as_ref()?.parse().ok()).unwrap_or(created);
+    // The one time is by the node's clock, which may be ahead, the other by the controller's, which may have looked later.
+    let said = status.and_then(|status| status.completed_at.as_ref()?.parse::<Timestamp>().ok());
+    let announced = status.and_then(|status| {
+        let mut conditions = status.conditions.iter();
+        let completed = conditions.find(|condition| condition.type_ == COMPLETED && condition.status == "True")?;
+        completed.last_transition_time.parse::<Timestamp>().ok()
+    });
+    let ended = said.into_iter().chain(announced).min().unwrap_or(created);
     let state = match status.and_then(|status| status.phase).unwrap_or_default() {
         BackupPhase::Pending | BackupPhase::Running => KnownState::Unfinished,
         BackupPhase::Completed => KnownState::Completed(ended),
