@@ -15,7 +15,7 @@ use pgherd_stream::{
     catalogue::resolve,
     process::build_runtime,
     proof::plan_recovery,
-    prune::{PruneOptions, apply_prune, plan_prune},
+    prune::{PruneOptions, apply_prune, measure_wal, plan_prune},
     restore::{RestoreProgress, RestoreSettings, restore_backup_with, verify_backup},
     store::ObjectStore,
     wal::{FetchOutcome, fetch},
@@ -163,8 +163,8 @@ pub fn prune(args: &PruneArgs) -> Outcome {
         for verdict in &plan.backups.delete {
             print(&json!({"delete": verdict.id, "why": verdict.why}))?;
         }
-        let bytes = plan.wal.iter().fold(0u64, |sum, (_, size)| sum.saturating_add(*size));
-        print(&json!({"deleteWal": plan.wal.len(), "bytes": bytes}))?;
+        let wal = measure_wal(&store, &location.cluster, &plan).await?;
+        print(&json!({"deleteWal": wal.files, "bytes": wal.bytes}))?;
         if args.apply {
             let done = apply_prune(&store, &location.cluster, &options, &plan).await?;
             print(&json!({"deleted": done.backups, "spared": done.spared, "deletedWal": done.wal}))?;

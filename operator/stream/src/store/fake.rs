@@ -13,6 +13,9 @@ use pgherd_core::backup::{ClusterLocation, StoreConfig};
 
 use super::ObjectStore;
 
+/// So many objects are listed at once.
+const PAGE: usize = 1000;
+
 /// Its threads end with the process.
 pub(crate) struct FakeStore {
     state: Arc<Mutex<State>>,
@@ -85,6 +88,13 @@ impl FakeStore {
     /// Keys of all objects.
     pub(crate) fn keys(&self) -> Vec<String> {
         self.lock().objects.keys().cloned().collect()
+    }
+
+    /// Puts small objects, without a request for each.
+    pub(crate) fn hold(&self, keys: impl IntoIterator<Item = String>) {
+        let mut state = self.lock();
+        let now = state.now();
+        state.objects.extend(keys.into_iter().map(|key| (key, (b"x".to_vec(), now))));
     }
 
     /// Sets the store's clock, by this machine's.
@@ -181,17 +191,24 @@ impl State {
 
     fn render_objects(&self, request: &Request) -> String {
         let prefix = request.query.get("prefix").cloned().unwrap_or_default();
-        let (mut listed, mut folders) = (String::new(), Vec::new());
+        let after = request.query.get("continuation-token").cloned().unwrap_or_default();
+        let (mut listed, mut folders, mut count, mut last) = (String::new(), Vec::new(), 0, "");
         for (key, (bytes, written)) in &self.objects {
-            let Some(rest) = key.strip_prefix(&prefix) else { continue };
+            let Some(rest) = key.strip_prefix(&prefix).filter(|_| *key > after) else { continue };
             let folder = rest.split_once('/').map(|(folder, _)| format!("{prefix}{folder}/"));
-            match folder.filter(|_| request.query.contains_key("delimiter")) {
-                Some(folder) => folders.push(folder),
-                None => listed.push_str(&format!(
-                    "<Contents><Key>{key}</Key><Size>{}</Size><LastModified>{written}</LastModified></Contents>",
-                    bytes.len()
-                )),
+            if let Some(folder) = folder.filter(|_| request.query.contains_key("delimiter")) {
+                folders.push(folder);
+                continue;
             }
+            if count == PAGE {
+                listed.push_str(&format!("<NextContinuationToken>{last}</NextContinuationToken>"));
+                break;
+            }
+            (count, last) = (count + 1, key);
+            listed.push_str(&format!(
+                "<Contents><Key>{key}</Key><Size>{}</Size><LastModified>{written}</LastModified></Contents>",
+                bytes.len()
+            ));
         }
         folders.dedup();
         let folders =
