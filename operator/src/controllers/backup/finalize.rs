@@ -16,7 +16,7 @@ use super::{
     decide::{AttemptState, Wait},
     deletion::{DeletionFacts, DeletionStep, FINALIZER, decide_deletion, decide_end},
     error::BackupError,
-    observe::{Observed, observe},
+    observe::{Observed, find_completed_at, observe},
     reconcile::{Round, WATCH_JOB, positive},
     status::Report,
 };
@@ -128,7 +128,7 @@ impl Round<'_> {
         let others = backups.iter().filter(|other| other.uid().as_deref() != Some(&self.uid));
         let complete = others.filter_map(|other| {
             let status = other.status.as_ref().filter(|status| status.restorable == Some(true))?;
-            status.completed_at.as_ref()?.parse().ok()
+            find_completed_at(status)
         });
         complete.max()
     }

@@ -21,7 +21,7 @@ use super::{
     decide::{Decision, Wait, decide, decide_next_look},
     error::BackupError,
     finalize::{has_finalizer, wants_deletion},
-    observe::{Observed, is_unfinished, observe},
+    observe::{Observed, find_completed_at, is_unfinished, observe},
     status::{ASKING, Report, apply_status, build_status},
 };
 use crate::{
@@ -116,7 +116,7 @@ fn find_rest(backup: &Backup, context: &Context) -> Option<Action> {
 
 fn find_next_look(backup: &Backup, context: &Context) -> Option<SignedDuration> {
     let now = context.clock.now();
-    let completed_at = backup.status.as_ref().and_then(|status| status.completed_at.as_ref()?.parse().ok());
+    let completed_at = backup.status.as_ref().and_then(find_completed_at);
     decide_next_look(completed_at, context.archive_looks.age(&backup.uid()?, now), now.wall)
 }
 

@@ -4,14 +4,10 @@
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use pgherd_core::schedule::Schedule;
-use pgherd_crds::{
-    Backup, BackupSchedule,
-    names::keys,
-    v1alpha1::{backup::BackupPhase, conditions::COMPLETED},
-};
+use pgherd_crds::{Backup, BackupSchedule, names::keys, v1alpha1::backup::BackupPhase};
 
 use super::decide::{KnownBackup, KnownState, ScheduleFacts};
-use crate::{context::Context, kubernetes::store};
+use crate::{context::Context, controllers::backup::observe::find_completed_at, kubernetes::store};
 
 /// Completed Backups that are kept where the spec says nothing.
 const KEEP_COMPLETED: u32 = 10;
@@ -70,14 +66,7 @@ fn observe_block(context: &Context, namespace: &str, cluster: &str) -> Option<(&
 pub(super) fn describe_backup(backup: &Backup, schedule: &str) -> Option<KnownBackup> {
     let created = backup.creation_timestamp()?.0;
     let status = backup.status.as_ref();
-    // The one time is by the node's clock, which may be ahead, the other by the controller's, which may have looked later.
-    let said = status.and_then(|status| status.completed_at.as_ref()?.parse::<Timestamp>().ok());
-    let announced = status.and_then(|status| {
-        let mut conditions = status.conditions.iter();
-        let completed = conditions.find(|condition| condition.type_ == COMPLETED && condition.status == "True")?;
-        completed.last_transition_time.parse::<Timestamp>().ok()
-    });
-    let ended = said.into_iter().chain(announced).min().unwrap_or(created);
+    let ended = status.and_then(find_completed_at).unwrap_or(created);
     let state = match status.and_then(|status| status.phase).unwrap_or_default() {
         BackupPhase::Pending | BackupPhase::Running => KnownState::Unfinished,
         BackupPhase::Completed => KnownState::Completed(ended),
