@@ -29,7 +29,7 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Reads a backup and checks every file against its manifest; with --start it restores it and starts PostgreSQL on it.
     Verify(VerifyArgs),
-    /// Lists the backups in the store, one JSON object a line.
+    /// Lists the backups in the store, one JSON object a line: of a cluster, or without --cluster of all clusters below the prefix.
     ListBackups(LocationArgs),
     /// Says which backups and WAL are beyond the retention; with --apply, or in a Job by its --config, it deletes them.
     Prune(PruneArgs),

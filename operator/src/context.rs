@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource, runtime::events::Recorder};
 use tokio::{sync::Mutex, time::Instant};
@@ -38,6 +38,8 @@ pub struct Context {
     pub clock: Clock,
     /// What is remembered of each cluster, by its UID.
     pub memories: Memories,
+    /// When the archive was last looked at for a Backup.
+    pub archive_looks: ArchiveLooks,
 }
 
 impl Context {
@@ -106,5 +108,32 @@ impl Memories {
     pub fn retain(&self, uids: &[String]) {
         let mut all = self.by_uid.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         all.retain(|uid, _| uids.contains(uid));
+    }
+}
+
+/// When the archive was last looked at for a Backup, by its UID, in milliseconds of the monotonic clock; of this process alone.
+#[derive(Debug, Default)]
+pub struct ArchiveLooks {
+    by_uid: std::sync::Mutex<BTreeMap<String, u64>>,
+}
+
+impl ArchiveLooks {
+    /// How long ago that was; none: not yet.
+    #[must_use]
+    pub fn age(&self, uid: &str, now: Now) -> Option<SignedDuration> {
+        let all = self.by_uid.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ago = now.monotonic_ms.saturating_sub(*all.get(uid)?);
+        Some(SignedDuration::from_millis(i64::try_from(ago).unwrap_or(i64::MAX)))
+    }
+
+    /// It is looked at now.
+    pub fn note(&self, uid: &str, now: Now) {
+        let mut all = self.by_uid.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.insert(uid.to_owned(), now.monotonic_ms);
+    }
+
+    /// It need not be looked at any more.
+    pub fn forget(&self, uid: &str) {
+        self.by_uid.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(uid);
     }
 }

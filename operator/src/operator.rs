@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    context::{Clock, Context, Memories},
+    context::{ArchiveLooks, Clock, Context, Memories},
     controllers::{backup, backup_schedule, postgres_cluster},
     kubernetes::{
         agent_client::AgentClients,
@@ -102,6 +102,7 @@ fn start_contexts(
                 metrics: metrics.clone(),
                 clock: Clock::start(),
                 memories: Memories::default(),
+                archive_looks: ArchiveLooks::default(),
             };
             (Arc::new(context), watches)
         })

@@ -167,7 +167,8 @@ pub const INCREMENTAL_FORMAT: u32 = 2;
 pub struct BackupRecord {
     /// Version of this format: [`FULL_FORMAT`] or [`INCREMENTAL_FORMAT`].
     pub format: u32,
-    /// The backup's id: `<UTC yyyymmddThhmmssZ>-<timeline>-<start LSN with a dash>`; sorts by time.
+    /// The backup's id: `<UTC yyyymmddThhmmssZ>-<timeline>-<start LSN with a dash>`; the time is that of a
+    /// node, and says nothing of which backup is the newer one: see [`BackupRecord::order`].
     pub id: String,
     /// The cluster's name when it was made.
     pub cluster: String,
@@ -210,6 +211,15 @@ pub struct BackupRecord {
     /// SHA-256 of this record as compact JSON with sorted keys and without this field, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
+}
+
+impl BackupRecord {
+    /// Sorts the older of two backups of one database system first, whatever the clocks said of those who made them: timelines
+    /// only grow, and on one of them positions do.
+    #[must_use]
+    pub fn order(&self) -> (TimelineId, Lsn, &str) {
+        (self.timeline, self.stop_lsn, &self.id)
+    }
 }
 
 /// One tar archive of a backup: the data directory (`base`) or a tablespace (its OID).

@@ -134,7 +134,7 @@ fn find_parent<'a>(question: &KindQuestion<'a>) -> Result<(&'a BackupRecord, u32
         return Err(format!("PostgreSQL {major} has no incremental backups, {FIRST_MAJOR} is the first"));
     }
     let parent = match question.parent {
-        ParentChoice::Newest => question.backups.iter().max_by_key(|backup| &backup.id),
+        ParentChoice::Newest => question.backups.iter().max_by_key(|backup| backup.order()),
         ParentChoice::Id(id) => question.backups.iter().find(|backup| backup.id == *id),
     };
     let parent = parent.ok_or_else(|| match question.parent {

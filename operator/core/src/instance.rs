@@ -326,6 +326,9 @@ pub struct ArchiveStatus {
     /// What can be restored from the store, as of the last look at it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<RestorableWindow>,
+    /// Why there is no window, where the store could not be looked through for half an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_error: Option<String>,
 }
 
 /// What can be restored from the store: any time from `earliest` to `latest`, but not through a gap.
@@ -338,6 +341,9 @@ pub struct RestorableWindow {
     pub earliest_time: String,
     /// The same as a position.
     pub earliest_lsn: Lsn,
+    /// The next ones after it, a few: the oldest may have been found not to come back, of which an agent knows nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next_backups: Vec<EarlyBackup>,
     /// How many backups there are.
     pub backups: u32,
     /// The archive has WAL up to here, gaps aside; none when it has none yet.
@@ -349,6 +355,18 @@ pub struct RestorableWindow {
     /// How many there are.
     #[serde(default)]
     pub gap_count: u32,
+}
+
+/// A backup at the beginning of a [`RestorableWindow`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EarlyBackup {
+    /// Its id.
+    pub id: String,
+    /// When it became consistent, RFC 3339.
+    pub time: String,
+    /// The same as a position.
+    pub lsn: Lsn,
 }
 
 /// Bytes done of a long-running copy.

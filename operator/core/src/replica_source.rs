@@ -86,7 +86,7 @@ pub fn choose_backup(question: &SourceQuestion<'_>) -> Source {
     }
     let mut newest_first: Vec<&BackupRecord> = question.backups.iter().collect();
     newest_first.sort_by(|a, b| (b.start_lsn, &b.id).cmp(&(a.start_lsn, &a.id)));
-    let Some(newest) = newest_first.iter().max_by_key(|backup| &backup.id) else {
+    let Some(newest) = newest_first.iter().max_by_key(|backup| backup.order()) else {
         return instance("the object store holds no backup of this cluster".to_owned());
     };
     let Some(backup) = newest_first.iter().find(|backup| why_unusable(backup, question).is_none()) else {

@@ -23,12 +23,14 @@ pub struct RetentionPolicy {
 pub struct BackupFact {
     /// Its id.
     pub id: String,
-    /// When it became consistent.
+    /// When it became consistent, by the clock of the node that made it.
     pub stopped_at: Timestamp,
     /// The timeline it was taken on.
     pub timeline: TimelineId,
     /// WAL is needed from here.
     pub start_lsn: Lsn,
+    /// It is consistent from here on.
+    pub stop_lsn: Lsn,
     /// Id of the backup that an incremental one holds the changes since: it is restored from both.
     pub parent: Option<String>,
     /// It can be restored; a failed or damaged one is not good: it counts for nothing, and goes when a good one of its age
@@ -65,11 +67,14 @@ pub struct RetentionPlan {
 /// Plans retention. The newest good backup always stays, and without a good one everything does. A chain of incremental
 /// backups is a unit: what a backup that stays is restored from stays too. A verdict deletes nothing: it may be wrong, and a
 /// backup that is said not to be good stays as long as the policy keeps one of its age.
+///
+/// Which of two backups is the newer one is told by their positions, and not by clocks, one of which may be wrong by a year. Only the
+/// window goes by time, and by none that lies in the future.
 #[must_use]
 pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Timestamp) -> RetentionPlan {
     let lineage = Lineage::new(backups);
     let mut newest_first: Vec<&BackupFact> = backups.iter().collect();
-    newest_first.sort_by_key(|backup| Reverse(age(backup)));
+    newest_first.sort_by_key(|backup| Reverse(order(backup)));
     let is_good = |backup: &BackupFact| lineage.is_restorable(backup);
     let newest = newest_first.iter().copied().find(|backup| is_good(backup));
     // What goes in any case keeps nothing else from being counted or being the base of the window.
@@ -78,9 +83,8 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
     };
     let good: Vec<&BackupFact> =
         newest_first.iter().copied().filter(|backup| is_good(backup) && !goes(backup)).collect();
-    // A window too long for the calendar keeps everything.
-    let window = policy.keep_for.map(|keep_for| now.checked_sub(keep_for).unwrap_or(Timestamp::MIN));
-    let base = window.and_then(|from| good.iter().find(|backup| backup.stopped_at <= from)).copied();
+    let times = believe_times(newest_first.iter().copied().filter(|backup| !goes(backup)), now);
+    let window = policy.keep_for.map(|keep_for| Window::new(keep_for, now, &times, &good));
     let mut plan = RetentionPlan::default();
     for backup in &newest_first {
         let kept = match good.first() {
@@ -89,11 +93,11 @@ pub fn plan_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: Tim
             _ if backup.pinned => Some("it is pinned".to_owned()),
             None => Some("there is no restorable backup yet: nothing is deleted".to_owned()),
             Some(newest) if std::ptr::eq(*newest, *backup) => Some("it is the newest restorable backup".to_owned()),
-            Some(newest) if age(backup) > age(newest) => {
+            Some(newest) if order(backup) > order(newest) => {
                 Some("it is newer than the newest restorable backup".to_owned())
             }
             Some(_) => {
-                let why = why_kept(backup, count_newer(&good, backup), policy, window, base);
+                let why = why_kept(backup, count_newer(&good, backup), policy, window.as_ref());
                 why.map(|why| if is_good(backup) { why } else { format!("{why}, though it was found not restorable") })
             }
         };
@@ -154,37 +158,82 @@ impl<'a> Lineage<'a> {
             RetentionVerdict { why: format!("the incremental backup {child}, which stays, is restored from it"), id }
         };
         plan.keep.extend(stays.into_iter().map(explain));
-        plan.keep.sort_by_cached_key(|verdict| Reverse(self.age(&verdict.id)));
+        plan.keep.sort_by_cached_key(|verdict| Reverse(self.order(&verdict.id)));
     }
 
-    fn age(&self, id: &str) -> (Option<Timestamp>, String) {
-        (self.by_id.get(id).map(|backup| backup.stopped_at), id.to_owned())
+    fn order(&self, id: &str) -> Option<(TimelineId, Lsn, &'a str)> {
+        self.by_id.get(id).map(|backup| order(backup))
     }
 
     /// Sorts the oldest chain first, and of a chain the youngest backup.
-    fn deletion_order(&self, id: &str) -> impl Ord + use<> {
-        let oldest = self.members(id).last().map(|backup| self.age(&backup.id));
-        (oldest, Reverse(self.age(id)))
+    fn deletion_order(&self, id: &str) -> impl Ord + use<'a> {
+        (self.members(id).last().map(order), Reverse(self.order(id)))
     }
 }
 
-/// Sorts the older one first.
-fn age(backup: &BackupFact) -> (Timestamp, &str) {
-    (backup.stopped_at, &backup.id)
+/// Sorts the older one first. See [`crate::backup::BackupRecord::order`].
+fn order(backup: &BackupFact) -> (TimelineId, Lsn, &str) {
+    (backup.timeline, backup.stop_lsn, &backup.id)
+}
+
+/// The times that the window goes by, by id. One that lies in the future says nothing: its backup is as old as the one after it. And
+/// no backup is older than one before it: of a clock that goes back too much is kept, and not too little.
+fn believe_times<'a>(
+    newest_first: impl DoubleEndedIterator<Item = &'a BackupFact> + Clone,
+    now: Timestamp,
+) -> BTreeMap<&'a str, Timestamp> {
+    let mut reached = Timestamp::MIN;
+    let past = newest_first.clone().rev().filter(|backup| backup.stopped_at <= now);
+    let mut times: BTreeMap<&str, Timestamp> = past
+        .map(|backup| {
+            reached = reached.max(backup.stopped_at);
+            (backup.id.as_str(), reached)
+        })
+        .collect();
+    let mut next = now;
+    for backup in newest_first {
+        next = *times.entry(&backup.id).or_insert(next);
+    }
+    times
+}
+
+/// What is needed to restore to any time from `from` on.
+struct Window<'a> {
+    from: Timestamp,
+    times: &'a BTreeMap<&'a str, Timestamp>,
+    /// The good backup that its start is restored from.
+    base: Option<&'a BackupFact>,
+}
+
+impl<'a> Window<'a> {
+    fn new(
+        keep_for: SignedDuration,
+        now: Timestamp,
+        times: &'a BTreeMap<&'a str, Timestamp>,
+        good: &[&'a BackupFact],
+    ) -> Self {
+        // A window too long for the calendar keeps everything.
+        let mut window = Self { from: now.checked_sub(keep_for).unwrap_or(Timestamp::MIN), times, base: None };
+        window.base = good.iter().copied().find(|backup| !window.contains(backup));
+        window
+    }
+
+    fn contains(&self, backup: &BackupFact) -> bool {
+        self.times.get(backup.id.as_str()).is_none_or(|time| *time > self.from)
+    }
 }
 
 /// Good backups that are newer than this one and count for `keep_last`.
 fn count_newer(good: &[&BackupFact], backup: &BackupFact) -> usize {
-    good.iter().filter(|other| !other.pinned && age(other) > age(backup)).count()
+    good.iter().filter(|other| !other.pinned && order(other) > order(backup)).count()
 }
 
-/// Why a backup stays; `newer` good ones count, `base` is the good one that the window's start is restored from.
+/// Why a backup stays; `newer` good ones count.
 fn why_kept(
     backup: &BackupFact,
     newer: usize,
     policy: &RetentionPolicy,
-    window: Option<Timestamp>,
-    base: Option<&BackupFact>,
+    window: Option<&Window<'_>>,
 ) -> Option<String> {
     let last = policy.keep_last.and_then(|count| usize::try_from(count).ok());
     if last.is_none() && window.is_none() {
@@ -193,12 +242,13 @@ fn why_kept(
     if let Some(count) = last.filter(|count| newer < *count) {
         return Some(format!("it is one of the last {count}"));
     }
-    let from = window?;
-    if backup.stopped_at > from {
+    let window = window?;
+    if window.contains(backup) {
         return Some("it lies in the window of keepFor".to_owned());
     }
     // One that is not good comes after the base only if the window's start would be restored from it.
-    base.is_none_or(|base| age(backup) >= age(base))
+    let base = window.base;
+    base.is_none_or(|base| order(backup) >= order(base))
         .then(|| "the start of the window of keepFor is restored from it".to_owned())
 }
 
@@ -221,6 +271,7 @@ pub fn foresee_retention(backups: &[BackupFact], policy: &RetentionPolicy, now: 
         stopped_at: now,
         timeline: TimelineId(u32::MAX),
         start_lsn: Lsn(u64::MAX),
+        stop_lsn: Lsn(u64::MAX),
         parent: None,
         good: true,
         pinned: false,
@@ -243,7 +294,7 @@ fn find_first_deletion(
     policy: &RetentionPolicy,
     now: Timestamp,
 ) -> Option<(Timestamp, Vec<String>)> {
-    // Only when the age of a backup passes the window does a plan change by time alone.
+    // Only when the age of a backup passes the window does something go by time alone.
     let passes = |backup: &BackupFact| backup.stopped_at.checked_add(policy.keep_for?).ok();
     let mut times: Vec<Timestamp> = backups.iter().filter_map(passes).filter(|at| *at > now).collect();
     times.sort();

@@ -79,6 +79,15 @@ fn the_newest_backup_is_the_parent_until_the_chain_is_full() {
 }
 
 #[test]
+fn the_newest_is_told_by_its_position_and_not_by_the_clock_in_its_id() {
+    let newest = ParentChoice::Newest;
+    let mut all = vec![backup(1, None), backup(2, None)];
+    all[0].id = "b99".to_owned();
+    let decision = decide_backup_kind(&question(&all, &newest));
+    assert_eq!(decision, KindDecision::Incremental { parent: &all[1], length: 2 });
+}
+
+#[test]
 fn what_cannot_be_a_parent_makes_a_full_backup_that_says_why() {
     let (all, newest) = (chain(2), ParentChoice::Newest);
     let ask = |change: &dyn Fn(&mut KindQuestion<'_>)| {

@@ -19,31 +19,54 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_000 * HOUR).expect("a time")
 }
 
-fn backups() -> impl Strategy<Value = Vec<BackupFact>> {
+/// With clocks that tell the time.
+fn dated_backups() -> impl Strategy<Value = Vec<BackupFact>> {
     let holds = (prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
     let parent = prop::option::weighted(0.5, any::<prop::sample::Index>());
-    prop::collection::vec((0_i64..1_000, 1_u32..3, prop::bool::weighted(0.8), holds, parent), 0..12).prop_map(
+    prop::collection::vec((0_i64..1_000, any::<bool>(), prop::bool::weighted(0.8), holds, parent), 0..12).prop_map(
         |mut facts| {
-            type Drawn = (i64, u32, bool, (bool, bool, bool), Option<prop::sample::Index>);
+            type Drawn = (i64, bool, bool, (bool, bool, bool), Option<prop::sample::Index>);
             // A parent is older than its child, and now and then it is not there any more.
             facts.sort_by_key(|fact| fact.0);
-            let fact = |(index, (hour, timeline, good, (pinned, in_use, doomed), parent)): (usize, Drawn)| BackupFact {
-                id: format!("b{index:02}"),
-                stopped_at: Timestamp::from_second(hour * HOUR).expect("a time"),
-                timeline: TimelineId(timeline),
-                start_lsn: Lsn(hour.unsigned_abs() * 16),
-                parent: parent.map(|parent| match parent.index(index + 1) {
-                    gone if gone == index => "gone".to_owned(),
-                    older => format!("b{older:02}"),
-                }),
-                good,
-                pinned,
-                in_use,
-                doomed,
+            let mut timeline = 1;
+            let fact = |(index, (hour, switched, good, (pinned, in_use, doomed), parent)): (usize, Drawn)| {
+                timeline += u32::from(switched);
+                // A restore in place goes back in positions, and on to another timeline.
+                let lsn = if timeline % 3 == 0 { index as u64 } else { hour.unsigned_abs() * 16 + index as u64 };
+                BackupFact {
+                    id: format!("b{index:02}"),
+                    stopped_at: Timestamp::from_second(hour * HOUR).expect("a time"),
+                    timeline: TimelineId(timeline),
+                    start_lsn: Lsn(lsn),
+                    stop_lsn: Lsn(lsn + 1),
+                    parent: parent.map(|parent| match parent.index(index + 1) {
+                        gone if gone == index => "gone".to_owned(),
+                        older => format!("b{older:02}"),
+                    }),
+                    good,
+                    pinned,
+                    in_use,
+                    doomed,
+                }
             };
             facts.into_iter().enumerate().map(fact).collect()
         },
     )
+}
+
+/// With clocks of which some are wrong, by up to a year in either direction.
+fn backups() -> impl Strategy<Value = Vec<BackupFact>> {
+    let wrong = prop::collection::vec(prop::option::weighted(0.3, -8_760_i64..8_760), 12);
+    (dated_backups(), wrong).prop_map(|(mut backups, wrong)| {
+        for (backup, wrong) in backups.iter_mut().zip(wrong) {
+            backup.stopped_at += SignedDuration::from_hours(wrong.unwrap_or(0));
+        }
+        backups
+    })
+}
+
+fn order(backup: &BackupFact) -> (TimelineId, Lsn) {
+    (backup.timeline, backup.stop_lsn)
 }
 
 /// The backup and what it is restored from, as far as it is there.
@@ -81,7 +104,7 @@ fn kept(plan: &RetentionPlan) -> BTreeSet<&str> {
 }
 
 fn newest_good(backups: &[BackupFact]) -> Option<&BackupFact> {
-    backups.iter().filter(|b| restorable(backups, b)).max_by_key(|backup| (backup.stopped_at, &backup.id))
+    backups.iter().filter(|b| restorable(backups, b)).max_by_key(|backup| order(backup))
 }
 
 /// Its deletion was asked for, and nothing stands in the way.
@@ -120,12 +143,12 @@ proptest! {
     }
 
     #[test]
-    fn every_time_of_the_window_that_could_be_restored_still_can(backups in backups(), hours in 0_i64..1_200) {
+    fn every_time_of_the_window_that_could_be_restored_still_can(backups in dated_backups(), hours in 0_i64..1_200) {
         let policy = RetentionPolicy { keep_last: None, keep_for: Some(SignedDuration::from_hours(hours)) };
         let plan = plan_retention(&backups, &policy, now());
         for hour in (1_000 - hours).max(0)..=1_000 {
             let time = Timestamp::from_second(hour * HOUR).expect("a time");
-            let base = backups.iter().filter(|b| restorable(&backups, b) && b.stopped_at <= time && !goes(b, &backups)).max_by_key(|b| (b.stopped_at, &b.id));
+            let base = backups.iter().filter(|b| restorable(&backups, b) && b.stopped_at <= time && !goes(b, &backups)).max_by_key(|b| order(b));
             prop_assert!(base.is_none_or(|base| kept(&plan).contains(base.id.as_str())));
         }
     }
@@ -135,8 +158,37 @@ proptest! {
         let policy = RetentionPolicy { keep_last: Some(count), keep_for: None };
         let plan = plan_retention(&backups, &policy, now());
         let mut counted: Vec<&BackupFact> = backups.iter().filter(|b| restorable(&backups, b) && !b.pinned && !goes(b, &backups)).collect();
-        counted.sort_by_key(|b| std::cmp::Reverse((b.stopped_at, &b.id)));
+        counted.sort_by_key(|b| std::cmp::Reverse(order(b)));
         prop_assert!(counted.iter().take(count as usize).all(|b| kept(&plan).contains(b.id.as_str())));
+    }
+
+    #[test]
+    fn a_count_knows_no_clock(backups in dated_backups(), wrong in backups(), count in 0_u32..5) {
+        let policy = RetentionPolicy { keep_last: Some(count), keep_for: None };
+        let mut others = backups.clone();
+        others.iter_mut().zip(&wrong).for_each(|(backup, wrong)| backup.stopped_at = wrong.stopped_at);
+        prop_assert_eq!(plan_retention(&others, &policy, now()), plan_retention(&backups, &policy, now()));
+    }
+
+    #[test]
+    fn a_time_in_the_future_condemns_nothing_and_protects_no_other(
+        backups in dated_backups(), ahead in prop::collection::vec(prop::option::weighted(0.3, 1_i64..9_000), 12),
+        policy in policy(), hours in 0_i64..1_200,
+    ) {
+        let mut wrong = backups.clone();
+        for (backup, ahead) in wrong.iter_mut().zip(&ahead) {
+            backup.stopped_at = ahead.map_or(backup.stopped_at, |hours| now() + SignedDuration::from_hours(hours));
+        }
+        let (told, known) = (plan_retention(&wrong, &policy, now()), plan_retention(&backups, &policy, now()));
+        prop_assert!(kept(&known).is_subset(&kept(&told)), "{:?} {:?}", known, told);
+        // Were they not there, the window would hold as much of the others, chains aside.
+        let window = RetentionPolicy { keep_last: None, keep_for: Some(SignedDuration::from_hours(hours)) };
+        wrong.iter_mut().for_each(|backup| (backup.parent, backup.doomed) = (None, false));
+        let others: Vec<BackupFact> = wrong.iter().zip(&ahead).filter(|(_, ahead)| ahead.is_none()).map(|(b, _)| b.clone()).collect();
+        if others.iter().any(|backup| backup.good) {
+            let (all, alone) = (plan_retention(&wrong, &window, now()), plan_retention(&others, &window, now()));
+            prop_assert!(others.iter().all(|b| !kept(&all).contains(b.id.as_str()) || kept(&alone).contains(b.id.as_str())));
+        }
     }
 
     #[test]
@@ -215,6 +267,7 @@ fn wal_before_every_kept_backup_is_not_needed() {
         stopped_at: now(),
         timeline: TimelineId(2),
         start_lsn: Lsn(100),
+        stop_lsn: Lsn(110),
         parent: None,
         good: true,
         pinned: false,
@@ -237,6 +290,7 @@ fn a_damaged_backup_does_not_count_and_goes_as_a_good_one_of_its_age_would() {
         stopped_at: now() - SignedDuration::from_hours(hours_ago),
         timeline: TimelineId(1),
         start_lsn: Lsn(100),
+        stop_lsn: Lsn(1_000 - hours_ago.unsigned_abs()),
         parent: None,
         good,
         pinned: false,
@@ -259,12 +313,39 @@ fn a_damaged_backup_does_not_count_and_goes_as_a_good_one_of_its_age_would() {
 }
 
 #[test]
+fn a_backup_dated_a_year_ahead_is_neither_the_newest_nor_kept_for_a_year() {
+    let fact = |id: &str, number: u64, hours_ago: i64| BackupFact {
+        id: id.into(),
+        stopped_at: now() - SignedDuration::from_hours(hours_ago),
+        timeline: TimelineId(1),
+        start_lsn: Lsn(number * 100),
+        stop_lsn: Lsn(number * 100 + 10),
+        parent: None,
+        good: true,
+        pinned: false,
+        in_use: false,
+        doomed: false,
+    };
+    let backups = [fact("a", 1, 60), fact("b", 2, -8_760), fact("c", 3, 40), fact("d", 4, 10)];
+    let deleted = |keep_last, hours: Option<i64>| {
+        let policy = RetentionPolicy { keep_last, keep_for: hours.map(SignedDuration::from_hours) };
+        let plan = plan_retention(&backups, &policy, now());
+        plan.delete.into_iter().map(|verdict| verdict.id).collect::<Vec<_>>()
+    };
+    assert_eq!(deleted(Some(1), None), ["a", "b", "c"]);
+    assert_eq!(deleted(Some(3), None), ["a"]);
+    assert_eq!(deleted(None, Some(30)), ["a", "b"], "it is as old as c");
+    assert_eq!(deleted(None, Some(50)), [""; 0], "it may have been made after the window began");
+}
+
+#[test]
 fn what_goes_next_is_foreseen_by_count_and_by_time() {
     let fact = |id: &str, hours_ago: i64| BackupFact {
         id: id.into(),
         stopped_at: now() - SignedDuration::from_hours(hours_ago),
         timeline: TimelineId(1),
         start_lsn: Lsn(100),
+        stop_lsn: Lsn(1_000 - hours_ago.unsigned_abs()),
         parent: None,
         good: true,
         pinned: false,
@@ -288,6 +369,7 @@ fn a_chain_stays_as_long_as_its_last_backup() {
         stopped_at: now() - SignedDuration::from_hours(hours_ago),
         timeline: TimelineId(1),
         start_lsn: Lsn(100),
+        stop_lsn: Lsn(1_000 - hours_ago.unsigned_abs()),
         parent: parent.map(str::to_owned),
         good: true,
         pinned: false,

@@ -105,7 +105,9 @@ pub struct UnreadableBackup {
 }
 
 impl UnreadableBackup {
-    fn to_error(&self) -> CatalogueError {
+    /// What reading it ends with.
+    #[must_use]
+    pub fn to_error(&self) -> CatalogueError {
         CatalogueError::Record { key: self.key.clone(), problem: self.problem.clone() }
     }
 }
@@ -159,6 +161,7 @@ pub async fn list_readable(store: &ObjectStore, location: &ClusterLocation) -> R
     while let Some((read, id)) = reads.next().await {
         found.add(id, read)?;
     }
+    found.backups.sort_by(|a, b| a.order().cmp(&b.order()));
     Ok(found)
 }
 
@@ -177,6 +180,39 @@ pub async fn list_clusters(store: &ObjectStore, prefix: &str) -> Result<Vec<Stor
         }
     }
     Ok(clusters)
+}
+
+/// The database systems of a location that may leave the cluster open, its system id, or both.
+///
+/// # Errors
+/// [`CatalogueError`]; [`CatalogueError::UnknownCluster`] for a named one that is not there.
+pub async fn find_systems(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+) -> Result<Vec<ClusterLocation>, CatalogueError> {
+    let id = &location.system_id;
+    let clusters = match (location.cluster.is_empty(), id.is_empty()) {
+        (true, _) => list_clusters(store, &location.store.prefix).await?,
+        (false, false) => vec![StoredCluster { name: location.cluster.clone(), system_ids: vec![id.clone()] }],
+        (false, true) => {
+            // With an empty system id, the root ends with the slash after the cluster's name.
+            let system_ids = list_systems(store, &location.root()).await?;
+            vec![StoredCluster { name: location.cluster.clone(), system_ids }]
+        }
+    };
+    let mut systems = Vec::new();
+    for StoredCluster { name, system_ids } in clusters {
+        let wanted = system_ids.into_iter().filter(|found| id.is_empty() || found == id);
+        systems.extend(wanted.map(|system_id| ClusterLocation {
+            cluster: name.clone(),
+            system_id,
+            store: location.store.clone(),
+        }));
+    }
+    if systems.is_empty() && !location.cluster.is_empty() {
+        return Err(CatalogueError::UnknownCluster(location.cluster.clone()));
+    }
+    Ok(systems)
 }
 
 /// Fills in an empty system id (there must be only one) and an empty backup id (the newest).

@@ -3,6 +3,8 @@
 //! It never deletes the newest good backup, one that somebody reads, or anything of a running backup; when in doubt it
 //! deletes nothing. What it plans is a list; what it deletes becomes invisible before the first of its data goes.
 
+mod wal;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -10,12 +12,9 @@ use std::{
 
 use jiff::Timestamp;
 use pgherd_core::{
-    backup::{AGE_SUFFIX, BackupRecord, ClusterLocation},
+    backup::{BackupRecord, ClusterLocation},
     lsn::Lsn,
-    retention::{
-        BackupFact, Foresight, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor,
-        wal_is_needed,
-    },
+    retention::{BackupFact, Foresight, RetentionPlan, RetentionPolicy, foresee_retention, plan_retention, wal_floor},
     timeline::TimelineId,
 };
 use uuid::Uuid;
@@ -25,8 +24,9 @@ use crate::{
     catalogue::{CatalogueError, RECORD_NAME, list_backups, read_record},
     restore::observe_locks,
     store::{ObjectStore, StoreError},
-    wal::WalName,
 };
+pub use wal::{WalTally, measure_wal};
+use wal::{lower_floor, prune_wal};
 
 /// What is kept, and by which clock.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub struct PruneOptions {
     pub doomed: BTreeSet<String>,
     /// Backups that were found unusable: they do not count as good.
     pub damaged: BTreeSet<String>,
-    /// Now.
+    /// Now. Where the store says that it is not as late yet, that counts.
     pub now: Timestamp,
 }
 
@@ -48,12 +48,12 @@ pub struct PruneOptions {
 pub struct PrunePlan {
     /// The fate of each backup, with reasons.
     pub backups: RetentionPlan,
-    /// Keys of WAL objects that no kept backup needs, with their sizes in bytes.
-    pub wal: Vec<(String, u64)>,
     /// Ids of backups that would go, were they not being read.
     pub held: Vec<String>,
     facts: Vec<BackupFact>,
     records: BTreeMap<String, BackupRecord>,
+    /// From where on WAL is needed.
+    floor: BTreeMap<TimelineId, Lsn>,
 }
 
 /// What went.
@@ -111,10 +111,9 @@ pub async fn plan_prune(
     location: &ClusterLocation,
     options: &PruneOptions,
 ) -> Result<PrunePlan, PruneError> {
-    // WAL is listed first: what a backup that begins later needs is not in this list.
-    let wal = store.list(&format!("{}/wal/", location.root())).await?;
-    let locks = observe_locks(store, location, options.now).await?;
-    let running = observe_running(store, location).await?;
+    let time = store.observe_time().await?;
+    let now = options.now.min(time);
+    let locks = observe_locks(store, location, time).await?;
     let records = list_backups(store, location).await?;
     let mut facts = Vec::new();
     for record in &records {
@@ -125,16 +124,12 @@ pub async fn plan_prune(
         fact.doomed = options.doomed.contains(&record.id);
         facts.push(fact);
     }
-    let backups = plan_retention(&facts, &options.policy, options.now);
-    let held = find_held(&facts, &options.policy, options.now);
+    let backups = plan_retention(&facts, &options.policy, now);
+    let held = find_held(&facts, &options.policy, now);
     let mut floor = wal_floor(&facts, &backups);
-    for (timeline, lsn) in running {
-        let lowest = floor.entry(timeline).or_insert(lsn);
-        *lowest = lsn.min(*lowest);
-    }
-    let wal = decide_wal(&location.root(), wal, &records, &backups, &floor);
     let records = records.into_iter().map(|record| (record.id.clone(), record)).collect();
-    Ok(PrunePlan { backups, wal, held, facts, records })
+    lower_floor(&mut floor, observe_unfinished(store, location, &records).await?);
+    Ok(PrunePlan { backups, held, facts, records, floor })
 }
 
 /// The backups that stay only because they are read.
@@ -152,6 +147,7 @@ fn build_fact(record: &BackupRecord) -> Result<BackupFact, PruneError> {
         stopped_at: record.stopped_at.parse().map_err(bad)?,
         timeline: record.timeline,
         start_lsn: record.start_lsn,
+        stop_lsn: record.stop_lsn,
         parent: record.parent.as_ref().map(|parent| parent.id.clone()),
         good: true,
         pinned: false,
@@ -160,19 +156,16 @@ fn build_fact(record: &BackupRecord) -> Result<BackupFact, PruneError> {
     })
 }
 
-/// Where the backups start that have no record: running, or dead and not yet removed.
-async fn observe_running(
+/// Where the backups start of which no record was read: they run, are dead and not yet removed, or have become complete since.
+async fn observe_unfinished(
     store: &ObjectStore,
     location: &ClusterLocation,
+    records: &BTreeMap<String, BackupRecord>,
 ) -> Result<Vec<(TimelineId, Lsn)>, StoreError> {
-    let mut starts = Vec::new();
-    for id in store.list_dirs(&format!("{}/base/", location.root())).await? {
-        if store.head(&format!("{}{RECORD_NAME}", location.backup_prefix(&id))).await?.is_none() {
-            // A folder with a name of another form says nothing of where it starts: then nothing may go.
-            starts.push(parse_id(&id).unwrap_or((TimelineId(0), Lsn(0))));
-        }
-    }
-    Ok(starts)
+    let ids = store.list_dirs(&format!("{}/base/", location.root())).await?.into_iter();
+    // A folder with a name of another form says nothing of where it starts: then nothing may go.
+    let start = |id: String| parse_id(&id).unwrap_or((TimelineId(0), Lsn(0)));
+    Ok(ids.filter(|id| !records.contains_key(id)).map(start).collect())
 }
 
 /// The timeline and start position in a backup's id.
@@ -181,39 +174,6 @@ fn parse_id(id: &str) -> Option<(TimelineId, Lsn)> {
     let (timeline, lsn) = rest.split_once('-')?;
     let timeline = u32::from_str_radix(timeline, 16).ok().filter(|_| timeline.len() == 8)?;
     Some((TimelineId(timeline), lsn.replacen('-', "/", 1).parse().ok()?))
-}
-
-/// WAL objects that end at or before what the kept backups need. Histories stay: they are small, and each may be asked for.
-fn decide_wal(
-    root: &str,
-    present: Vec<(String, u64)>,
-    records: &[BackupRecord],
-    plan: &RetentionPlan,
-    floor: &BTreeMap<TimelineId, Lsn>,
-) -> Vec<(String, u64)> {
-    let sizes: BTreeSet<u64> = records.iter().map(|record| record.wal_segment_bytes).collect();
-    let (Some(segment_bytes), 1, false) = (sizes.first().copied(), sizes.len(), plan.keep.is_empty()) else {
-        return Vec::new();
-    };
-    let goes = |key: &str| {
-        let Some(end) = parse_segment_end(root, key, segment_bytes) else { return false };
-        !wal_is_needed(floor, end.0, end.1)
-    };
-    present.into_iter().filter(|(key, _)| goes(key)).collect()
-}
-
-/// The timeline and end of the segment that an object holds, or belongs to; `None` for anything else.
-fn parse_segment_end(root: &str, key: &str, segment_bytes: u64) -> Option<(TimelineId, Lsn)> {
-    let path = key.strip_prefix(root)?.strip_prefix("/wal/")?;
-    let name = path.rsplit('/').next()?;
-    let name = name.strip_suffix(AGE_SUFFIX).unwrap_or(name).strip_suffix(".zst")?;
-    let segment = match WalName::parse(name).ok()? {
-        WalName::BackupLabel => WalName::parse(name.get(..24)?).ok()?,
-        segment => segment,
-    };
-    let WalName::Segment { timeline, log, segment, .. } = segment else { return None };
-    let start = (u64::from(log) << 32).checked_add(u64::from(segment).checked_mul(segment_bytes)?)?;
-    Some((timeline, Lsn(start.checked_add(segment_bytes)?)))
 }
 
 /// Deletes what was planned, in its order: backups, then WAL. What a backup that was spared is restored from is spared too.
@@ -240,16 +200,15 @@ pub async fn apply_prune(
             outcome.spared.push(verdict.id.clone());
         }
     }
-    // A spared backup needs its WAL, and one that began meanwhile too: this list is made anew.
+    // A spared backup needs its WAL, and one that was made meanwhile too: this plan is made anew.
     let mut again = options.clone();
     again.pinned.extend(outcome.spared.iter().cloned());
     again.doomed.retain(|id| !outcome.spared.contains(id));
     let fresh = plan_prune(store, location, &again).await?;
     if fresh.backups.delete.is_empty() {
-        let keys: Vec<String> = fresh.wal.iter().map(|(key, _)| key.clone()).collect();
-        store.delete_all(&keys).await?;
-        outcome.wal = keys.len();
-        outcome.bytes = fresh.wal.iter().fold(outcome.bytes, |bytes, (_, size)| bytes.saturating_add(*size));
+        let WalTally { files, bytes } = prune_wal(store, location, &fresh).await?;
+        outcome.wal = files;
+        outcome.bytes = outcome.bytes.saturating_add(bytes);
     }
     Ok(outcome)
 }
@@ -284,7 +243,8 @@ async fn delete_backup(
     let marker_key = format!("{prefix}{MARKER_NAME}");
     store.put(&marker_key, marker.encode().map_err(PruneError::Mark)?).await?;
     // In this order: a child holds a lock on its parent until its own record is there.
-    let is_read = observe_locks(store, location, Timestamp::now()).await?.contains(&record.id);
+    let now = store.observe_time().await?;
+    let is_read = observe_locks(store, location, now).await?.contains(&record.id);
     if is_read || has_new_child(store, location, plan, record).await? {
         store.delete(&marker_key).await?;
         return Ok(false);
@@ -320,6 +280,9 @@ pub fn lock_age() -> Duration {
 }
 
 #[cfg(test)]
+mod clock_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -328,21 +291,6 @@ mod tests {
         assert_eq!(parse_id("20261122T020304Z-00000012-16-B374D848"), Some((TimelineId(18), Lsn(0x16_B374_D848))));
         for wrong in ["", "x", "20261122T020304Z-1", "a-b-c-d"] {
             assert_eq!(parse_id(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn only_segments_and_what_belongs_to_them_have_an_end() {
-        let end = |key: &str| parse_segment_end("p/c/1", key, 16 << 20);
-        let expected = Some((TimelineId(1), Lsn(4 << 24)));
-        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.zst"), expected);
-        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.partial.zst"), expected);
-        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.00000028.backup.zst"), expected);
-        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.zst.age"), expected);
-        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.00000028.backup.zst.age"), expected);
-        assert_eq!(end("p/c/1/wal/00000001/00000000/000000010000000000000003.age"), None);
-        for other in ["p/c/1/wal/00000002.history", "p/c/2/wal/x.zst", "p/c/1/wal/00000001/00000000/notes.txt"] {
-            assert_eq!(end(other), None, "{other}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! The programs are found as in `operator/stream`; as root the tests run again as the user `postgres`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, dead_code, unreachable_pub, reason = "tests")]
 
+mod list;
 #[path = "../../stream/tests/streams/postgres.rs"]
 mod postgres;
 mod prune;

@@ -11,7 +11,7 @@ use futures::{FutureExt, future::BoxFuture};
 use http::{Method, StatusCode};
 use kube::runtime::events::{Recorder, Reporter};
 use pgherd::{
-    context::{Clock, Context, Memories},
+    context::{ArchiveLooks, Clock, Context, Memories},
     controllers::postgres_cluster,
     kubernetes::{
         agent_client::{AgentAddress, AgentClients, AgentTransport},
@@ -136,6 +136,7 @@ impl Operator {
                 metrics: Metrics::registered(&mut Registry::default()),
                 clock: Clock::with_wall(crate::scope::wall),
                 memories: Memories::default(),
+                archive_looks: ArchiveLooks::default(),
             });
             context.stores.wait_until_ready().await;
             let identity = format!("{name}/{round}");

@@ -9,6 +9,9 @@ use crate::jobs::backup::outcome::{BackupFailure, BackupSummary};
 pub const MAX_ATTEMPTS: u32 = 3;
 /// How long the archive may take to receive the WAL up to the backup's end.
 const ARCHIVE_PATIENCE: SignedDuration = SignedDuration::from_mins(5);
+/// What was not there by then may come yet: it is looked for again this often, for so long after the backup was complete.
+const LOOK_SLOWLY: SignedDuration = SignedDuration::from_mins(10);
+const LOOK_FOR: SignedDuration = SignedDuration::from_hours(24);
 /// The pause before the second and the third attempt: long enough for a failover.
 const RETRY_PAUSES: [SignedDuration; 2] = [SignedDuration::from_secs(10), SignedDuration::from_secs(30)];
 /// How soon something that no watch reports is looked at again.
@@ -177,7 +180,7 @@ pub fn decide(facts: &BackupFacts, now: Timestamp) -> Decision {
 }
 
 fn decide_archive(facts: &BackupFacts, now: Timestamp) -> Decision {
-    if facts.pitr_ready.is_some() {
+    if facts.pitr_ready == Some(true) {
         return Decision::Rest;
     }
     if !facts.announced {
@@ -188,6 +191,19 @@ fn decide_archive(facts: &BackupFacts, now: Timestamp) -> Decision {
     });
     let waited = facts.completed_at.map_or(ARCHIVE_PATIENCE, |at| now.duration_since(at));
     Decision::ProveArchive { primary, last_try: facts.cluster.is_none() || waited >= ARCHIVE_PATIENCE }
+}
+
+/// How long it takes until the archive of a backup whose WAL was not there is looked at again; none: it is not. `since_look` is the time since
+/// this operator last did: what came while none was there, its first look tells.
+#[must_use]
+pub fn decide_next_look(
+    completed_at: Option<Timestamp>,
+    since_look: Option<SignedDuration>,
+    now: Timestamp,
+) -> Option<SignedDuration> {
+    let Some(since) = since_look else { return Some(SignedDuration::ZERO) };
+    let is_young = completed_at.is_some_and(|at| now.duration_since(at).abs() < LOOK_FOR);
+    is_young.then(|| (LOOK_SLOWLY - since).max(SignedDuration::ZERO))
 }
 
 fn decide_retry(facts: &BackupFacts, number: u32, failure: &BackupFailure, at: Timestamp, now: Timestamp) -> Decision {

@@ -4,13 +4,17 @@
 //! namespace is going) the object goes alone, and an Event says where the data is.
 
 use jiff::{SignedDuration, Timestamp};
+use pgherd_crds::v1alpha1::backup::BackupPhase;
 
-use super::decide::Wait;
+use super::decide::{AttemptState, Wait};
 use crate::{
     controllers::store_jobs::observe::{Run, RunState},
-    jobs::prune::{
-        config::PruneJobConfig,
-        outcome::{PruneJobOutcome, parse_outcome},
+    jobs::{
+        backup::outcome::{BackupFailure, BackupSummary},
+        prune::{
+            config::PruneJobConfig,
+            outcome::{PruneJobOutcome, parse_outcome},
+        },
     },
 };
 
@@ -84,13 +88,32 @@ pub fn decide_deletion(facts: &DeletionFacts, now: Timestamp) -> DeletionStep {
                 None => ("DeletionFailed", why.clone()),
             };
             let left = TRY_AGAIN - now.duration_since(*at);
-            let is_newest_no_more = facts.newest_complete.is_some_and(|complete| complete > *at);
+            let is_newest_no_more = facts.newest_complete.is_some_and(|complete| complete > *at && complete <= now);
             if left.is_positive() && !is_newest_no_more {
                 wait(reason, text, left.min(LOOK_AGAIN))
             } else {
                 DeletionStep::Start(run.count)
             }
         }
+    }
+}
+
+/// How a Backup ended of which that was never written, as no Job makes it any more. It must not count as under way: as long as its data is
+/// the newest, only a newer backup lets that go.
+#[must_use]
+pub fn decide_end(phase: BackupPhase, last: Option<&AttemptState>) -> Option<Result<BackupSummary, BackupFailure>> {
+    if !matches!(phase, BackupPhase::Pending | BackupPhase::Running) {
+        return None;
+    }
+    match last {
+        Some(AttemptState::Active { .. }) => None,
+        Some(AttemptState::Succeeded(summary)) => Some(Ok(summary.clone())),
+        Some(AttemptState::Failed { failure, .. }) => Some(Err(failure.clone())),
+        None => Some(Err(BackupFailure {
+            reason: "Deleted".to_owned(),
+            error: "it was deleted before it was known how its Job ended".to_owned(),
+            retry: false,
+        })),
     }
 }
 
@@ -110,7 +133,10 @@ mod tests {
     use super::*;
     use crate::{
         controllers::backup::tests::location,
-        jobs::prune::outcome::{PruneSummary, render_outcome},
+        jobs::{
+            backup::outcome::tests::summary,
+            prune::outcome::{PruneSummary, render_outcome},
+        },
     };
 
     fn now() -> Timestamp {
@@ -159,6 +185,9 @@ mod tests {
         assert_eq!(wait.again, LOOK_AGAIN);
         let newer = DeletionFacts { newest_complete: Some(now()), ..ended(&refused, 1) };
         assert_eq!(decide_deletion(&newer, now()), DeletionStep::Start(1));
+        let ahead = now() + SignedDuration::from_hours(8_760);
+        let ahead = DeletionFacts { newest_complete: Some(ahead), ..ended(&refused, 1) };
+        assert!(matches!(decide_deletion(&ahead, now()), DeletionStep::Wait(_)), "a clock that is wrong says nothing");
         assert_eq!(decide_deletion(&ended(&refused, 5), now()), DeletionStep::Start(1));
         let failed = PruneJobOutcome::Failed { reason: "StoreUnreachable".into(), error: "no route".into() };
         let DeletionStep::Wait(wait) = decide_deletion(&ended(&failed, 1), now()) else { panic!("no wait") };
@@ -174,5 +203,16 @@ mod tests {
         assert_eq!(release(gone), DeletionStep::Release(Some("its cluster is gone".into())));
         let running = DeletionFacts { being_made: true, id: None, ..facts() };
         assert!(matches!(release(running), DeletionStep::Wait(_)));
+    }
+
+    #[test]
+    fn what_is_deleted_counts_as_under_way_only_as_long_as_its_job_runs() {
+        let running = |state| decide_end(BackupPhase::Running, Some(&state));
+        assert_eq!(running(AttemptState::Active { trouble: None }), None);
+        assert_eq!(running(AttemptState::Succeeded(summary())), Some(Ok(summary())), "its last patch was lost");
+        assert!(matches!(decide_end(BackupPhase::Running, None), Some(Err(_))), "its Job is gone");
+        assert!(matches!(decide_end(BackupPhase::Pending, None), Some(Err(_))));
+        assert_eq!(decide_end(BackupPhase::Completed, None), None);
+        assert_eq!(decide_end(BackupPhase::Failed, None), None);
     }
 }

@@ -14,10 +14,10 @@ use serde_json::json;
 
 use super::{
     decide::{AttemptState, Wait},
-    deletion::{DeletionFacts, DeletionStep, FINALIZER, decide_deletion},
+    deletion::{DeletionFacts, DeletionStep, FINALIZER, decide_deletion, decide_end},
     error::BackupError,
-    observe::{Observed, observe},
-    reconcile::{Round, positive},
+    observe::{Observed, find_completed_at, observe},
+    reconcile::{Round, WATCH_JOB, positive},
     status::Report,
 };
 use crate::{
@@ -74,11 +74,20 @@ impl Round<'_> {
         }
     }
 
-    /// One round of a Backup that is being deleted and has the finalizer.
+    /// One round of a Backup that is being deleted, and has the finalizer or is still under way.
     pub(super) async fn finalize(&self) -> Result<Action, BackupError> {
         let observed = observe(self.context, self.backup, &self.namespace, &self.uid).await?;
-        let ground = self.find_ground(&observed);
         let last = observed.facts.attempts.last().map(|attempt| &attempt.state);
+        if let Some(end) = decide_end(observed.facts.phase, last) {
+            let report = end.as_ref().map_or_else(Report::Failed, Report::Completed);
+            self.publish(&report, true).await?;
+            // The patch comes back as a change.
+            return Ok(Action::requeue(WATCH_JOB));
+        }
+        if !has_finalizer(self.backup) {
+            return Ok(Action::requeue(WATCH_JOB));
+        }
+        let ground = self.find_ground(&observed);
         let id = match last {
             Some(AttemptState::Succeeded(summary)) => Some(summary.id.clone()),
             _ => self.backup.status.as_ref().and_then(|status| status.id.clone()),
@@ -119,7 +128,7 @@ impl Round<'_> {
         let others = backups.iter().filter(|other| other.uid().as_deref() != Some(&self.uid));
         let complete = others.filter_map(|other| {
             let status = other.status.as_ref().filter(|status| status.restorable == Some(true))?;
-            status.completed_at.as_ref()?.parse().ok()
+            find_completed_at(status)
         });
         complete.max()
     }

@@ -7,9 +7,9 @@ use k8s_openapi::api::{
 };
 use kube::{Api, ResourceExt, api::ListParams};
 use pgherd_crds::{
-    Backup, PostgresCluster,
+    Backup, BackupStatus, PostgresCluster,
     names::{self, keys},
-    v1alpha1::{backup::BackupPhase, conditions::COMPLETED},
+    v1alpha1::{backup::BackupPhase, conditions::COMPLETED, shared::Condition},
 };
 
 use super::{
@@ -85,7 +85,7 @@ pub async fn observe(context: &Context, backup: &Backup, namespace: &str, uid: &
         phase,
         announced: status.conditions.iter().any(|condition| condition.type_ == COMPLETED && condition.status == "True"),
         pitr_ready: status.pitr_ready,
-        completed_at: status.completed_at.as_deref().and_then(|time| time.parse().ok()),
+        completed_at: find_completed_at(&status),
         target: backup.spec.target.unwrap_or_default(),
         cluster_name,
         cluster: facts,
@@ -94,6 +94,14 @@ pub async fn observe(context: &Context, backup: &Backup, namespace: &str, uid: &
         attempts,
     };
     Ok(Observed { facts, cluster, store: in_use })
+}
+
+/// When a backup was complete. The one time that says so is by the clock of a node, which may be ahead, the other by the controller's, which
+/// may have looked later.
+pub(in crate::controllers) fn find_completed_at(status: &BackupStatus) -> Option<Timestamp> {
+    let completed = |condition: &&Condition| condition.type_ == COMPLETED && condition.status == "True";
+    let announced = status.conditions.iter().find(completed).map(|condition| &condition.last_transition_time);
+    status.completed_at.iter().chain(announced).filter_map(|time| time.parse().ok()).min()
 }
 
 fn observe_pods(context: &Context, namespace: &str, cluster: &str) -> Vec<PodFacts> {

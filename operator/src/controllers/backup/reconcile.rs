@@ -18,10 +18,10 @@ use super::{
     apply::{apply_account, create_job},
     archive::prove_archive,
     build::{JobInput, build_account, build_job, render_job_name},
-    decide::{Decision, Wait, decide},
+    decide::{Decision, Wait, decide, decide_next_look},
     error::BackupError,
     finalize::{has_finalizer, wants_deletion},
-    observe::{Observed, observe},
+    observe::{Observed, find_completed_at, is_unfinished, observe},
     status::{ASKING, Report, apply_status, build_status},
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// How often a running Job is looked at for troubles that its own object doesn't show.
-const WATCH_JOB: Duration = Duration::from_secs(15);
+pub(super) const WATCH_JOB: Duration = Duration::from_secs(15);
 /// How often the primary is asked for the archive.
 const ASK_ARCHIVE: Duration = Duration::from_secs(15);
 
@@ -52,8 +52,14 @@ pub(super) struct Round<'a> {
 pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Action, BackupError> {
     let deleting = backup.metadata.deletion_timestamp.is_some();
     let (wanted, there) = (wants_deletion(&backup), has_finalizer(&backup));
-    if (deleting && !there) || (!deleting && is_finished(&backup) && wanted == there) {
+    if deleting && !there && !is_unfinished(&backup) {
         return Ok(Action::await_change());
+    }
+    if !deleting
+        && wanted == there
+        && let Some(rest) = find_rest(&backup, &context)
+    {
+        return Ok(rest);
     }
     if !context.leadership.holds() {
         return Ok(Action::requeue(WATCH_JOB));
@@ -91,14 +97,31 @@ pub async fn reconcile(backup: Arc<Backup>, context: Arc<Context>) -> Result<Act
     }
 }
 
-/// Nothing is left to do: also of the archive all is known, and the conditions say so.
-fn is_finished(backup: &Backup) -> bool {
-    let Some(status) = &backup.status else { return false };
+/// Nothing is left to do now: also of the archive all is known, and the conditions say so. No watch tells of WAL that was not there and
+/// has come since.
+fn find_rest(backup: &Backup, context: &Context) -> Option<Action> {
+    let status = backup.status.as_ref()?;
     match status.phase.unwrap_or_default() {
-        BackupPhase::Failed => true,
-        BackupPhase::Completed => status.pitr_ready.is_some(),
-        BackupPhase::Pending | BackupPhase::Running => false,
+        BackupPhase::Failed => Some(Action::await_change()),
+        BackupPhase::Pending | BackupPhase::Running => None,
+        BackupPhase::Completed => match (status.pitr_ready?, status.restorable) {
+            (false, Some(true)) => match find_next_look(backup, context) {
+                Some(wait) if !wait.is_positive() => None,
+                wait => Some(render_wait(wait)),
+            },
+            _ => Some(Action::await_change()),
+        },
     }
+}
+
+fn find_next_look(backup: &Backup, context: &Context) -> Option<SignedDuration> {
+    let now = context.clock.now();
+    let completed_at = backup.status.as_ref().and_then(find_completed_at);
+    decide_next_look(completed_at, context.archive_looks.age(&backup.uid()?, now), now.wall)
+}
+
+fn render_wait(wait: Option<SignedDuration>) -> Action {
+    wait.map_or_else(Action::await_change, |wait| Action::requeue(positive(wait)))
 }
 
 impl Round<'_> {
@@ -202,11 +225,23 @@ impl Round<'_> {
     async fn prove(&self, observed: &Observed, primary: Option<&str>, last_try: bool) -> Result<Action, BackupError> {
         let status = self.backup.status.clone().unwrap_or_default();
         let proof = prove_archive(self.context, observed.cluster.as_deref(), primary, &status, last_try).await;
+        self.context.archive_looks.note(&self.uid, self.now);
+        // Only a second look that finds something is worth a write.
+        if status.pitr_ready == Some(false) && proof.ready != Some(true) {
+            return Ok(render_wait(find_next_look(self.backup, self.context)));
+        }
         let written = self.publish(&Report::Archive(proof.ready, &proof.message), true).await?;
         if written && proof.ready == Some(false) {
             self.event(EventType::Warning, "WalNotArchived", &proof.message).await;
         }
-        Ok(if proof.ready.is_some() { Action::await_change() } else { Action::requeue(ASK_ARCHIVE) })
+        Ok(match proof.ready {
+            None => Action::requeue(ASK_ARCHIVE),
+            Some(false) => render_wait(find_next_look(self.backup, self.context)),
+            Some(true) => {
+                self.context.archive_looks.forget(&self.uid);
+                Action::await_change()
+            }
+        })
     }
 }
 

@@ -127,6 +127,11 @@ pub fn build_status(old: &BackupStatus, report: &Report<'_>, generation: Option<
                 statements: i64::try_from(summary.statements).unwrap_or(i64::MAX),
             });
             let message = format!("restored and found good in {took}");
+            // An earlier look condemned it.
+            if status.restorable == Some(false) {
+                status.restorable = Some(true);
+                set_conditions(&mut status, [true, false, false, true], "Completed", &message, now);
+            }
             say(&mut status, &[Said { type_: VERIFIED, holds: true, reason: "Verified", message: &message }], now);
         }
         Report::NotVerified(failure) => {

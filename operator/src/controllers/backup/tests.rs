@@ -20,7 +20,8 @@ use super::{
     archive::judge_archive,
     build::{JobInput, build_account, build_job, render_job_name},
     decide::{
-        AttemptFacts, AttemptState, BackupFacts, ClusterFacts, Decision, PodFacts, PodRole, decide, decide_source,
+        AttemptFacts, AttemptState, BackupFacts, ClusterFacts, Decision, PodFacts, PodRole, decide, decide_next_look,
+        decide_source,
     },
     observe::{JobEnd, conclude_attempt},
     reconcile::decide_local,
@@ -156,8 +157,27 @@ fn a_finished_backup_rests_once_the_archive_is_known() {
     assert_eq!(decide(&completed, now()), ask);
     let late = now() + SignedDuration::from_mins(6);
     assert_eq!(decide(&completed, late), Decision::ProveArchive { primary: Some("shop-0".to_owned()), last_try: true });
-    assert_eq!(decide(&BackupFacts { pitr_ready: Some(false), ..completed }, late), Decision::Rest);
+    assert_eq!(decide(&BackupFacts { pitr_ready: Some(true), ..completed }, late), Decision::Rest);
     assert_eq!(decide(&BackupFacts { phase: BackupPhase::Failed, ..facts() }, now()), Decision::Rest);
+}
+
+#[test]
+fn an_archive_that_lagged_is_looked_at_again_for_a_day_and_by_each_operator_once() {
+    let completed = |ago| Some(now() - SignedDuration::from_mins(ago));
+    let look = |ago, since: Option<i64>| decide_next_look(completed(ago), since.map(SignedDuration::from_mins), now());
+    assert_eq!(look(6, Some(1)), Some(SignedDuration::from_mins(9)));
+    assert_eq!(look(1_439, Some(12)), Some(SignedDuration::ZERO));
+    assert_eq!(look(1_441, Some(12)), None);
+    assert_eq!(look(99_999, None), Some(SignedDuration::ZERO), "it may have come while no operator was there");
+    let facts = BackupFacts {
+        phase: BackupPhase::Completed,
+        announced: true,
+        pitr_ready: Some(false),
+        completed_at: completed(16),
+        ..facts()
+    };
+    let again = Decision::ProveArchive { primary: Some("shop-0".to_owned()), last_try: true };
+    assert_eq!(decide(&facts, now()), again);
 }
 
 #[test]

@@ -124,37 +124,23 @@ fn find_overlap(backups: &[KnownBackup], time: Timestamp) -> Option<&KnownBackup
     })
 }
 
-/// Finished Backups of this schedule beyond the limits, oldest first.
+/// Finished Backups of this schedule beyond the limits, oldest first: by the API server's clock, which is one.
 fn decide_deletions(facts: &ScheduleFacts) -> Vec<String> {
-    let beyond = |limit: usize, ended: fn(KnownState) -> Option<Timestamp>| {
-        let mut finished: Vec<_> = facts
-            .backups
-            .iter()
-            .filter(|backup| backup.ours)
-            .filter_map(|backup| Some((ended(backup.state)?, backup.created, &backup.name)))
-            .collect();
+    let beyond = |limit: usize, has_ended: fn(KnownState) -> bool| {
+        let finished = facts.backups.iter().filter(|backup| backup.ours && has_ended(backup.state));
+        let mut finished: Vec<_> = finished.map(|backup| (backup.created, &backup.name)).collect();
         finished.sort();
         let surplus = finished.len().saturating_sub(limit);
-        finished.into_iter().take(surplus).map(|(_, _, name)| name.clone()).collect::<Vec<_>>()
+        finished.into_iter().take(surplus).map(|(_, name)| name.clone()).collect::<Vec<_>>()
     };
-    let completed = beyond(facts.limits.0, |state| match state {
-        KnownState::Completed(at) => Some(at),
-        _ => None,
-    });
-    let failed = beyond(facts.limits.1, |state| match state {
-        KnownState::Failed(at) => Some(at),
-        _ => None,
-    });
+    let completed = beyond(facts.limits.0, |state| matches!(state, KnownState::Completed(_)));
+    let failed = beyond(facts.limits.1, |state| matches!(state, KnownState::Failed(_)));
     completed.into_iter().chain(failed).filter(|name| !facts.pinned.contains(name)).collect()
 }
 
 /// The newest completed Backup of this schedule.
 #[must_use]
 pub fn find_last_success(backups: &[KnownBackup]) -> Option<&KnownBackup> {
-    backups.iter().filter(|backup| backup.ours && matches!(backup.state, KnownState::Completed(_))).max_by_key(
-        |backup| match backup.state {
-            KnownState::Completed(at) => at,
-            _ => backup.created,
-        },
-    )
+    let completed = |backup: &&KnownBackup| backup.ours && matches!(backup.state, KnownState::Completed(_));
+    backups.iter().filter(completed).max_by_key(|backup| backup.created)
 }

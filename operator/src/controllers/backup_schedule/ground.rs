@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use kube::ResourceExt;
-use pgherd_core::backup::ClusterLocation;
+use pgherd_core::{backup::ClusterLocation, lsn::Lsn};
 use pgherd_crds::{
     Backup, BackupSchedule, PostgresCluster,
     names::keys,
@@ -66,10 +66,17 @@ impl Ground {
         find_id(backup, &self.location)
     }
 
+    /// Sorts the older of two backups whose data lies here first, as [`pgherd_core::backup::BackupRecord::order`] does; with the id.
+    pub(super) fn order_of<'a>(&self, backup: &'a Backup) -> Option<(Option<u32>, Option<Lsn>, &'a str)> {
+        let (id, status) = (self.id_of(backup)?, backup.status.as_ref()?);
+        let stop = status.stop_lsn.as_ref().and_then(|lsn| lsn.parse().ok());
+        Some((status.timeline, stop, id))
+    }
+
     fn list_ids(&self, wanted: impl Fn(&Backup) -> bool) -> Vec<String> {
         let chosen = self.backups.iter().filter(|backup| wanted(backup));
-        let ids: BTreeSet<&str> = chosen.filter_map(|backup| self.id_of(backup)).collect();
-        ids.into_iter().map(str::to_owned).collect()
+        let oldest_first: BTreeSet<_> = chosen.filter_map(|backup| self.order_of(backup)).collect();
+        oldest_first.into_iter().map(|(_, _, id)| id.to_owned()).collect()
     }
 
     /// Ids of the backups that are said to have data here, oldest first.
@@ -89,11 +96,20 @@ impl Ground {
 
     /// The newest restorable backup of the cluster, once it is known whether the archive has its WAL.
     pub(super) fn newest_to_verify(&self) -> Option<&Backup> {
+        self.newest_known(is_restorable)
+    }
+
+    /// The newest one that was found not to come back.
+    pub(super) fn newest_condemned(&self) -> Option<&Backup> {
+        self.newest_known(|backup| !is_restorable(backup))
+    }
+
+    fn newest_known(&self, wanted: impl Fn(&Backup) -> bool) -> Option<&Backup> {
         let known = |backup: &&Arc<Backup>| {
-            is_restorable(backup) && backup.status.as_ref().is_some_and(|status| status.pitr_ready.is_some())
+            wanted(backup) && backup.status.as_ref().is_some_and(|status| status.pitr_ready.is_some())
         };
-        let here = self.backups.iter().filter(known).filter_map(|backup| Some((self.id_of(backup)?, &**backup)));
-        here.max_by_key(|(id, _)| *id).map(|(_, backup)| backup)
+        let here = self.backups.iter().filter(known).filter_map(|backup| Some((self.order_of(backup)?, &**backup)));
+        here.max_by_key(|(order, _)| *order).map(|(_, backup)| backup)
     }
 
     /// Ids that this schedule's retention leaves alone: those of Backups made by hand or by another schedule that is

@@ -8,6 +8,8 @@ pub mod care;
 pub mod decide;
 pub mod error;
 mod ground;
+#[cfg(test)]
+mod ground_tests;
 pub mod observe;
 pub mod reconcile;
 pub mod retention;

@@ -7,7 +7,7 @@ use pgherd_core::schedule::Schedule;
 use pgherd_crds::{Backup, BackupSchedule, names::keys, v1alpha1::backup::BackupPhase};
 
 use super::decide::{KnownBackup, KnownState, ScheduleFacts};
-use crate::{context::Context, kubernetes::store};
+use crate::{context::Context, controllers::backup::observe::find_completed_at, kubernetes::store};
 
 /// Completed Backups that are kept where the spec says nothing.
 const KEEP_COMPLETED: u32 = 10;
@@ -63,10 +63,10 @@ fn observe_block(context: &Context, namespace: &str, cluster: &str) -> Option<(&
     None
 }
 
-fn describe_backup(backup: &Backup, schedule: &str) -> Option<KnownBackup> {
+pub(super) fn describe_backup(backup: &Backup, schedule: &str) -> Option<KnownBackup> {
     let created = backup.creation_timestamp()?.0;
     let status = backup.status.as_ref();
-    let ended = status.and_then(|status| status.completed_at.as_ref()?.parse().ok()).unwrap_or(created);
+    let ended = status.and_then(find_completed_at).unwrap_or(created);
     let state = match status.and_then(|status| status.phase).unwrap_or_default() {
         BackupPhase::Pending | BackupPhase::Running => KnownState::Unfinished,
         BackupPhase::Completed => KnownState::Completed(ended),

@@ -123,8 +123,10 @@ fn the_oldest_objects_beyond_the_limits_go() {
         KnownBackup { ours: false, ..completed("by-hand", "01T03:00:00") },
         backup("running", "02T03:00:00", KnownState::Unfinished),
     ];
-    let facts = ScheduleFacts { backups, ..facts() };
+    let mut facts = ScheduleFacts { backups, ..facts() };
     assert_eq!(decide(&facts, at("20T12:00:00")).delete, ["c1", "f1"]);
+    facts.backups[1].state = KnownState::Completed("2027-11-17T03:00:00Z".parse().unwrap());
+    assert_eq!(decide(&facts, at("20T12:00:00")).delete, ["c1", "f1"], "a node's clock says nothing of which is older");
     assert_eq!(find_last_success(&facts.backups).unwrap().name, "c3");
     let pinned = ScheduleFacts { pinned: BTreeSet::from(["c1".to_owned()]), ..facts };
     assert_eq!(decide(&pinned, at("20T12:00:00")).delete, ["f1"]);

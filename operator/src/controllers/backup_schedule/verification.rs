@@ -28,7 +28,9 @@ pub struct VerificationFacts {
     pub paused: bool,
     /// Name of the newest restorable Backup of the cluster of which it is known whether its WAL is archived.
     pub newest: Option<String>,
-    /// It is known to be newer than the one that was verified last.
+    /// Name of the newest one that was found not to come back.
+    pub condemned: Option<String>,
+    /// The newest restorable one is known to be newer than the one that was verified last.
     pub newer: bool,
     /// The last run, unless its end is published already.
     pub run: Option<Run<VerifyJobConfig>>,
@@ -116,7 +118,7 @@ pub fn decide_verification(facts: &VerificationFacts, now: Timestamp) -> Verific
             }
         };
     }
-    let Some(backup) = facts.newest.clone().filter(|_| !facts.paused) else { return VerificationStep::Rest(None) };
+    let Some(backup) = choose_backup(facts).filter(|_| !facts.paused) else { return VerificationStep::Rest(None) };
     let last = published.last_run_time.as_deref().and_then(parse_time);
     let failures = published.failures.unwrap_or(0);
     // One that was found bad is followed by the next one that is made, not by another look at the same, nor by the older ones:
@@ -134,6 +136,17 @@ pub fn decide_verification(facts: &VerificationFacts, now: Timestamp) -> Verific
     }
     let run = format!("{backup}; {}; {failures}", published.last_run_time.as_deref().unwrap_or_default());
     VerificationStep::Start { backup, run }
+}
+
+/// The newest restorable one; once that is known to be good, a condemned one in its turn, as what condemned it may have been in the
+/// machine that looked, or on the way.
+fn choose_backup(facts: &VerificationFacts) -> Option<String> {
+    let published = &facts.published;
+    let is_good = facts.newest == published.backup
+        && published.last_run_time.is_some()
+        && published.last_success_time == published.last_run_time;
+    let condemned = facts.condemned.as_ref().filter(|_| is_good || facts.newest.is_none());
+    condemned.or(facts.newest.as_ref()).cloned()
 }
 
 fn conclude(

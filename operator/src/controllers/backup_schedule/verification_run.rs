@@ -54,6 +54,7 @@ pub(super) async fn care_for_verification(
         every: parse_every(schedule.spec.verify.as_ref()),
         paused: facts.suspended || facts.blocked.is_some(),
         newest: newest.map(|backup| backup.name_any()),
+        condemned: ground.and_then(Ground::newest_condemned).map(ResourceExt::name_any),
         newer: is_newer(ground, newest, &published),
         run: observe_last_run(context, whose, published.job.as_deref()).await?,
         published: published.clone(),
@@ -96,10 +97,10 @@ pub(super) async fn care_for_verification(
 
 /// Whether `newest` was made after the backup that was verified last or, where that one is gone, after it was verified.
 fn is_newer(ground: Option<&Ground>, newest: Option<&Backup>, published: &VerificationStatus) -> bool {
-    let id_of = |backup| ground.and_then(|ground| ground.id_of(backup));
+    let order_of = |backup| ground.and_then(|ground| ground.order_of(backup));
     let verified = published.backup.as_deref();
-    match ground.zip(verified).and_then(|(ground, name)| ground.find(name)).and_then(id_of) {
-        Some(verified) => newest.and_then(id_of).is_some_and(|newest| newest > verified),
+    match ground.zip(verified).and_then(|(ground, name)| ground.find(name)).and_then(order_of) {
+        Some(verified) => newest.and_then(order_of).is_some_and(|newest| newest > verified),
         None => {
             let completed = newest.and_then(|backup| parse_time(backup.status.as_ref()?.completed_at.as_deref()?));
             let looked = published.last_run_time.as_deref().and_then(parse_time);

@@ -36,6 +36,7 @@ fn facts() -> VerificationFacts {
         every: Ok(Some(SignedDuration::from_hours(24))),
         paused: false,
         newest: Some("b1".to_owned()),
+        condemned: None,
         newer: false,
         run: None,
         published: VerificationStatus::default(),
@@ -110,6 +111,32 @@ fn a_bad_backup_is_followed_by_the_next_one_at_once_and_by_an_older_one_in_its_t
 }
 
 #[test]
+fn a_condemned_backup_has_its_turn_once_the_newest_is_good_or_there_is_no_other() {
+    let started = |facts: &VerificationFacts, at| match decide_verification(facts, at) {
+        VerificationStep::Start { backup, .. } => backup,
+        other => panic!("{other:?}"),
+    };
+    let due = now() + SignedDuration::from_hours(24);
+    let both = VerificationFacts { condemned: Some("b0".to_owned()), ..facts() };
+    assert_eq!(started(&both, now()), "b1", "it was not looked at yet");
+    let good = conclude(&VerifyJobOutcome::Completed(summary()), VerificationStatus::default());
+    let both = VerificationFacts { published: good.status, ..both };
+    assert!(matches!(decide_verification(&both, now()), VerificationStep::Rest(Some(_))));
+    assert_eq!(started(&both, due), "b0");
+    let newer = VerificationFacts { newest: Some("b2".to_owned()), ..both.clone() };
+    assert_eq!(started(&newer, due), "b2");
+    let bad_again =
+        VerificationStatus { backup: Some("b0".to_owned()), last_success_time: None, ..both.published.clone() };
+    assert_eq!(
+        started(&VerificationFacts { published: bad_again, ..both.clone() }, due),
+        "b1",
+        "and then the newest again"
+    );
+    let alone = VerificationFacts { newest: None, ..both };
+    assert_eq!(started(&alone, due), "b0");
+}
+
+#[test]
 fn what_could_not_be_carried_out_says_nothing_of_the_backup_and_is_tried_again() {
     let mut published = VerificationStatus::default();
     for pause in [2, 4, 8] {
@@ -147,6 +174,13 @@ fn a_backup_that_does_not_come_back_is_not_restorable_and_one_whose_statement_is
     );
     let damaged = build_status(&good, &Report::NotVerified(&failure(true, true)), Some(1), now());
     assert_eq!((damaged.restorable, find(&damaged, "Ready").as_deref()), (Some(false), Some("False")));
+    let cleared = build_status(&damaged, &Report::Verified(&summary(), now()), Some(1), now());
+    assert_eq!(
+        (cleared.restorable, find(&cleared, "Ready").as_deref()),
+        (Some(true), Some("True")),
+        "it was no fault of its"
+    );
+    assert_eq!(find(&cleared, "Stalled").as_deref(), Some("False"));
     let pruned = build_status(&good, &Report::Pruned, Some(1), now());
     assert_eq!((pruned.restorable, find(&pruned, "Verified").as_deref()), (Some(false), Some("True")), "it stays said");
 }

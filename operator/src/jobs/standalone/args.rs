@@ -30,8 +30,8 @@ const DEFAULT_PORT: u16 = 5432;
 /// Where backups lie: a file, or all of it by flags.
 #[derive(Clone, Debug, Args)]
 pub struct LocationArgs {
-    /// JSON file with store (and in it encryption), cluster, systemId and backupId; a flag overrides what it says of the system,
-    /// the backup or the keys.
+    /// JSON file with store (and in it encryption), cluster, systemId and backupId; a flag overrides what it says of the cluster,
+    /// the system, the backup or the keys.
     #[arg(long, value_name = "FILE")]
     pub location: Option<PathBuf>,
     /// https://host:port of the object store.
@@ -64,8 +64,8 @@ pub struct LocationArgs {
     /// File with AGE-SECRET-KEY-1… lines that open what is encrypted; a backup alone does not need it.
     #[arg(long, value_name = "FILE")]
     pub age_identity_file: Option<PathBuf>,
-    /// The cluster's name in the store.
-    #[arg(long, required_unless_present = "location")]
+    /// The cluster's name in the store; list-backups alone can do without, and lists all clusters below the prefix.
+    #[arg(long)]
     pub cluster: Option<String>,
     /// The database system identifier; not needed where the store has only one of this name.
     #[arg(long, default_value = "")]
@@ -79,8 +79,20 @@ impl LocationArgs {
     /// The location by file and flags.
     ///
     /// # Errors
-    /// When the file cannot be read or is not a location.
+    /// When the file cannot be read or is not a location, or no cluster is named.
     pub fn read(&self) -> Result<BackupLocation, Box<dyn Error>> {
+        let location = self.read_open()?;
+        if location.cluster.cluster.is_empty() {
+            return Err("which cluster? --cluster, or cluster in the file of --location, names it".into());
+        }
+        Ok(location)
+    }
+
+    /// As [`Self::read`], where the cluster may be left open.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a location.
+    pub fn read_open(&self) -> Result<BackupLocation, Box<dyn Error>> {
         let mut location = match &self.location {
             Some(path) => {
                 let text = std::fs::read(path).map_err(|error| format!("reading {}: {error}", path.display()))?;
@@ -88,6 +100,9 @@ impl LocationArgs {
             }
             None => BackupLocation { cluster: self.build_cluster(), backup_id: String::new() },
         };
+        if let Some(cluster) = &self.cluster {
+            location.cluster.cluster.clone_from(cluster);
+        }
         if !self.system_id.is_empty() {
             location.cluster.system_id.clone_from(&self.system_id);
         }

@@ -2,6 +2,7 @@
 //! read from files only, never from arguments or the environment.
 
 mod args;
+mod list;
 mod recovery;
 mod trial;
 
@@ -11,10 +12,10 @@ use jiff::{SignedDuration, Timestamp};
 use pgherd_core::{backup::BackupLocation, retention::RetentionPolicy};
 use pgherd_stream::{
     backup::{BackupKind, BackupOptions, BackupProgress, observe_peak_rss, run_backup},
-    catalogue::{list_backups, resolve},
+    catalogue::resolve,
     process::build_runtime,
     proof::plan_recovery,
-    prune::{PruneOptions, apply_prune, plan_prune},
+    prune::{PruneOptions, apply_prune, measure_wal, plan_prune},
     restore::{RestoreProgress, RestoreSettings, restore_backup_with, verify_backup},
     store::ObjectStore,
     wal::{FetchOutcome, fetch},
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use args::{BackupArgs, FetchWalArgs, LocationArgs, PruneArgs, RestoreArgs, VerifyArgs};
+pub use list::{Listed, list, list_into};
 
 /// What a command by hand ends with.
 type Outcome = Result<ExitCode, Box<dyn Error>>;
@@ -135,37 +137,6 @@ pub fn verify(args: &VerifyArgs) -> Outcome {
     }))
 }
 
-/// `pgherd list-backups`: one JSON object a line, newest last.
-///
-/// # Errors
-/// What failed, for standard error.
-pub fn list(args: &LocationArgs) -> Outcome {
-    let location = args.read()?;
-    let records = build_runtime()?.block_on(async {
-        let store = ObjectStore::connect(&location.cluster.store).await?;
-        let newest = BackupLocation { backup_id: String::new(), ..location };
-        let (location, _) = resolve(&store, &newest).await?;
-        Ok::<_, Box<dyn Error>>(list_backups(&store, &location.cluster).await?)
-    })?;
-    for record in records {
-        print(&json!({
-            "id": record.id,
-            "kind": if record.parent.is_some() { "Incremental" } else { "Full" },
-            "parent": record.parent.as_ref().map(|parent| &parent.id),
-            "method": record.method.as_deref().unwrap_or("stream"),
-            "stoppedAt": record.stopped_at,
-            "serverVersion": record.server_version,
-            "timeline": record.timeline,
-            "startLsn": record.start_lsn,
-            "stopLsn": record.stop_lsn,
-            "tarBytes": record.tar_bytes,
-            "storedBytes": record.stored_bytes,
-            "recipients": record.encryption.as_ref().map(|encryption| &encryption.recipients),
-        }))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 /// `pgherd prune`.
 ///
 /// # Errors
@@ -192,8 +163,8 @@ pub fn prune(args: &PruneArgs) -> Outcome {
         for verdict in &plan.backups.delete {
             print(&json!({"delete": verdict.id, "why": verdict.why}))?;
         }
-        let bytes = plan.wal.iter().fold(0u64, |sum, (_, size)| sum.saturating_add(*size));
-        print(&json!({"deleteWal": plan.wal.len(), "bytes": bytes}))?;
+        let wal = measure_wal(&store, &location.cluster, &plan).await?;
+        print(&json!({"deleteWal": wal.files, "bytes": wal.bytes}))?;
         if args.apply {
             let done = apply_prune(&store, &location.cluster, &options, &plan).await?;
             print(&json!({"deleted": done.backups, "spared": done.spared, "deletedWal": done.wal}))?;

@@ -73,8 +73,24 @@ async fn perform(config: VerifyJobConfig) -> Result<VerifySummary, VerifyError> 
         database: config.database,
         statements: config.statements,
     };
-    let verified = verify_by_restore(&store, &trial, cancel).await?;
+    let verified = look_twice(&trial.data, async || verify_by_restore(&store, &trial, cancel.clone()).await).await?;
     Ok(summarize(&verified, trial.statements.len()))
+}
+
+/// Looks, and once more where the backup did not come back into `data`: a verdict on it is not to hang on one read, which a disk, a memory
+/// or a network in between can spoil. The second look counts.
+async fn look_twice<T>(data: &Path, mut look: impl AsyncFnMut() -> Result<T, VerifyError>) -> Result<T, VerifyError> {
+    let error = match look().await {
+        Err(error) if describe_failure(&error).unusable => error,
+        looked => return looked,
+    };
+    tracing::warn!(error = error_chain(&error), "the backup does not come back; it is read once more");
+    match tokio::fs::remove_dir_all(data).await {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(VerifyError::file("removing", data)(source))
+        }
+        _ => look().await,
+    }
 }
 
 /// What is told of a good backup.
@@ -92,5 +108,38 @@ pub fn summarize(verified: &Verified, statements: usize) -> VerifySummary {
         },
         statements: statements as u64,
         took_ms: millis(took),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io};
+
+    use super::*;
+
+    /// Looks of which the first end with these errors; whether it was found good, and how many there were.
+    async fn look(errors: Vec<VerifyError>) -> (bool, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let (mut errors, mut count) = (errors.into_iter(), 0);
+        let looked = look_twice(&data, async || {
+            count += 1;
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("left"), "of the last look").unwrap();
+            errors.next().map_or(Ok(()), Err)
+        });
+        let good = looked.await.is_ok();
+        (good, count)
+    }
+
+    #[tokio::test]
+    async fn one_damaged_read_condemns_no_backup_and_two_do() {
+        let damaged =
+            || VerifyError::Restore(RestoreError::Damaged { path: "base/1".to_owned(), expected: 1, found: 2 });
+        assert_eq!(look(vec![damaged()]).await, (true, 2));
+        assert_eq!(look(vec![damaged(), damaged()]).await, (false, 2));
+        assert_eq!(look(vec![]).await, (true, 1));
+        let full = VerifyError::file("writing", Path::new("x"))(io::ErrorKind::StorageFull.into());
+        assert_eq!(look(vec![full]).await, (false, 1), "what says nothing of the backup is tried again by another Job");
     }
 }

@@ -291,8 +291,7 @@ impl Run<'_> {
 
     /// What earlier processes left. Its failure is no failure of this backup.
     async fn sweep(&self, location: &ClusterLocation, own_id: &str) {
-        let scope =
-            SweepScope { own_id, owner: self.options.owner.as_ref(), now: Timestamp::now(), silent_age: SILENT_AGE };
+        let scope = SweepScope { own_id, owner: self.options.owner.as_ref(), silent_age: SILENT_AGE };
         let sweep = tokio::time::timeout(SWEEP_TIMEOUT, sweep_abandoned(self.store, location, &scope));
         let swept = tokio::select! {
             () = self.cancel.cancelled() => return,

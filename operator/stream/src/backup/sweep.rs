@@ -30,8 +30,6 @@ pub struct SweepScope<'a> {
     pub own_id: &'a str,
     /// Earlier attempts of this owner are dead, and the same attempt under another id.
     pub owner: Option<&'a BackupOwner>,
-    /// Now, by a clock that is near the store's.
-    pub now: Timestamp,
     /// See [`SILENT_AGE`].
     pub silent_age: Duration,
 }
@@ -92,16 +90,21 @@ pub async fn sweep_abandoned(
     location: &ClusterLocation,
     scope: &SweepScope<'_>,
 ) -> Result<Vec<String>, StoreError> {
-    let mut removed = Vec::new();
+    let (now, mut removed) = (store.observe_time().await?, Vec::new());
     for id in store.list_dirs(&format!("{}/base/", location.root())).await? {
-        if id != scope.own_id && sweep_one(store, &location.backup_prefix(&id), scope).await? {
+        if id != scope.own_id && sweep_one(store, &location.backup_prefix(&id), scope, now).await? {
             removed.push(id);
         }
     }
     Ok(removed)
 }
 
-async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) -> Result<bool, StoreError> {
+async fn sweep_one(
+    store: &ObjectStore,
+    prefix: &str,
+    scope: &SweepScope<'_>,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let record_key = format!("{prefix}{RECORD_NAME}");
     if store.head(&record_key).await?.is_some() {
         return Ok(false);
@@ -109,7 +112,7 @@ async fn sweep_one(store: &ObjectStore, prefix: &str, scope: &SweepScope<'_>) ->
     let present = store.list_objects(prefix).await?;
     let marker = store.get_at_most(&format!("{prefix}{MARKER_NAME}"), MAX_MARKER_BYTES).await?;
     let marker: Option<Marker> = marker.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let fate = decide_fate(marker.as_ref(), observe_silence(&present, scope.now), scope);
+    let fate = decide_fate(marker.as_ref(), observe_silence(&present, now), scope);
     if fate == Fate::Leave {
         return Ok(false);
     }
@@ -139,7 +142,7 @@ pub(super) async fn close_record(store: &ObjectStore, key: &str) -> Result<usize
 fn observe_silence(present: &[StoredObject], now: Timestamp) -> Option<Duration> {
     let newest = present.iter().filter_map(|object| object.modified).max()?;
     let silent = now.duration_since(newest);
-    // A store whose clock is ahead of ours wrote it just now.
+    // It was written since the store was asked for the time.
     Some(if silent.is_negative() { Duration::ZERO } else { silent.unsigned_abs() })
 }
 
@@ -201,7 +204,7 @@ mod tests {
     #[test]
     fn an_earlier_attempt_of_the_same_owner_is_dead_and_another_owner_s_only_when_it_is_silent() {
         let me = BackupOwner { id: "a".to_owned(), attempt: 2 };
-        let scope = SweepScope { own_id: "now", owner: Some(&me), now: Timestamp::UNIX_EPOCH, silent_age: SILENT_AGE };
+        let scope = SweepScope { own_id: "now", owner: Some(&me), silent_age: SILENT_AGE };
         let fate =
             |marker: Option<&Marker>, seconds: u64| decide_fate(marker, Some(Duration::from_secs(seconds)), &scope);
         assert_eq!(fate(Some(&marker(Some(("a", 1)))), 1), Fate::RemoveIfUncommitted);

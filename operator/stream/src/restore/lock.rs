@@ -84,8 +84,10 @@ impl RestoreLock {
 async fn observe_deletion(store: &ObjectStore, location: &BackupLocation) -> Result<bool, StoreError> {
     let key = format!("{}{MARKER_NAME}", location.cluster.backup_prefix(&location.backup_id));
     let found = store.list_objects(&key).await?.into_iter().find(|object| object.key == key);
-    let fresh = found.is_some_and(|object| is_fresh(object.modified, Timestamp::now()));
-    if !fresh {
+    let Some(found) = found else { return Ok(false) };
+    // Where the store does not say what time it is, the reader's own clock does: at worst it says later that the backup is gone.
+    let now = store.observe_time().await.unwrap_or_else(|_| Timestamp::now());
+    if !is_fresh(found.modified, now) {
         return Ok(false);
     }
     let marker = store.get_at_most(&key, MAX_MARKER_BYTES).await?;
@@ -101,7 +103,7 @@ fn is_fresh(modified: Option<Timestamp>, now: Timestamp) -> bool {
     })
 }
 
-/// Ids of the backups that somebody reads.
+/// Ids of the backups that somebody reads; `now` is by the store's clock ([`ObjectStore::observe_time`]).
 pub(crate) async fn observe_locks(
     store: &ObjectStore,
     location: &ClusterLocation,

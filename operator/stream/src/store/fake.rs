@@ -8,10 +8,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use pgherd_core::backup::{ClusterLocation, StoreConfig};
 
 use super::ObjectStore;
+
+/// So many objects are listed at once.
+const PAGE: usize = 1000;
 
 /// Its threads end with the process.
 pub(crate) struct FakeStore {
@@ -22,7 +25,12 @@ pub(crate) struct FakeStore {
 
 #[derive(Default)]
 struct State {
-    objects: BTreeMap<String, Vec<u8>>,
+    /// What was put, and when by the store's clock.
+    objects: BTreeMap<String, (Vec<u8>, Timestamp)>,
+    /// How far that clock is ahead of this machine's.
+    ahead: SignedDuration,
+    /// Answers have no `Date`.
+    timeless: bool,
     /// Key and what came by id.
     uploads: BTreeMap<u64, (String, Vec<u8>)>,
     begun: u64,
@@ -82,12 +90,39 @@ impl FakeStore {
         self.lock().objects.keys().cloned().collect()
     }
 
+    /// Puts small objects, without a request for each.
+    pub(crate) fn hold(&self, keys: impl IntoIterator<Item = String>) {
+        let mut state = self.lock();
+        let now = state.now();
+        state.objects.extend(keys.into_iter().map(|key| (key, (b"x".to_vec(), now))));
+    }
+
+    /// Sets the store's clock, by this machine's.
+    pub(crate) fn set_clock(&self, ahead: SignedDuration) {
+        self.lock().ahead = ahead;
+    }
+
+    /// From now on no answer says what time it is.
+    pub(crate) fn hide_time(&self) {
+        self.lock().timeless = true;
+    }
+
     pub(crate) fn begin_at_abort(&self) {
         self.lock().begins_at_abort = true;
     }
 }
 
 impl State {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + self.ahead
+    }
+
+    /// The line of an answer that says what time it is.
+    fn render_date(&self) -> String {
+        let date = self.now().strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n").to_string();
+        if self.timeless { String::new() } else { date }
+    }
+
     fn begin(&mut self, key: &str) -> u64 {
         self.begun += 1;
         self.uploads.insert(self.begun, (key.to_owned(), Vec::new()));
@@ -123,17 +158,19 @@ impl State {
             ("POST", Some(id)) => match self.uploads.remove(&id) {
                 None => gone("NoSuchUpload"),
                 Some((key, parts)) => {
-                    self.objects.insert(key, parts);
+                    let now = self.now();
+                    self.objects.insert(key, (parts, now));
                     xml("CompleteMultipartUploadResult", "<ETag>\"x\"</ETag>".to_owned())
                 }
             },
             ("PUT", None) if request.create_only && self.objects.contains_key(key) => (412, Vec::new()),
             ("PUT", None) => {
-                self.objects.insert(key.to_owned(), request.body.clone());
+                let now = self.now();
+                self.objects.insert(key.to_owned(), (request.body.clone(), now));
                 (200, Vec::new())
             }
             ("GET" | "HEAD", None) => {
-                self.objects.get(key).map_or_else(|| gone("NoSuchKey"), |bytes| (200, bytes.clone()))
+                self.objects.get(key).map_or_else(|| gone("NoSuchKey"), |(bytes, _)| (200, bytes.clone()))
             }
             ("DELETE", None) => {
                 self.objects.remove(key);
@@ -154,18 +191,24 @@ impl State {
 
     fn render_objects(&self, request: &Request) -> String {
         let prefix = request.query.get("prefix").cloned().unwrap_or_default();
-        let (mut listed, mut folders) = (String::new(), Vec::new());
-        for (key, bytes) in &self.objects {
-            let Some(rest) = key.strip_prefix(&prefix) else { continue };
+        let after = request.query.get("continuation-token").cloned().unwrap_or_default();
+        let (mut listed, mut folders, mut count, mut last) = (String::new(), Vec::new(), 0, "");
+        for (key, (bytes, written)) in &self.objects {
+            let Some(rest) = key.strip_prefix(&prefix).filter(|_| *key > after) else { continue };
             let folder = rest.split_once('/').map(|(folder, _)| format!("{prefix}{folder}/"));
-            match folder.filter(|_| request.query.contains_key("delimiter")) {
-                Some(folder) => folders.push(folder),
-                None => listed.push_str(&format!(
-                    "<Contents><Key>{key}</Key><Size>{}</Size><LastModified>{}</LastModified></Contents>",
-                    bytes.len(),
-                    Timestamp::now()
-                )),
+            if let Some(folder) = folder.filter(|_| request.query.contains_key("delimiter")) {
+                folders.push(folder);
+                continue;
             }
+            if count == PAGE {
+                listed.push_str(&format!("<NextContinuationToken>{last}</NextContinuationToken>"));
+                break;
+            }
+            (count, last) = (count + 1, key);
+            listed.push_str(&format!(
+                "<Contents><Key>{key}</Key><Size>{}</Size><LastModified>{written}</LastModified></Contents>",
+                bytes.len()
+            ));
         }
         folders.dedup();
         let folders =
@@ -185,9 +228,11 @@ struct Request {
 /// One request and its answer; none at the end of the connection.
 fn serve(client: &TcpStream, state: &Mutex<State>) -> Option<()> {
     let request = read_request(&mut BufReader::new(client))?;
-    let (status, body) = state.lock().unwrap().answer(&request);
+    let mut locked = state.lock().unwrap();
+    let ((status, body), date) = (locked.answer(&request), locked.render_date());
+    drop(locked);
     let head = format!(
-        "HTTP/1.1 {status} x\r\nContent-Length: {}\r\nETag: \"x\"\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} x\r\n{date}Content-Length: {}\r\nETag: \"x\"\r\nConnection: close\r\n\r\n",
         if status == 204 { 0 } else { body.len() }
     );
     let mut client = client;

@@ -11,6 +11,7 @@ mod error;
 pub(crate) mod fake;
 mod multipart;
 mod read;
+mod time;
 mod trust;
 
 use std::{collections::HashMap, fmt::Debug, time::Duration};
@@ -189,18 +190,48 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn list_objects(&self, prefix: &str) -> Result<Vec<StoredObject>, StoreError> {
-        let mut pages = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).into_paginator().send();
-        let mut objects = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| classify(self.request("LIST", prefix), error))?;
-            for object in page.contents() {
-                let size = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
-                let modified = object.last_modified().and_then(|time| Timestamp::from_second(time.secs()).ok());
-                objects.extend(object.key().map(|key| StoredObject { key: key.to_owned(), size, modified }));
+        let (mut objects, mut token) = (Vec::new(), None);
+        loop {
+            let (page, next) = self.observe_page(prefix, token).await?;
+            objects.extend(page);
+            if next.is_none() {
+                break;
             }
+            token = next;
         }
         objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(objects)
+    }
+
+    /// Keys and sizes below a prefix, as many as the store names at once: 1,000 at most. With what leads to the next ones, if there are any.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn list_page(
+        &self,
+        prefix: &str,
+        token: Option<String>,
+    ) -> Result<(Vec<(String, u64)>, Option<String>), StoreError> {
+        let (page, next) = self.observe_page(prefix, token).await?;
+        Ok((page.into_iter().map(|object| (object.key, object.size)).collect(), next))
+    }
+
+    async fn observe_page(
+        &self,
+        prefix: &str,
+        token: Option<String>,
+    ) -> Result<(Vec<StoredObject>, Option<String>), StoreError> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+        let page = request.set_continuation_token(token.clone()).send().await;
+        let page = page.map_err(|error| classify(self.request("LIST", prefix), error))?;
+        let describe = |object: &aws_sdk_s3::types::Object| {
+            let size = u64::try_from(object.size().unwrap_or(0)).unwrap_or(0);
+            let modified = object.last_modified().and_then(|time| Timestamp::from_second(time.secs()).ok());
+            object.key().map(|key| StoredObject { key: key.to_owned(), size, modified })
+        };
+        let objects = page.contents().iter().filter_map(describe).collect();
+        // A page that leads nowhere new is the last one.
+        Ok((objects, page.next_continuation_token.filter(|next| !next.is_empty() && Some(next) != token.as_ref())))
     }
 
     /// Names of the "folders" directly below a prefix that ends with a slash (or is empty), without slashes, sorted.

@@ -4,7 +4,6 @@
 use std::{fs, os::unix::fs::FileExt, time::Duration};
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use pgherd_core::backup::{BackupLocation, ClusterLocation};
 use pgherd_stream::{
     backup::{BackupError, BackupOptions, BackupOutcome, BackupProgress, SweepScope, run_backup, sweep_abandoned},
@@ -89,7 +88,7 @@ async fn a_broken_off_backup_leaves_nothing(brand: Brand) {
     assert!(list_backups(&store, &running.location).await.unwrap().is_empty(), "never visible");
     let sweep = async |age| {
         let silent_age = Duration::from_secs(age);
-        let scope = SweepScope { own_id: "", owner: None, now: Timestamp::now(), silent_age };
+        let scope = SweepScope { own_id: "", owner: None, silent_age };
         sweep_abandoned(&store, &running.location, &scope).await.unwrap()
     };
     assert!(sweep(3600).await.is_empty(), "it may be running");

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    context::{Clock, Memories},
+    context::{ArchiveLooks, Clock, Memories},
     controllers::postgres_cluster::{
         decide::decide,
         observe::{
@@ -213,6 +213,7 @@ pub(super) fn context(client: &Client) -> Context {
         metrics: Metrics::default(),
         clock: Clock::start(),
         memories: Memories::default(),
+        archive_looks: ArchiveLooks::default(),
     }
 }
 

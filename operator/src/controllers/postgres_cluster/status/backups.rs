@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use pgherd_crds::{
     Backup,
     v1alpha1::{backup::BackupPhase, conditions::BACKUP_HEALTHY, postgres_cluster::LastBackup},
@@ -9,15 +10,20 @@ use pgherd_crds::{
 
 use super::conditions::Draft;
 
+/// When it was made, by the API server's one clock, and its name.
+fn age(backup: &Backup) -> (Option<Timestamp>, Option<&String>) {
+    (backup.metadata.creation_timestamp.as_ref().map(|time| time.0), backup.metadata.name.as_ref())
+}
+
 /// The newest restorable backup.
 pub(super) fn last_backup(backups: &[Arc<Backup>]) -> Option<LastBackup> {
     let restorable = backups.iter().filter_map(|backup| {
         let status = backup.status.as_ref()?;
         let good = status.phase == Some(BackupPhase::Completed) && status.restorable == Some(true);
         let completed_at = status.completed_at.clone().filter(|_| good)?;
-        Some(LastBackup { name: backup.metadata.name.clone()?, completed_at })
+        Some((age(backup), LastBackup { name: backup.metadata.name.clone()?, completed_at }))
     });
-    restorable.max_by(|a, b| (&a.completed_at, &a.name).cmp(&(&b.completed_at, &b.name)))
+    restorable.max_by_key(|(age, _)| *age).map(|(_, last)| last)
 }
 
 /// Whether the newest backup that has ended is restorable.
@@ -34,9 +40,6 @@ pub(super) fn backup_healthy(backups: &[Arc<Backup>], has_store: bool) -> Draft 
         let phase = backup.status.as_ref().and_then(|status| status.phase);
         matches!(phase, Some(BackupPhase::Completed | BackupPhase::Failed))
     });
-    let age = |backup: &Arc<Backup>| {
-        (backup.metadata.creation_timestamp.as_ref().map(|time| time.0), backup.metadata.name.clone())
-    };
     let Some(newest) = ended.max_by_key(|backup| age(backup)) else {
         return Draft::new(BACKUP_HEALTHY, "Unknown", "NoBackup", "no backup has ended yet");
     };

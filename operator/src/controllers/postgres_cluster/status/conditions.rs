@@ -194,7 +194,14 @@ fn archiving(scene: &Scene<'_>) -> Draft {
         (Some(error), _) => {
             Draft::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}"))
         }
-        (None, Some(_)) => Draft::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
+        (None, Some(_)) => match &archive.window_error {
+            None => Draft::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
+            Some(error) => {
+                let message =
+                    format!("WAL reaches the object store; what can be restored from it is not known: {error}");
+                Draft::new(ARCHIVING, "True", "WindowUnknown", message)
+            }
+        },
         (None, None) => Draft::new(ARCHIVING, "Unknown", "NothingArchivedYet", "no WAL segment was complete yet"),
     }
 }

@@ -1,12 +1,25 @@
 //! What can be restored, from what the primary's agent says of the archive. A busy cluster's archive grows all the time: its
 //! end alone is not worth a write, until it is ten minutes old.
 
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
+
 use jiff::{SignedDuration, Timestamp};
-use pgherd_core::{instance::ArchiveStatus, lsn::Lsn};
-use pgherd_crds::v1alpha1::postgres_cluster::{ArchiveFailure, RestorableStatus};
+use pgherd_core::{
+    instance::{ArchiveStatus, EarlyBackup, RestorableWindow},
+    lsn::Lsn,
+    timeline::{TimelineHistory, TimelineId},
+};
+use pgherd_crds::{
+    Backup,
+    v1alpha1::{
+        backup::BackupPhase,
+        conditions::READY,
+        postgres_cluster::{ArchiveFailure, RestorableStatus},
+    },
+};
 
 use super::scene::Scene;
-use crate::controllers::backup::conditions::render_seconds;
+use crate::controllers::backup::{conditions::render_seconds, status::PRUNED};
 
 /// The end of the window is published this often at most, while nothing else changes.
 const END_EVERY: SignedDuration = SignedDuration::from_mins(10);
@@ -18,9 +31,46 @@ pub(super) fn restorable_window(scene: &Scene<'_>) -> Option<RestorableStatus> {
     scene.cluster.store.as_ref()?;
     let published = scene.cluster.status.backup.clone();
     match scene.holder_status().filter(|status| status.is_primary) {
-        Some(primary) => build_window(&primary.archive, primary.received_lsn, published.unwrap_or_default()),
+        Some(primary) => {
+            let bad = list_condemned(&scene.observed.backups, primary.history.as_ref());
+            let archive = leave_out(&primary.archive, &bad);
+            build_window(&archive, primary.received_lsn, published.unwrap_or_default())
+        }
         None => published,
     }
+}
+
+/// Ids of the backups on the history that were found not to come back.
+fn list_condemned(backups: &[Arc<Backup>], history: Option<&TimelineHistory>) -> BTreeSet<String> {
+    let bad = backups.iter().filter_map(|backup| {
+        let status = backup.status.as_ref()?;
+        let pruned = status.conditions.iter().any(|condition| condition.type_ == READY && condition.reason == PRUNED);
+        let here = status.phase == Some(BackupPhase::Completed) && !pruned;
+        let stop = status.stop_lsn.as_ref()?.parse().ok()?;
+        let reached = history?.contains(TimelineId(status.timeline?), stop);
+        status.id.clone().filter(|_| here && reached && status.restorable == Some(false))
+    });
+    bad.collect()
+}
+
+/// The archive without these backups. Where none of those that the agent named is left, nothing of the window is.
+fn leave_out<'a>(archive: &'a ArchiveStatus, bad: &BTreeSet<String>) -> Cow<'a, ArchiveStatus> {
+    let Some(window) = archive.window.as_ref().filter(|_| !bad.is_empty()) else { return Cow::Borrowed(archive) };
+    let RestorableWindow { earliest_backup, earliest_time, earliest_lsn, .. } = window.clone();
+    let first = EarlyBackup { id: earliest_backup, time: earliest_time, lsn: earliest_lsn };
+    let mut named = std::iter::once(&first).chain(&window.next_backups).filter(|backup| !bad.contains(&backup.id));
+    let mut archive = archive.clone();
+    archive.window = named.next().map(|EarlyBackup { id, time, lsn }| RestorableWindow {
+        earliest_backup: id.clone(),
+        earliest_time: time.clone(),
+        earliest_lsn: *lsn,
+        backups: window.backups.saturating_sub(u32::try_from(bad.len()).unwrap_or(u32::MAX)),
+        ..window.clone()
+    });
+    if archive.window.is_none() {
+        archive.window_error = Some("the oldest backups were found not restorable".to_owned());
+    }
+    Cow::Owned(archive)
 }
 
 /// WAL that the archive has yet to get, in bytes; none while nothing is known of the archive.
@@ -42,6 +92,11 @@ fn build_window(archive: &ArchiveStatus, written: Lsn, published: RestorableStat
         status.backups = Some(window.backups);
         status.gaps.clone_from(&window.gaps);
         status.gap_count = Some(window.gap_count).filter(|count| *count > 0);
+    }
+    // What was seen last is too old to be relied on; the condition Archiving says why.
+    if archive.window_error.is_some() {
+        let RestorableStatus { latest_lsn, latest_time, last_archive_failure, .. } = status;
+        status = RestorableStatus { latest_lsn, latest_time, last_archive_failure, ..RestorableStatus::default() };
     }
     status.archive_lag_bytes =
         archive_lag(archive, written).and_then(|lag| round_lag(lag, published.archive_lag_bytes));
@@ -88,7 +143,6 @@ fn find_failure(archive: &ArchiveStatus, published: Option<&ArchiveFailure>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgherd_core::instance::RestorableWindow;
 
     const SEGMENT: u64 = 16 << 20;
 
@@ -144,6 +198,41 @@ mod tests {
         bad.last_error = None;
         let over = build_window(&bad, Lsn(SEGMENT * 3), status).unwrap();
         assert_eq!(over.last_archive_failure.unwrap().at, "1970-01-01T00:01:00Z", "it stays on record");
+    }
+
+    #[test]
+    fn a_backup_that_does_not_come_back_is_no_begin_of_the_window_and_is_not_counted() {
+        let backup = |id: &str, restorable: bool, timeline: u32| -> Arc<Backup> {
+            let backup = serde_json::json!({
+                "apiVersion": "pgherd.dev/v1alpha1", "kind": "Backup", "metadata": {"name": id}, "spec": {"clusterRef": {"name": "shop"}},
+                "status": {"phase": "Completed", "id": id, "timeline": timeline, "stopLsn": "0/1", "restorable": restorable}
+            });
+            Arc::new(serde_json::from_value(backup).unwrap())
+        };
+        let history = TimelineHistory::root(TimelineId(1));
+        let backups = [backup("b", false, 1), backup("c", true, 1), backup("off-history", false, 7)];
+        let bad = list_condemned(&backups, Some(&history));
+        assert_eq!(bad, BTreeSet::from(["b".to_owned()]));
+        let mut seen = archive(3, 0);
+        let next = EarlyBackup { id: "c".to_owned(), time: "2026-11-23T02:00:00Z".to_owned(), lsn: Lsn(2 * SEGMENT) };
+        seen.window.as_mut().unwrap().next_backups = vec![next];
+        let status = build(&leave_out(&seen, &bad), &RestorableStatus::default());
+        assert_eq!((status.earliest_backup.as_deref(), status.backups), (Some("c"), Some(1)));
+        assert_eq!(status.earliest_time.as_deref(), Some("2026-11-23T02:00:00Z"));
+        let all = bad.into_iter().chain(["c".to_owned()]).collect();
+        let none = build(&leave_out(&seen, &all), &status);
+        assert_eq!((none.earliest_backup, none.backups), (None, None));
+    }
+
+    #[test]
+    fn a_window_that_could_not_be_seen_for_long_is_not_shown() {
+        let first = build(&archive(3, 0), &RestorableStatus::default());
+        let blind = ArchiveStatus { window: None, ..archive(3, 0) };
+        assert_eq!(build(&blind, &first), first, "the next primary has yet to look");
+        let blind = ArchiveStatus { window_error: Some("access denied".to_owned()), ..blind };
+        let status = build(&blind, &first);
+        assert_eq!((status.earliest_time, status.earliest_backup, status.backups), (None, None, None));
+        assert_eq!(status.latest_lsn, first.latest_lsn, "what was archived is known without a look");
     }
 
     #[test]
