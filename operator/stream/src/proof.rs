@@ -1,6 +1,8 @@
 //! Whether a cluster can be recovered to a target from what its store holds, before anything is given up for it: by which
 //! backup, along which history, and with every WAL file in between. Reads only.
 
+mod stop;
+
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
@@ -12,6 +14,7 @@ use pgherd_core::{
     timeline::{ParseHistoryError, TimelineHistory, TimelineId},
 };
 
+use self::stop::Archive;
 use crate::{
     catalogue::{CatalogueError, ReadableBackups, list_readable, resolve, resolve_system},
     restore::{list_tablespaces, render_tablespace},
@@ -84,6 +87,19 @@ pub enum ProofError {
         /// Its end.
         written: Lsn,
     },
+    /// Nothing that the archive has begins there or later.
+    #[error(
+        "target.lsn: no record of timeline {timeline} that the archive has begins at {target} or later, so a recovery would not stop \
+         there{}", render_reachable(*.reachable)
+    )]
+    NoRecord {
+        /// The target.
+        target: Lsn,
+        /// The timeline.
+        timeline: TimelineId,
+        /// The last target that can be reached, if that is known.
+        reachable: Option<Lsn>,
+    },
     /// No such backup.
     #[error("backupId: there is no complete backup {0} of this cluster in the object store")]
     NoSuchBackup(String),
@@ -132,7 +148,7 @@ pub enum ProofError {
     Missing {
         /// Their names.
         names: Vec<String>,
-        /// Up to here nothing is missing, if that is behind the end of the backup.
+        /// The last target that can be reached without them, if that is known and behind the end of the backup.
         reachable: Option<Lsn>,
     },
 }
@@ -143,7 +159,7 @@ fn render_names(names: &[String]) -> String {
 }
 
 fn render_reachable(reachable: Option<Lsn>) -> String {
-    reachable.map_or(String::new(), |end| format!("; a target.lsn before {end} can be reached"))
+    reachable.map_or(String::new(), |end| format!("; a target.lsn up to {end} can be reached"))
 }
 
 /// Proves a recovery, or names what is in its way.
@@ -187,10 +203,20 @@ pub async fn prove_recovery(
         return Err(ProofError::Ahead { target: to, timeline: history.timeline, written });
     }
     let names = list_missing(store, location, &history, &backup, to).await?;
+    let (segment_bytes, stop_lsn) = (backup.wal_segment_bytes.max(1), backup.stop_lsn);
+    let archive = Archive { store, location, history: &history, segment_bytes, stop_lsn };
     if !names.is_empty() {
-        let hole = names.first().and_then(|name| segment_start(name, backup.wal_segment_bytes));
-        let reachable = hole.filter(|begin| *begin > backup.stop_lsn);
+        let reachable = match names.first().and_then(|name| segment_start(name, segment_bytes)) {
+            Some(hole) => archive.find_last(hole).await,
+            None => None,
+        };
         return Err(ProofError::Missing { names, reachable });
+    }
+    // What the backup has of its own WAL is enough for its end.
+    if let Target::Lsn(lsn) = target
+        && lsn > stop_lsn
+    {
+        archive.prove_stop(lsn).await?;
     }
     Ok(ProvenRecovery { backup, timeline: history.timeline, needed_bytes })
 }

@@ -93,10 +93,14 @@ async fn take(server: &Postgres, store: &ObjectStore, location: ClusterLocation)
 async fn archive(server: &Postgres, store: &ObjectStore, location: &ClusterLocation) -> Vec<String> {
     server.sql("SELECT pg_logical_emit_message(false, 'x', 'y')");
     let last = server.sql("SELECT pg_walfile_name(pg_switch_wal())");
+    push_upto(server, store, location, &last).await
+}
+
+async fn push_upto(server: &Postgres, store: &ObjectStore, location: &ClusterLocation, last: &str) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(server.data.join("pg_wal"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.len() == 24 && *name <= last)
+        .filter(|name| name.len() == 24 && **name <= *last)
         .collect();
     names.sort();
     for name in &names {

@@ -1,17 +1,26 @@
 //! Verification by restore.
 
+use std::net::TcpListener;
+
 use pgherd::jobs::verification::{
     Amcheck, Trial, Verified, VerifyError, failure::describe_failure, job::summarize, verify_by_restore,
 };
 use pgherd_agent::postgres::binaries::Binaries;
-use pgherd_core::backup::BackupLocation;
-use pgherd_stream::{catalogue::read_record, store::ObjectStore, wal::segment_name};
+use pgherd_core::backup::{BackupLocation, ClusterLocation};
+use pgherd_stream::{
+    backup::{BackupOptions, BackupProgress, run_backup},
+    catalogue::read_record,
+    store::ObjectStore,
+    wal::segment_name,
+};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     is_done,
-    postgres::{Postgres, workspace},
+    postgres::{Postgres, free_port, run, workspace},
+    push_upto,
     server::Minio,
     take,
 };
@@ -125,10 +134,52 @@ async fn a_broken_index_is_found_by_pg_amcheck() {
         page.swap(24 + 4 * 10 + at, 24 + 4 * 20 + at);
     }
     std::fs::write(&file, &pages).unwrap();
-    crate::postgres::run(crate::postgres::program("pg_checksums").arg("--disable").arg("-D").arg(&server.data));
+    run(crate::postgres::program("pg_checksums").arg("--disable").arg("-D").arg(&server.data));
     server.start("");
     let store = minio.store().await;
     let (location, _) = take(&server, &store, minio.location()).await;
     let (reason, error, _) = fails(&store, &location, &[]).await;
     assert!(reason == "AmcheckFailed" && error.contains("broken"), "{reason}: {error}");
+}
+
+/// A backup of a server that has no database postgres any more, with its WAL.
+async fn take_without_postgres(server: &Postgres, store: &ObjectStore, location: ClusterLocation) -> BackupLocation {
+    let (sender, _receiver) = watch::channel(BackupProgress::default());
+    let options = BackupOptions::new(server.connect(), location);
+    let outcome = run_backup(options, sender, CancellationToken::new()).await.unwrap();
+    let last = sql_in_app(server, "SELECT pg_walfile_name(pg_switch_wal())");
+    push_upto(server, store, &outcome.location, &last).await;
+    BackupLocation { cluster: outcome.location, backup_id: outcome.record.id }
+}
+
+fn sql_in_app(server: &Postgres, sql: &str) -> String {
+    let output = run(server.client("psql").env("PGDATABASE", "app").args(["-XAtc", sql]));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_takes_nothing_from_a_publisher_and_needs_neither_small_segments_nor_a_database_postgres() {
+    let name = "a_verification_takes_nothing_from_a_publisher_and_needs_neither_small_segments_nor_a_database_postgres";
+    if is_done(&format!("restore::{name}")) {
+        return;
+    }
+    let dir = workspace();
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 64), Minio::start(dir.path()).await);
+    let (store, port) = (minio.store().await, free_port());
+    server.sql("CREATE DATABASE app");
+    let subscribe = "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=";
+    sql_in_app(&server, &format!("{subscribe}{port}' PUBLICATION p WITH (connect = false)"));
+    sql_in_app(&server, "ALTER SUBSCRIPTION s ENABLE");
+    sql_in_app(&server, "DROP DATABASE postgres");
+    let good = take_without_postgres(&server, &store, minio.location()).await;
+    sql_in_app(&server, "ALTER DATABASE template1 ALLOW_CONNECTIONS false");
+    let closed = take_without_postgres(&server, &store, minio.location()).await;
+    server.stop("fast");
+
+    let publisher = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    publisher.set_nonblocking(true).unwrap();
+    try_it(&store, &good, &["SELECT count(*) = 1 FROM pg_stat_subscription WHERE pid IS NULL"]).await.unwrap();
+    assert!(publisher.accept().is_err(), "a worker of the copy asked the source's publisher");
+    let failure = describe_failure(&try_it(&store, &closed, &[]).await.unwrap_err());
+    assert!(!failure.blames_backup && failure.error.contains("database \"postgres\" does not exist"), "{failure:?}");
 }

@@ -25,6 +25,7 @@ use super::{
     ActionError, build_replica,
     data_dir::{self, Purpose},
     describe_chain, last_words, restore,
+    subscriptions::{disable_subscriptions, render_disabled},
 };
 use crate::{
     agent::Agent,
@@ -36,6 +37,7 @@ use crate::{
         config::{Role, apply_start_config},
         control::observe_control,
         process::{ProcessState, StopMode},
+        sql::{SUPERUSER, SqlError},
     },
 };
 
@@ -128,7 +130,8 @@ async fn recover(
     agent.set_recovery_source(Some(location.cluster.clone()));
     let reason =
         format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
-    run_recovery(agent, Role::Recovery { target, archived: true, timeline: follow }).await?;
+    let is_copy = timeline.is_none();
+    let disabled = run_recovery(agent, Role::Recovery { target, archived: true, timeline: follow }, is_copy).await?;
     hold.release().await;
     if timeline.is_some() {
         restore::forget_partial(&agent.layout.pgdata.join("pg_wal"));
@@ -136,7 +139,7 @@ async fn recover(
     Ok(SourceReport {
         source: "recovery".to_owned(),
         from: record.id,
-        reason,
+        reason: reason + &render_disabled(&disabled),
         copy_bytes: Some(outcome.bytes),
         last_transaction: agent.server.log().last_transaction(),
         ..SourceReport::default()
@@ -158,12 +161,12 @@ async fn import(
     let outcome = import_archive(&store, key, &agent.layout.pgdata, progress, cancel).await;
     let outcome = outcome.map_err(|error| failed(describe_chain(&error)))?;
     validate_version(agent).await?;
-    run_recovery(agent, Role::Recovery { target, archived: false, timeline: None }).await?;
+    let disabled = run_recovery(agent, Role::Recovery { target, archived: false, timeline: None }, true).await?;
     let checked = if outcome.verified { "checked against its manifest" } else { "without a manifest to check against" };
     Ok(SourceReport {
         source: "import".to_owned(),
         from: key.to_owned(),
-        reason: format!("import of the archive {key}, {checked}"),
+        reason: format!("import of the archive {key}, {checked}{}", render_disabled(&disabled)),
         copy_bytes: Some(outcome.bytes),
         last_transaction: agent.server.log().last_transaction(),
         ..SourceReport::default()
@@ -203,7 +206,9 @@ fn name_target(target: &RecoveryTarget) -> String {
 /// A server that ends is started once more: where an unlogged index was built while the backup was made, its files are in the copy
 /// but not the fork that they are reset from, which comes by WAL, and PostgreSQL ends at the end of recovery because the files are there
 /// ("File exists"). When it starts again it removes them first (`ResetUnloggedRelations`).
-async fn run_recovery(agent: &Agent, role: Role) -> Result<(), ActionError> {
+///
+/// No subscription runs meanwhile. Those of a copy, which its source goes on to use, are disabled, and their names returned.
+async fn run_recovery(agent: &Agent, role: Role, is_copy: bool) -> Result<Vec<String>, ActionError> {
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     agent.set_role(Some(role));
     agent.board.say(Phase::Starting, "replaying WAL");
@@ -211,8 +216,9 @@ async fn run_recovery(agent: &Agent, role: Role) -> Result<(), ActionError> {
         tracing::warn!(error = %first, "started once more");
         replay(agent).await?;
     }
+    let disabled = if is_copy { disable_subscriptions(&agent.layout).await } else { Ok(Vec::new()) };
     agent.server.stop(StopMode::Fast, Duration::from_secs(60)).await;
-    Ok(())
+    Ok(disabled?)
 }
 
 async fn replay(agent: &Agent) -> Result<(), ActionError> {
@@ -224,9 +230,20 @@ async fn replay(agent: &Agent) -> Result<(), ActionError> {
             let why = format!("PostgreSQL ended ({status}): {said}");
             return Err(ActionError::Bootstrap { what: "recovery failed", why });
         }
-        if agent.sample_now().await.is_ok_and(|sample| !sample.in_recovery) {
-            return Ok(());
+        match agent.sample_now().await {
+            Ok(sample) if !sample.in_recovery => return Ok(()),
+            Ok(_) => {}
+            Err(error) => refuse_refusal(agent, &error).await?,
         }
         sleep(Duration::from_millis(300)).await;
     }
+}
+
+/// A session that the server refuses while it recovers is waited for; one that it refuses for what its data is never comes.
+async fn refuse_refusal(agent: &Agent, error: &SqlError) -> Result<(), ActionError> {
+    let Some(said) = error.refusal() else { return Ok(()) };
+    agent.server.stop(StopMode::Fast, Duration::from_secs(60)).await;
+    let why =
+        format!("PostgreSQL lets the user {SUPERUSER} not into the database postgres, which pgherd needs: {said}");
+    Err(ActionError::Bootstrap { what: "recovery failed", why })
 }

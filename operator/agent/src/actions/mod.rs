@@ -16,6 +16,7 @@ pub mod replay_end;
 pub mod restore;
 pub mod seal;
 pub mod stop;
+mod subscriptions;
 pub mod timeline_numbers;
 pub mod volume;
 

@@ -11,6 +11,7 @@ use pgherd_core::{
     pg::{
         conf::{ConfInput, StandbyConf, render_conf},
         hba::{SUPERUSER, render_closed_hba, render_hba, render_ident},
+        wal_size::parse_segment_bytes,
     },
     quorum::names_of_nobody,
     timeline::TimelineId,
@@ -125,8 +126,14 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
         },
         synchronous_standby_names: names,
         parameters: with_slot_limit(config.parameters.clone(), observe_size(&layout.volume)),
+        segment_bytes: observe_segment_bytes(&layout.pgdata),
         standby,
     }
+}
+
+/// Fixed when the data directory was made, by whomever. None where there is no control file to read.
+fn observe_segment_bytes(pgdata: &Path) -> Option<u64> {
+    parse_segment_bytes(&fs::read(pgdata.join("global/pg_control")).ok()?)
 }
 
 fn render_names(promotion: Option<&String>) -> String {

@@ -1,5 +1,6 @@
-//! How much WAL a primary keeps for a replica that is away: a part of the volume. A volume that fills up ends the primary, and with a
-//! replica missing perhaps all writes; a replica that comes back too late is built anew.
+//! How much WAL a primary keeps for a replica that is away, and for a backup or a new replica that is copied from it: a part of the
+//! volume. A volume that fills up ends the primary, and with a replica missing perhaps all writes; a replica that comes back too
+//! late is built anew. A copy that takes too long fails after its last byte, so a large volume keeps more than a small one.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,8 +11,10 @@ const PARAMETER: &str = "max_slot_wal_keep_size";
 const PART: u64 = 4;
 /// A few segments at least (MiB).
 const LEAST: u64 = 128;
-/// More than this is copied as fast as it is streamed (MiB).
-const MOST: u64 = 8 << 10;
+/// Where the size of the volume is not known (MiB).
+const UNKNOWN: u64 = 8 << 10;
+/// PostgreSQL takes no more (MiB). Some network file systems say that they have more than four times that.
+const MOST: u64 = i32::MAX as u64;
 
 /// The size in bytes of the file system at `path`; None when it does not say.
 pub(super) fn observe_size(path: &Path) -> Option<u64> {
@@ -25,7 +28,7 @@ pub(super) fn with_slot_limit(
     volume_bytes: Option<u64>,
 ) -> BTreeMap<String, String> {
     if !parameters.keys().any(|name| name.eq_ignore_ascii_case(PARAMETER)) {
-        let megabytes = volume_bytes.map_or(MOST, |bytes| (bytes / PART) >> 20);
+        let megabytes = volume_bytes.map_or(UNKNOWN, |bytes| (bytes / PART) >> 20);
         parameters.insert(PARAMETER.to_owned(), format!("{}MB", megabytes.clamp(LEAST, MOST)));
     }
     parameters
@@ -41,10 +44,14 @@ mod tests {
     }
 
     #[test]
-    fn it_is_a_quarter_of_the_volume_within_bounds() {
-        for (volume, expected) in
-            [(Some(10 << 30), "2560MB"), (Some(100 << 20), "128MB"), (Some(1 << 40), "8192MB"), (None, "8192MB")]
-        {
+    fn it_is_a_quarter_of_the_volume_however_large_it_is() {
+        for (volume, expected) in [
+            (Some(10 << 30), "2560MB"),
+            (Some(100 << 20), "128MB"),
+            (Some(1 << 40), "262144MB"),
+            (Some(u64::MAX), "2147483647MB"),
+            (None, "8192MB"),
+        ] {
             assert_eq!(limit(&[], volume), [(PARAMETER.to_owned(), expected.to_owned())]);
         }
     }

@@ -6,6 +6,10 @@ use std::{path::Path, time::Duration};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, NoTls, Row, types::ToSql};
 
+/// Classes of SQLSTATE that pass: insufficient resources, and operator intervention, to which "the database system is starting up"
+/// (57P03) and everything else belongs that a server says before it lets anybody in, or while it ends.
+const PASSING: [&str; 2] = ["53", "57"];
+
 /// The local superuser.
 pub const SUPERUSER: &str = "postgres";
 
@@ -27,6 +31,18 @@ pub enum SqlError {
     /// No answer in time.
     #[error("PostgreSQL did not answer in time")]
     Timeout,
+}
+
+impl SqlError {
+    /// What the server said where it refused, and will refuse again: a database or role that is not there, a locale that the operating
+    /// system lacks. None for what passes, and where no server answered.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        let (Self::Connect(source) | Self::Statement { source, .. }) = self else { return None };
+        let said = source.as_db_error()?;
+        let passes = PASSING.iter().any(|class| said.code().code().starts_with(class));
+        (!passes).then(|| said.message())
+    }
 }
 
 /// tokio-postgres prints only "db error"; the server's own words are in the source.

@@ -9,6 +9,7 @@ mod failsafe;
 mod fencing;
 mod gate;
 mod handover;
+mod imports;
 mod local_backup;
 mod lost_wal;
 mod obstacles;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::quote::quote_conf_value;
+use super::{quote::quote_conf_value, wal_size::fitting_sizes};
 use crate::{instance::RecoveryTarget, timeline::TimelineId};
 
 /// What a standby (or a recovering server) needs; none of it on a primary.
@@ -49,6 +49,8 @@ pub struct ConfInput {
     pub synchronous_standby_names: String,
     /// The user's parameters, validated.
     pub parameters: BTreeMap<String, String>,
+    /// Bytes per WAL segment; None where that is not known.
+    pub segment_bytes: Option<u64>,
     /// Set on a standby and while recovering.
     pub standby: Option<StandbyConf>,
 }
@@ -96,6 +98,10 @@ const DEFAULTS: &[(&str, &str)] = &[
 /// While it is on, the end of a recovery waits for the summaries up to there (`CleanupAfterArchiveRecovery` in `xlog.c`), which
 /// was seen to take 12 to 25 s: a promotion goes without.
 const SUMMARIZE_WAL: &str = "summarize_wal";
+
+/// A copy holds its source's logical subscriptions. With none of these it runs none of them, even once it has left recovery: they would
+/// take the source's replication slots at the publishers and move them on, and the source would never see what it missed.
+pub const SUBSCRIPTION_WORKERS: &str = "max_logical_replication_workers";
 
 /// Parameters that are pgherd's, beside [`FIXED`]: name (a `*` at its end stands for anything), why, what to do instead.
 const REFUSED: &[(&str, &str, &str)] = &[
@@ -161,6 +167,10 @@ pub fn render_conf(input: &ConfInput) -> String {
     for (name, value) in DEFAULTS.iter().filter(|(name, _)| !user.contains_key(*name)) {
         set(&mut text, name, value);
     }
+    let sizes = input.segment_bytes.into_iter().flat_map(fitting_sizes);
+    for (name, value) in sizes.filter(|(name, _)| !user.contains_key(*name)) {
+        set(&mut text, name, &value);
+    }
     text.push_str("\n# spec.postgresql.parameters\n");
     for (name, value) in &user {
         set(&mut text, name, value);
@@ -208,6 +218,7 @@ fn render_standby(text: &mut String, standby: &StandbyConf) {
         return;
     };
     text.push_str(&render_recovery(target, standby.recovery_timeline));
+    set(text, SUBSCRIPTION_WORKERS, "0");
 }
 
 /// The settings of a recovery to a target, along the history of a timeline, after which the server promotes itself. Without a timeline it is
@@ -438,7 +449,19 @@ mod tests {
         assert_eq!(render_target_time("2026-11-22T02:00:00.25+02:00"), "2026-11-22T00:00:00.25+00");
         assert_eq!(render_target_time("2026-11-22 02:00"), "2026-11-22 02:00");
         assert!(text.contains("recovery_target_action = 'promote'\n"));
+        assert!(text.contains("max_logical_replication_workers = '0'\n"), "the source's subscriptions rest");
         let text = render_conf(&ConfInput { standby: Some(StandbyConf::default()), ..ConfInput::default() });
-        assert!(!text.contains("recovery_target_action"));
+        assert!(!text.contains("recovery_target_action") && !text.contains(SUBSCRIPTION_WORKERS));
+    }
+
+    #[test]
+    fn large_segments_have_room_unless_the_user_says_otherwise() {
+        let render = |segment_bytes, given: &[(&str, &str)]| {
+            render_conf(&ConfInput { segment_bytes, parameters: parameters(given), ..ConfInput::default() })
+        };
+        assert!(render(Some(64 << 20), &[]).contains("min_wal_size = '320MB'\n"));
+        let given = render(Some(64 << 20), &[("Min_WAL_Size", "1GB")]);
+        assert!(given.contains("min_wal_size = '1GB'\n") && !given.contains("320MB"));
+        assert!(!render(Some(16 << 20), &[]).contains("_wal_size") && !render(None, &[]).contains("_wal_size"));
     }
 }

@@ -109,6 +109,9 @@ pub enum VerifyError {
     /// PostgreSQL ended while it started, or before it was consistent.
     #[error("PostgreSQL does not start on it: {0}")]
     Start(String),
+    /// PostgreSQL runs on it, and lets nobody in.
+    #[error("PostgreSQL refuses the superuser's session")]
+    Refused(#[source] SqlError),
     /// Recovery ended before the backup was consistent, although PostgreSQL did not complain.
     #[error("PostgreSQL replayed WAL up to {replayed} only, the backup ends at {stop}")]
     Short {

@@ -17,12 +17,19 @@ use pgherd_agent::postgres::{
 use pgherd_core::{
     backup::BackupRecord,
     lsn::Lsn,
-    pg::{floor::Floor, quote::quote_conf_value},
+    pg::{
+        conf::SUBSCRIPTION_WORKERS,
+        floor::Floor,
+        quote::quote_conf_value,
+        wal_size::{fitting_sizes, parse_segment_bytes},
+    },
 };
 use tokio::process::{Child, Command};
 
 use super::{Amcheck, Trial, VerifyError};
 
+/// What pgherd asks is asked in the first of these that lets it in: either can have been dropped, or closed.
+const MAINTENANCE: [&str; 2] = ["postgres", "template1"];
 /// Part of the socket's name; nothing listens on the network.
 const PORT: u16 = 5432;
 /// One question to a server that recovers is answered or refused within this time.
@@ -48,7 +55,9 @@ pub(super) struct ScratchServer {
 pub(super) async fn start_server(trial: &Trial, record: &BackupRecord) -> Result<ScratchServer, VerifyError> {
     validate_version(&trial.binaries, record).await?;
     let control = trial.binaries.run("pg_controldata", &[trial.data.as_os_str()], &[]).await?;
-    write_configuration(trial, &render_settings(trial, &control))?;
+    let path = trial.data.join("global/pg_control");
+    let segment_bytes = parse_segment_bytes(&fs::read(&path).map_err(VerifyError::file("reading", &path))?);
+    write_configuration(trial, &render_settings(trial, &control, segment_bytes))?;
     match start_once(trial).await {
         Err(VerifyError::Start(words)) => {
             tracing::warn!(words, "PostgreSQL ended and is started once more");
@@ -68,8 +77,13 @@ async fn start_once(trial: &Trial) -> Result<ScratchServer, VerifyError> {
     let spawn = |source| ProgramError::Spawn { program: "postgres".to_owned(), source };
     let child = command.spawn().map_err(spawn)?;
     let mut server = ScratchServer { child, trial: trial.clone() };
-    server.await_consistency(&log).await?;
-    Ok(server)
+    match server.await_consistency(&log).await {
+        Err(error @ VerifyError::Refused(_)) => {
+            server.stop().await;
+            Err(error)
+        }
+        outcome => outcome.map(|()| server),
+    }
 }
 
 /// A newer or older server would not start, and say so in other words.
@@ -84,7 +98,7 @@ async fn validate_version(binaries: &Binaries, record: &BackupRecord) -> Result<
     Err(VerifyError::Version { expected, found: printed.trim().to_owned() })
 }
 
-fn render_settings(trial: &Trial, control: &str) -> String {
+fn render_settings(trial: &Trial, control: &str, segment_bytes: Option<u64>) -> String {
     let mut text = String::from(
         "listen_addresses = ''\nssl = off\narchive_mode = off\nhot_standby = off\nfsync = off\nautovacuum = off\n\
          logging_collector = off\nlog_destination = stderr\nlc_messages = 'C'\nhuge_pages = off\nshared_buffers = 64MB\n\
@@ -92,6 +106,10 @@ fn render_settings(trial: &Trial, control: &str) -> String {
          restore_command = 'false'\nrecovery_target = 'immediate'\nrecovery_target_action = 'promote'\n\
          recovery_target_timeline = 'current'\n",
     );
+    text.push_str(&format!("{SUBSCRIPTION_WORKERS} = 0\n"));
+    for (setting, value) in segment_bytes.into_iter().flat_map(fitting_sizes) {
+        text.push_str(&format!("{setting} = {value}\n"));
+    }
     let sockets = quote_conf_value(&trial.sockets.display().to_string());
     text.push_str(&format!("port = {PORT}\nunix_socket_directories = {sockets}\nunix_socket_permissions = 0700\n"));
     if let Some(libraries) = &trial.preload {
@@ -141,11 +159,16 @@ impl ScratchServer {
     /// Waits until the server lets somebody in, which it does once recovery has ended, or has ended itself.
     async fn await_consistency(&mut self, log: &Path) -> Result<(), VerifyError> {
         loop {
-            if let Ok(session) = self.connect("postgres", ASK).await {
-                let rows = session.query("SELECT NOT pg_is_in_recovery()", &[]).await?;
-                if rows.first().and_then(|row| row.try_get::<_, bool>(0).ok()) == Some(true) {
-                    return Ok(());
+            match self.connect_anywhere(ASK).await {
+                Ok(session) => {
+                    let rows = session.query("SELECT NOT pg_is_in_recovery()", &[]).await?;
+                    if rows.first().and_then(|row| row.try_get::<_, bool>(0).ok()) == Some(true) {
+                        return Ok(());
+                    }
                 }
+                // It does not become another answer by waiting.
+                Err(error) if error.refusal().is_some() => return Err(VerifyError::Refused(error)),
+                Err(_) => {}
             }
             tokio::select! {
                 ended = self.child.wait() => {
@@ -168,6 +191,19 @@ impl ScratchServer {
         self.connect(database, PATIENCE).await
     }
 
+    /// The same in whichever database, for what is asked of the server.
+    pub(super) async fn session_anywhere(&self) -> Result<Session, SqlError> {
+        self.connect_anywhere(PATIENCE).await
+    }
+
+    async fn connect_anywhere(&self, patience: Duration) -> Result<Session, SqlError> {
+        let [first, second] = MAINTENANCE;
+        match self.connect(first, patience).await {
+            Err(error) if error.refusal().is_some() => self.connect(second, patience).await.map_err(|_| error),
+            outcome => outcome,
+        }
+    }
+
     /// How libpq's programs and clients reach it.
     pub(super) fn endpoint(&self) -> (&Path, u16) {
         (&self.trial.sockets, PORT)
@@ -175,7 +211,7 @@ impl ScratchServer {
 
     /// Up to where WAL was replayed.
     pub(super) async fn observe_replayed(&self) -> Result<Lsn, VerifyError> {
-        let session = self.session("postgres").await?;
+        let session = self.session_anywhere().await?;
         let rows = session.query("SELECT pg_last_wal_replay_lsn()::text", &[]).await?;
         let text = rows.first().and_then(|row| row.try_get::<_, Option<String>>(0).ok().flatten());
         let lsn = text.as_deref().and_then(|text| text.parse().ok());
@@ -188,7 +224,7 @@ impl ScratchServer {
         if !program.is_file() {
             return Ok(Amcheck::NotRun("the image has no pg_amcheck".to_owned()));
         }
-        let session = self.session("postgres").await?;
+        let session = self.session_anywhere().await?;
         let offered = session.query("SELECT 1 FROM pg_available_extensions WHERE name = 'amcheck'", &[]).await?;
         if offered.is_empty() {
             return Ok(Amcheck::NotRun("the image has no extension amcheck".to_owned()));

@@ -176,20 +176,32 @@ impl Sources {
     /// The control file. Read before the end of the backup: on a standby it says from where on the copy is consistent.
     pub(super) fn read_control(&self) -> Result<Vec<u8>, LocalError> {
         let path = self.data.join(CONTROL_FILE);
-        let mut last = fs::read(&path).map_err(LocalError::reading(&path))?;
-        // The server writes it in place: what is read twice in a row was not read in the middle of that.
+        // The server writes it in place, and a write that is under way can be as long as it likes.
         for _ in 0..CONTROL_READS {
-            let again = fs::read(&path).map_err(LocalError::reading(&path))?;
-            if again == last {
-                return Ok(again);
+            let content = fs::read(&path).map_err(LocalError::reading(&path))?;
+            if is_whole_control(&content) {
+                return Ok(content);
             }
-            last = again;
+            std::thread::yield_now();
         }
         Err(LocalError::ControlChanges)
     }
 }
 
-const CONTROL_READS: usize = 100;
+const CONTROL_READS: usize = 10_000;
+/// `crc`, the last field of `ControlFileData`, begins before this in every version; a sector holds the whole struct.
+const CONTROL_STRUCT: usize = 512;
+/// Neither does it begin sooner: the struct begins with identifiers, positions and a checkpoint.
+const CONTROL_LEAST: usize = 128;
+
+/// Whether the control file is as one write left it. Where its checksum lies differs by version: it is the CRC-32C of all before it.
+fn is_whole_control(content: &[u8]) -> bool {
+    let fits = |at: usize| {
+        let stored = content.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)?;
+        Some(crc32c::crc32c(content.get(..at)?) == stored)
+    };
+    (CONTROL_LEAST..CONTROL_STRUCT).step_by(4).any(|at| fits(at) == Some(true))
+}
 
 /// The header of what the file system has.
 pub(super) fn header(
@@ -202,4 +214,22 @@ pub(super) fn header(
     let fields =
         HeaderFields { kind, mode, user: metadata.uid(), group: metadata.gid(), size, modified: metadata.mtime() };
     render_header(path, &fields).ok_or_else(|| LocalError::TooLong(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_file_is_whole_where_its_checksum_says_so_in_any_versions_layout() {
+        for at in [288, 292, 296] {
+            let mut content: Vec<u8> = (0..8192).map(|byte| if byte < at { (byte % 251) as u8 } else { 0 }).collect();
+            let crc = crc32c::crc32c(&content[..at]);
+            content[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+            assert!(is_whole_control(&content));
+            content[40] ^= 1;
+            assert!(!is_whole_control(&content), "the same however often it is read");
+        }
+        assert!(!is_whole_control(&[0; 8192]) && !is_whole_control(&[1; 200]) && !is_whole_control(&[]));
+    }
 }

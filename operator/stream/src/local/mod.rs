@@ -111,8 +111,8 @@ pub enum LocalError {
     /// A WAL file has not the size that it must have.
     #[error("the WAL file {0} has an unexpected size")]
     WalChanged(String),
-    /// `pg_control` was never the same twice.
-    #[error("pg_control changes too often to be read")]
+    /// `pg_control` never fitted its own checksum.
+    #[error("pg_control does not fit its checksum, however often it is read")]
     ControlChanges,
     /// The server says something else about the start at the end.
     #[error("the label of the backup does not fit its start: {0:?}")]

@@ -1,7 +1,7 @@
 //! Which tablespaces a data directory has, as `pg_backup_start` sees them (`do_pg_backup_start` in `xlog.c`).
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -26,9 +26,11 @@ pub(super) fn list_tablespaces(data: &Path) -> Result<Vec<Space>, LocalError> {
     for name in read_names(&folder)? {
         let Some(oid) = is_digits(&name).then(|| name.parse().ok()).flatten() else { continue };
         let place = folder.join(&name);
-        let kind = fs::symlink_metadata(&place).map_err(LocalError::reading(&place))?.file_type();
+        let Some(kind) = unless_dropped(fs::symlink_metadata(&place), &place)?.map(|found| found.file_type()) else {
+            continue;
+        };
         if kind.is_symlink() {
-            let target = fs::read_link(&place).map_err(LocalError::reading(&place))?;
+            let Some(target) = unless_dropped(fs::read_link(&place), &place)? else { continue };
             let location = target.to_str().ok_or_else(|| LocalError::Name(target.clone()))?.to_owned();
             // By where it really is: the data directory may be known by another path.
             let real = place.canonicalize().unwrap_or(target);
@@ -43,9 +45,25 @@ pub(super) fn list_tablespaces(data: &Path) -> Result<Vec<Space>, LocalError> {
     Ok(spaces)
 }
 
+/// None for a tablespace that was dropped since its name was read: PostgreSQL leaves it out as well, and replay drops it.
+fn unless_dropped<T>(found: io::Result<T>, place: &Path) -> Result<Option<T>, LocalError> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some).map_err(LocalError::reading(place)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tablespace_that_is_dropped_meanwhile_is_left_out() {
+        let (dir, dropped) = (tempfile::tempdir().unwrap(), Path::new("16384"));
+        assert!(unless_dropped(fs::read_link(dir.path().join(dropped)), dropped).unwrap().is_none());
+        assert!(unless_dropped(fs::read_link(dir.path()), dropped).is_err(), "anything else is told");
+        assert!(unless_dropped(fs::symlink_metadata(dir.path()), dropped).unwrap().is_some());
+    }
 
     #[test]
     fn links_and_folders_that_are_named_by_an_oid_are_tablespaces() {

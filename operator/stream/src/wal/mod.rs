@@ -8,12 +8,14 @@ mod body;
 mod gaps;
 mod history;
 mod name;
+mod records;
 mod segment;
 mod survey;
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -25,6 +27,7 @@ use tempfile::NamedTempFile;
 
 pub use gaps::{decide_needed, missing_segments};
 pub use name::{WalName, segment_name, segment_names};
+pub use records::last_record;
 pub use survey::{Survey, SurveyError, survey_archive};
 
 use crate::{
@@ -205,7 +208,7 @@ async fn push_as(
     let task_keys = keys.clone();
     let prepare = move || {
         task_keys.validate_pair()?;
-        let content = std::fs::read(&path).map_err(|source| WalError::File { what: "reading", path, source })?;
+        let content = read_named(&path).map_err(|source| WalError::File { what: "reading", path, source })?;
         let note = match parsed {
             WalName::History(timeline) => {
                 parse_history(timeline, &content)
@@ -244,6 +247,23 @@ async fn push_as(
     }
     pushed.compare(&others).await?;
     Ok(if outcome == PutOutcome::Created { PushOutcome::Pushed } else { PushOutcome::AlreadyThere })
+}
+
+/// A file that bore its name until its last byte was read. Nothing keeps PostgreSQL from recycling a segment that is not marked as ready
+/// (on a standby: any): a checkpoint gives it the name of a later one, whose WAL is then written over what is being read.
+fn read_named(path: &Path) -> io::Result<Vec<u8>> {
+    read_while_named(File::open(path)?, path)
+}
+
+fn read_while_named(mut file: File, path: &Path) -> io::Result<Vec<u8>> {
+    let opened = file.metadata()?;
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    let named = std::fs::metadata(path)?;
+    if (opened.dev(), opened.ino()) != (named.dev(), named.ino()) {
+        return Err(io::Error::other("it was recycled while it was read"));
+    }
+    Ok(content)
 }
 
 /// A file that the archive may hold already.
@@ -375,4 +395,25 @@ fn write_beside(folder: &Path, content: &[u8]) -> io::Result<NamedTempFile> {
     file.write_all(content)?;
     file.as_file().sync_all()?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_is_recycled_while_it_is_read_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, later) = (dir.path().join("000000010000000000000003"), dir.path().join("000000010000000000000009"));
+        std::fs::write(&path, "what it held").unwrap();
+        assert_eq!(read_named(&path).unwrap(), b"what it held");
+        let opened = File::open(&path).unwrap();
+        std::fs::rename(&path, &later).unwrap();
+        std::fs::write(&later, "what is later").unwrap();
+        assert_eq!(read_while_named(opened, &path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let opened = File::open(&later).unwrap();
+        std::fs::write(&path, "another").unwrap();
+        std::fs::rename(&path, &later).unwrap();
+        assert!(read_while_named(opened, &later).unwrap_err().to_string().contains("recycled"));
+    }
 }

@@ -17,12 +17,13 @@ use pgherd_stream::{
 
 use crate::{
     backups::back_up,
-    postgres::{Postgres, workspace},
+    postgres::{Postgres, program, workspace},
     server::{Brand, Server},
 };
 
 on_each_server!(the_backup_before_the_target_is_found_and_what_is_missing_is_named);
 
+const SEGMENT: u64 = 1 << 20;
 const NOW: &str = r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
 
 /// A database with a store, and what was archived from it.
@@ -55,6 +56,21 @@ impl Archived {
         // An id has seconds, and so have the times of a backup.
         tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
         outcome.record.id
+    }
+
+    /// Where the last record of a segment begins, as PostgreSQL sees it.
+    fn last_record(&self, name: &str) -> Lsn {
+        let printed = program("pg_waldump").arg(self.server.data.join("pg_wal").join(name)).output().unwrap();
+        let printed = String::from_utf8(printed.stdout).unwrap();
+        let (_, lsn) = printed.lines().last().unwrap().split_once("lsn: ").unwrap();
+        lsn.split_once(',').unwrap().0.parse().unwrap()
+    }
+
+    /// The segment that is written, and where it begins.
+    fn current(&self) -> (String, Lsn) {
+        let name = self.server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        let lsn = self.server.sql("SELECT pg_current_wal_insert_lsn()").parse::<Lsn>().unwrap();
+        (name, Lsn(lsn.0 / SEGMENT * SEGMENT))
     }
 
     async fn plan(&self, id: &str, target: RecoveryTarget) -> Result<(String, Option<TimelineId>), ProofError> {
@@ -90,9 +106,22 @@ async fn the_backup_before_the_target_is_found_and_what_is_missing_is_named(bran
     assert!(matches!(db.plan("", RecoveryTarget::Lsn(Lsn(1 << 40))).await, Err(ProofError::Ahead { .. })));
     assert!(matches!(db.plan("20200101T000000Z-1-0", RecoveryTarget::Latest).await, Err(ProofError::Catalogue(_))));
 
-    // A hole behind the newest backup: everything before it can be reached, and it says up to where that is.
+    // No segment is full of records: what is behind the last one is not reached.
+    let (name, begin) = db.current();
     db.archive().await;
-    let lost = db.server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    let (last, border) = (db.last_record(&name), Lsn(begin.0 + SEGMENT));
+    assert!(last > begin && last.0 < border.0 - 8);
+    assert_eq!(db.plan("", RecoveryTarget::Lsn(last)).await.unwrap(), (second.clone(), one));
+    for behind in [Lsn(last.0 + 1), Lsn(border.0 - 1), border] {
+        let refused = db.plan("", RecoveryTarget::Lsn(behind)).await;
+        let Err(ProofError::NoRecord { reachable, .. }) = refused else { panic!("{behind}: {refused:?}") };
+        assert_eq!(reachable, Some(last), "{behind}");
+    }
+
+    // A hole behind the newest backup: everything before it can be reached, and it says up to where that is.
+    let (before, _) = db.current();
+    db.archive().await;
+    let (lost, _) = db.current();
     db.archive().await;
     db.archive().await;
     db.store.delete(&db.location.wal_key(&lost)).await.unwrap();
@@ -100,7 +129,8 @@ async fn the_backup_before_the_target_is_found_and_what_is_missing_is_named(bran
         panic!("a hole was not seen")
     };
     assert_eq!(names, std::slice::from_ref(&lost));
-    assert_eq!(db.plan("", RecoveryTarget::Lsn(Lsn(end.0 - 1000))).await.unwrap(), (second.clone(), one));
+    assert_eq!(end, db.last_record(&before));
+    assert_eq!(db.plan("", RecoveryTarget::Lsn(end)).await.unwrap(), (second.clone(), one));
     assert_eq!(db.plan("", time(&between)).await.unwrap(), (first.clone(), one));
     assert_eq!(db.plan("", RecoveryTarget::Immediate).await.unwrap(), (second.clone(), None));
     db.push(&lost).await;
