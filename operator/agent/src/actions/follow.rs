@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::{ActionError, data_dir, rejoin, replay_end::await_replay_end, volume};
 use crate::{
     agent::Agent,
+    kept_wal,
     layout::slot_name,
     local_state::{LocalState, LocalStateError},
     postgres::{
@@ -160,7 +161,9 @@ pub async fn start_detached(agent: &Agent) -> Result<(), ActionError> {
 
 async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), ActionError> {
     volume::validate_room(&agent.layout)?;
-    let (role, config, binaries) = (standby_role(upstream, &read_local(agent)?), agent.config(), Binaries::observe()?);
+    let local = read_local(agent)?;
+    kept_wal::keep_of(agent, &local)?;
+    let (role, config, binaries) = (standby_role(upstream, &local), agent.config(), Binaries::observe()?);
     apply_start_config(&agent.layout, &config, &role, &agent.identity.pod)?;
     // A parameter that was lowered holds for standbys only once the primary runs with it.
     let raised = observe_control(&binaries, &agent.layout.pgdata).await?.floor.above_configured(&config.parameters);
@@ -262,7 +265,9 @@ pub async fn resume(
     upstream: Upstream,
 ) -> Result<(), ActionError> {
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
-    let local = LocalState { term: register.term, was_primary: false, ..read_local(agent)? };
+    let led = read_local(agent)?;
+    kept_wal::keep_of(agent, &led)?;
+    let local = LocalState { term: register.term, was_primary: false, ..led };
     local.write(&agent.layout.pgdata)?;
     agent.set_diverged(false);
     tracing::info!(upstream = %upstream.pod, "its WAL is on the primary's history: it follows as it is");

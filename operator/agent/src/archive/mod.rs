@@ -27,7 +27,7 @@ use tokio::{
 
 use self::ahead::Ahead;
 pub use self::push::keep_history;
-use crate::{actions::describe_chain, agent::Agent, postgres::wal_dir::list};
+use crate::{actions::describe_chain, agent::Agent, kept_wal, postgres::wal_dir::list};
 
 /// One file must be through in this time; PostgreSQL asks again.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -172,15 +172,28 @@ async fn handle(agent: &Agent, shared: &Shared, request: Request) -> Answer {
         }
         Request::Restore { name, path } => {
             let Some(dest) = resolve(agent, &path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
-            match agent.recovery_source() {
-                Some(source) => fetch::fetch(&source, shared, &dest, &name, ObjectStore::clone).await,
-                None => tokio::select! {
+            match (agent.recovery_source(), kept_wal::find(&agent.layout, &name)) {
+                (Some(source), _) => fetch::fetch(&source, shared, &dest, &name, ObjectStore::clone).await,
+                (None, Some(kept)) => copy_kept(&kept, &dest).await,
+                (None, None) => tokio::select! {
                     answer = fetch::fetch_for_standby(agent, shared, &name, &dest) => answer,
                     // Nobody's WAL is wanted any more, and an election waits for this server to replay what it has.
                     () = agent.await_detached() => Answer::Failed("this standby follows nobody at present".to_owned()),
                 },
             }
         }
+    }
+}
+
+/// This instance has it itself, and the archive has yet to get it.
+async fn copy_kept(kept: &Path, dest: &Path) -> Answer {
+    let content = match tokio::fs::read(kept).await {
+        Ok(content) => content,
+        Err(error) => return Answer::Failed(format!("{}: {error}", kept.display())),
+    };
+    match wal::place(content, dest).await {
+        Ok(()) => Answer::Done,
+        Err(error) => Answer::Failed(describe_chain(&error)),
     }
 }
 

@@ -18,3 +18,4 @@ mod support;
 mod takeover_times;
 mod timelines;
 mod unlogged;
+mod unarchived;

@@ -194,7 +194,15 @@ fn archiving(scene: &Scene<'_>) -> Draft {
         (Some(error), _) => {
             Draft::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}"))
         }
-        (None, Some(_)) => Draft::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
+        (None, Some(_)) => {
+            let left = |pod: &&ObservedPod| pod.status().is_some_and(|status| status.archive.left_over > 0);
+            let names: Vec<&str> = scene.pods.iter().filter(left).map(|pod| pod.name.as_str()).collect();
+            let rest = match names.is_empty() {
+                true => String::new(),
+                false => format!("; that of {}'s time as primary is still being brought", names.join(", ")),
+            };
+            Draft::new(ARCHIVING, "True", "Archiving", format!("WAL reaches the object store{rest}"))
+        }
         (None, None) => Draft::new(ARCHIVING, "Unknown", "NothingArchivedYet", "no WAL segment was complete yet"),
     }
 }
