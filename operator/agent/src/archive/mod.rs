@@ -55,7 +55,7 @@ pub enum Request {
     Restore {
         /// Its name (`%f`).
         name: String,
-        /// Where to put it, relative to PGDATA (`%p`).
+        /// Where to put it (`%p`): relative to PGDATA, or absolute where pg_rewind asks.
         path: String,
     },
 }
@@ -218,12 +218,13 @@ async fn connect(cached: &Cached, config: &StoreConfig) -> Result<Arc<ObjectStor
     Ok(store)
 }
 
-/// The absolute path of a file of pg_wal; None for anything that leads elsewhere.
+/// The absolute path of a file of pg_wal, which pg_rewind gives as such; None for anything that leads elsewhere.
 fn resolve(agent: &Agent, path: &str) -> Option<PathBuf> {
     resolve_in(&agent.layout.pgdata, Path::new(path))
 }
 
 fn resolve_in(pgdata: &Path, path: &Path) -> Option<PathBuf> {
+    let path = path.strip_prefix(pgdata).unwrap_or(path);
     let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
     (plain && path.starts_with("pg_wal")).then(|| pgdata.join(path))
 }
@@ -241,7 +242,18 @@ mod tests {
     fn only_files_of_pg_wal_are_touched() {
         let pgdata = Path::new("/data");
         assert_eq!(resolve_in(pgdata, Path::new("pg_wal/RECOVERYXLOG")), Some("/data/pg_wal/RECOVERYXLOG".into()));
-        for path in ["/etc/passwd", "pg_wal/../pg_hba.conf", "../x", "base/1", "", "./pg_wal/x"] {
+        assert_eq!(resolve_in(pgdata, Path::new("/data/pg_wal/0A")), Some("/data/pg_wal/0A".into()), "of pg_rewind");
+        for path in [
+            "/etc/passwd",
+            "/data/pg_hba.conf",
+            "/data/pg_wal/../pg_hba.conf",
+            "/database/pg_wal/x",
+            "pg_wal/../pg_hba.conf",
+            "../x",
+            "base/1",
+            "",
+            "./pg_wal/x",
+        ] {
             assert_eq!(resolve_in(pgdata, Path::new(path)), None, "{path}");
         }
     }

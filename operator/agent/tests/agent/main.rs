@@ -13,6 +13,8 @@ mod local_backup;
 mod lost_wal;
 mod pair;
 mod parameters;
+mod prepared;
+mod rewind_wal;
 mod store_outage;
 mod support;
 mod takeover_times;
