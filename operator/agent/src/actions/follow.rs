@@ -167,9 +167,7 @@ async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), Actio
     apply_start_config(&agent.layout, &config, &role, &agent.identity.pod)?;
     // A parameter that was lowered holds for standbys only once the primary runs with it.
     let raised = observe_control(&binaries, &agent.layout.pgdata).await?.floor.above_configured(&config.parameters);
-    let raised: Vec<String> = raised.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let options: Vec<&str> = raised.iter().map(String::as_str).collect();
-    agent.server.start(&binaries, &options).await?;
+    agent.server.start(&binaries, &render_options(&raised)).await?;
     agent.set_role(Some(role));
     agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
     Ok(())

@@ -129,6 +129,11 @@ fn last_words(server: &Server) -> String {
 }
 
 /// The causes of an error in one line, for a status or a log.
+/// Settings as the server takes them on its command line.
+fn render_options(settings: &[(&str, u64)]) -> Vec<String> {
+    settings.iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
 #[must_use]
 pub fn describe_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -144,7 +144,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ProcessError`].
-    pub async fn start(&self, binaries: &Binaries, options: &[&str]) -> Result<(), ProcessError> {
+    pub async fn start(&self, binaries: &Binaries, options: &[String]) -> Result<(), ProcessError> {
         let mut inner = self.inner.lock().await;
         if inner.child.is_some() {
             return Err(ProcessError::AlreadyRunning);
@@ -162,7 +162,7 @@ impl Server {
         }
         let mut command = Command::new(binaries.program("postgres"));
         command.arg("-D").arg(&self.layout.pgdata).args(["-p", &self.layout.postgres_port.to_string()]);
-        command.args(options.iter().flat_map(|option| ["-c", option]));
+        command.args(options.iter().flat_map(|option| ["-c", option.as_str()]));
         for name in UNWANTED {
             command.env_remove(name);
         }

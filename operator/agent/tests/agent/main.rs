@@ -19,5 +19,5 @@ mod store_outage;
 mod support;
 mod takeover_times;
 mod timelines;
-mod unlogged;
 mod unarchived;
+mod unlogged;
