@@ -13,7 +13,7 @@ use pgherd_core::{
 };
 use tokio::time::Instant;
 
-use super::{ActionError, data_dir, rejoin, replay_end::await_replay_end, volume};
+use super::{ActionError, data_dir, failing, rejoin, render_options, replay_end::await_replay_end, volume};
 use crate::{
     agent::Agent,
     kept_wal,
@@ -128,6 +128,7 @@ fn standby_role(upstream: Option<Upstream>, local: &LocalState) -> Role {
 /// # Errors
 /// [`ActionError`].
 pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -> Result<(), ActionError> {
+    let failing = failing::observe_failure(agent).await;
     agent.server.acknowledge_death().await;
     let Some(pod) = upstream else { return start_detached(agent).await };
     let upstream = locate(agent, pod);
@@ -135,6 +136,9 @@ pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -
         Ok((session, theirs)) => {
             if !may_follow(agent, register, &theirs).await? {
                 return Ok(());
+            }
+            if let Some(why) = failing {
+                return failing::replace(agent, why).await;
             }
             session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
             // A fresh copy lacks WAL that only the archive has, as a rule.
@@ -315,6 +319,7 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
     agent.note_upstream_met();
     drop_own_slots(agent, &sample).await;
     data_dir::remove_aside(&agent.layout)?;
+    failing::note_streaming(&agent.layout)?;
     agent.board.say(Phase::Replica, "");
     Ok(())
 }
@@ -351,15 +356,14 @@ async fn check_when_silent(
         None => observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.lsn,
     };
     // With an archive the gap may close by itself; without progress for long enough it will not.
-    let advanced = agent.note_position(position);
-    if silent >= REBUILD_AFTER
+    let stands = agent.note_position(position);
+    if silent.min(stands) >= REBUILD_AFTER
         && kept_from > position
-        && !advanced
         && agent.server.state().await == ProcessState::Running
     {
         let why = format!(
             "it got no WAL for {} s: {pod} keeps WAL from {kept_from} only, this standby was at {position}",
-            silent.as_secs()
+            stands.as_secs()
         );
         tracing::warn!(why, "this standby can't catch up; building it anew");
         rejoin::replace_copy(agent, why).await?;
