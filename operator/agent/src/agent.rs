@@ -69,8 +69,24 @@ pub struct QuorumProgress {
 struct Streaming {
     silent_since: Option<Boottime>,
     checked_at: Option<Boottime>,
-    position: Lsn,
+    /// How far it is, and when it was first seen there.
+    position: Option<(Lsn, Boottime)>,
     receiver: Option<(i32, Boottime)>,
+    /// How often its server ended in its recovery since it last streamed.
+    deaths: u32,
+}
+
+impl Streaming {
+    /// For how long the standby has not got farther than `position`.
+    fn stands_for(&mut self, position: Lsn, now: Boottime) -> Duration {
+        match self.position {
+            Some((known, since)) if position <= known => now.since(since),
+            _ => {
+                self.position = Some((position, now));
+                Duration::ZERO
+            }
+        }
+    }
 }
 
 /// When something last came from the pod that is followed.
@@ -405,13 +421,19 @@ impl Agent {
         due
     }
 
-    /// Remembers how far the standby is; true when that is farther than the last time.
+    /// Remembers how far the standby is; for how long it has not got any farther.
     #[must_use]
-    pub fn note_position(&self, position: Lsn) -> bool {
+    pub fn note_position(&self, position: Lsn) -> Duration {
+        lock(&self.streaming).stands_for(position, Boottime::now())
+    }
+
+    /// The standby's server ended in its recovery; how often it has done so since it last streamed.
+    #[must_use]
+    pub fn note_death(&self) -> u32 {
         let mut streaming = lock(&self.streaming);
-        let advanced = position > streaming.position;
-        streaming.position = position;
-        advanced
+        streaming.silent_since.get_or_insert_with(Boottime::now);
+        streaming.deaths = streaming.deaths.saturating_add(1);
+        streaming.deaths
     }
 
     /// When the disk last took a write.
@@ -467,5 +489,21 @@ impl Agent {
         let sample = probe::observe_sample(&session, generation).await?;
         self.publish_sample(sample.clone());
         Ok(sample)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_stands_still_only_from_where_it_last_got_farther() {
+        let mut streaming = Streaming::default();
+        let mut stands =
+            |lsn, seconds: u64| streaming.stands_for(Lsn(lsn), Boottime(seconds * 1_000_000_000)).as_secs();
+        assert_eq!(stands(100, 10), 0, "the first look says nothing");
+        assert_eq!((stands(100, 20), stands(100, 50)), (10, 40));
+        assert_eq!((stands(101, 60), stands(101, 70)), (0, 10));
+        assert_eq!(stands(90, 80), 20, "back is not farther");
     }
 }

@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// PostgreSQL takes an exit code above 125 of restore_command for a fault and not for the end of the archive.
 const UNKNOWN: u8 = 255;
 
-/// Archives one file: 0 when it is in the archive, else 1, and PostgreSQL tries again. 255 when the server stops: then the
-/// archiver ends at once (`shell_archive` in PostgreSQL takes a code above 125 for a signal) and holds nothing up.
+/// Archives one file: 0 when it is in the archive, else 1, and PostgreSQL tries again. Never a code above 125, which
+/// `shell_archive` in PostgreSQL takes for a signal: the archiver would end.
 #[must_use]
 pub fn archive_wal(path: &str, name: &str) -> ExitCode {
     let request = Request::Archive { path: path.to_owned(), name: name.to_owned() };
@@ -33,17 +33,23 @@ fn decide_archive_exit(answer: io::Result<Answer>) -> u8 {
 
 /// Fetches one file: 0 when it is there, 1 when the archive surely has none, else 255 in a recovery, which an outage must
 /// not end early. A standby's recovery does not end for want of a file, but 255 would end its server: it gets 1 and goes
-/// on from the primary. PostgreSQL calls this in PGDATA.
+/// on from the primary. PostgreSQL calls this in PGDATA. pg_rewind, which gives a whole path, gets 1 as well: 255 would end it without
+/// a word about which file it needs.
 #[must_use]
 pub fn restore_wal(name: &str, dest: &str) -> ExitCode {
     let request = Request::Restore { name: name.to_owned(), path: dest.to_owned() };
     let answer = ask(&Layout::pod().agent_socket(), &request);
-    ExitCode::from(decide_restore_exit(answer, Path::new("standby.signal").exists()))
+    ExitCode::from(decide_restore_exit(answer, has_other_source(Path::new("."), dest)))
 }
 
-fn decide_restore_exit(answer: io::Result<Answer>, standby: bool) -> u8 {
+/// Whether no recovery ends for want of this file.
+fn has_other_source(pgdata: &Path, dest: &str) -> bool {
+    Path::new(dest).is_absolute() || pgdata.join("standby.signal").exists()
+}
+
+fn decide_restore_exit(answer: io::Result<Answer>, goes_on: bool) -> u8 {
     match decide_exit(answer) {
-        UNKNOWN if standby => 1,
+        UNKNOWN if goes_on => 1,
         code => code,
     }
 }
@@ -92,6 +98,15 @@ mod tests {
         assert_eq!(decide_restore_exit(Ok(Answer::Failed("x".into())), true), 1);
         assert_eq!(decide_restore_exit(Ok(Answer::Done), true), 0);
         assert_eq!(decide_restore_exit(Ok(Answer::Failed("x".into())), false), 255);
+    }
+
+    #[test]
+    fn what_pg_rewind_asks_for_is_told_by_its_path() {
+        let pgdata = tempfile::tempdir().unwrap();
+        assert!(!has_other_source(pgdata.path(), "pg_wal/RECOVERYXLOG"));
+        assert!(has_other_source(pgdata.path(), "/data/pg_wal/000000010000000000000001"));
+        std::fs::write(pgdata.path().join("standby.signal"), "").unwrap();
+        assert!(has_other_source(pgdata.path(), "pg_wal/RECOVERYXLOG"));
     }
 
     #[test]

@@ -99,6 +99,18 @@ impl Layout {
         self.volume.join("pgherd.divergent.json")
     }
 
+    /// WAL of this instance's time as primary that the archive has yet to get, for as long as there is any.
+    #[must_use]
+    pub fn kept_wal(&self) -> PathBuf {
+        self.volume.join("pgherd.unarchived")
+    }
+
+    /// Why the data directory was replaced when its recovery had failed over and over, until its successor has proven itself.
+    #[must_use]
+    pub fn replaced_record(&self) -> PathBuf {
+        self.volume.join("pgherd.replaced")
+    }
+
     /// Host and port of another instance's PostgreSQL.
     #[must_use]
     pub fn peer(&self, cluster: &str, namespace: &str, pod: &str) -> (String, u16) {

@@ -1,20 +1,25 @@
 //! WAL that a primary did not get into the archive before it went: a standby never archives, and marks what it received as
-//! archived. So a former primary brings what it still has once it follows again, and a new primary looks after the
-//! segments that it holds from before its promotion. Only what lies on the history ever goes into the archive.
+//! archived. So a former primary brings what it has kept ([`crate::kept_wal`]) once it follows again, and a new primary looks
+//! after the segments that it holds from before its promotion. Only what lies on the history ever goes into the archive.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use pgherd_core::{
+    backup::ClusterLocation,
     lsn::Lsn,
     timeline::{TimelineHistory, TimelineId},
 };
-use pgherd_stream::{store::ObjectStore, wal};
+use pgherd_stream::{
+    store::ObjectStore,
+    wal::{self, WalError},
+};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     actions::describe_chain,
     agent::Agent,
     archive::own_location,
+    kept_wal,
     postgres::wal_dir::{list, parse_segment_name},
 };
 
@@ -27,22 +32,37 @@ const ROUND: Duration = Duration::from_secs(120);
 pub async fn keep_bringing(agent: Arc<Agent>) {
     let mut complete: Option<TimelineId> = None;
     loop {
+        let left = kept_wal::observe(&agent.layout).len() as u64;
+        agent.board.update(|status| status.archive.left_over = left);
         sleep(EVERY).await;
-        let status = agent.board.status();
-        let (Some(history), Some(sample)) = (status.history, agent.sample()) else { continue };
         if agent.config().store.is_none() {
+            forget_all(&agent);
             continue;
         }
+        let status = agent.board.status();
+        let (Some(history), Some(sample)) = (status.history, agent.sample()) else { continue };
         let deadline = Instant::now() + ROUND;
         if status.is_primary {
-            let Some(left) = history.ancestors.last().filter(|_| complete != Some(history.timeline)) else { continue };
-            let names = observe_segments(&agent.layout.pgdata, &history, left.switch_lsn, sample.segment_bytes);
+            let Some(switch) = history.ancestors.last().map(|entry| entry.switch_lsn) else { continue };
+            bring_kept(&agent, &history, switch, sample.segment_bytes, deadline).await;
+            if complete == Some(history.timeline) {
+                continue;
+            }
+            let names = observe_segments(&agent.layout.pgdata, &history, switch, sample.segment_bytes);
             if bring(&agent, &names, deadline).await {
                 complete = Some(history.timeline);
             }
         } else if status.receiver.is_some_and(|receiver| receiver.streaming) {
-            let names = observe_ready(&agent.layout.pgdata, &history, sample.replayed, sample.segment_bytes);
-            bring(&agent, &names, deadline).await;
+            bring_kept(&agent, &history, sample.replayed, sample.segment_bytes, deadline).await;
+        }
+    }
+}
+
+/// Without a store nothing is archived, and PostgreSQL drops such segments as well.
+fn forget_all(agent: &Agent) {
+    for name in kept_wal::observe(&agent.layout) {
+        if let Err(error) = kept_wal::forget(&agent.layout, &name) {
+            tracing::warn!(error = %describe_chain(&error), "WAL that is kept for no archive can't be removed");
         }
     }
 }
@@ -50,9 +70,26 @@ pub async fn keep_bringing(agent: Arc<Agent>) {
 /// Brings what is marked as ready, and lies before `upto` on `history`, into the archive, until `deadline` at most.
 pub async fn bring_ready(agent: &Agent, history: &TimelineHistory, upto: Lsn, segment_bytes: u64, deadline: Instant) {
     if agent.config().store.is_some() {
-        let names = observe_ready(&agent.layout.pgdata, history, upto, segment_bytes);
+        let ready = kept_wal::observe_ready(&agent.layout.pgdata.join("pg_wal"));
+        let names: Vec<String> = ready.filter(|name| is_on(history, upto, name, segment_bytes)).collect();
         bring(agent, &names, deadline).await;
     }
+}
+
+/// Brings what is kept of an earlier time as primary, as far as `history` is known to hold it before `upto`.
+async fn bring_kept(agent: &Agent, history: &TimelineHistory, upto: Lsn, segment_bytes: u64, deadline: Instant) {
+    let mut names = Vec::new();
+    for name in kept_wal::observe(&agent.layout) {
+        match decide_kept(history, upto, &name, segment_bytes) {
+            Kept::Bring => names.push(name),
+            Kept::Wait => {}
+            Kept::Forget => {
+                tracing::info!(file = %name, "not on the history: it does not belong into the archive");
+                let _ = kept_wal::forget(&agent.layout, &name);
+            }
+        }
+    }
+    bring(agent, &names, deadline).await;
 }
 
 /// True when all of them are in the archive.
@@ -64,14 +101,7 @@ async fn bring(agent: &Agent, names: &[String], deadline: Instant) -> bool {
     let all = async {
         let store = ObjectStore::connect(&location.store).await.map_err(|error| describe_chain(&error))?;
         for name in names {
-            let file = agent.layout.pgdata.join("pg_wal").join(name);
-            let archived = wal::is_archived(&store, &location, name).await.map_err(|error| describe_chain(&error))?;
-            if !archived && file.exists() {
-                wal::push(&store, &location, &file, name).await.map_err(|error| describe_chain(&error))?;
-                tracing::info!(file = %name, "brought into the archive after the fact");
-            }
-            let status = agent.layout.pgdata.join("pg_wal/archive_status");
-            let _ = fs::rename(status.join(format!("{name}.ready")), status.join(format!("{name}.done")));
+            bring_one(agent, &store, &location, name).await.map_err(|error| describe_chain(&error))?;
         }
         Ok::<(), String>(())
     };
@@ -85,11 +115,32 @@ async fn bring(agent: &Agent, names: &[String], deadline: Instant) -> bool {
     }
 }
 
-/// Complete segments with a `.ready` that lie on `history` before `upto`, oldest first.
-fn observe_ready(pgdata: &Path, history: &TimelineHistory, upto: Lsn, segment_bytes: u64) -> Vec<String> {
-    let names = list(&pgdata.join("pg_wal/archive_status")).into_iter();
-    let ready = names.filter_map(|name| name.strip_suffix(".ready").map(str::to_owned));
-    ready.filter(|name| is_on(history, upto, name, segment_bytes)).collect()
+async fn bring_one(agent: &Agent, store: &ObjectStore, location: &ClusterLocation, name: &str) -> Result<(), WalError> {
+    let pg_wal = agent.layout.pgdata.join("pg_wal");
+    let kept = kept_wal::find(&agent.layout, name);
+    let file = kept.clone().unwrap_or_else(|| pg_wal.join(name));
+    if !wal::is_archived(store, location, name).await? {
+        match wal::push(store, location, &file, name).await {
+            Ok(_) => tracing::info!(file = %name, "brought into the archive after the fact"),
+            // Nothing could ever bring it.
+            Err(error @ WalError::Foreign { .. }) if kept.is_some() => {
+                tracing::error!(error = %describe_chain(&error), "WAL that was kept is not what it was");
+            }
+            Err(error) if !file.exists() => {
+                tracing::error!(file = %name, error = %describe_chain(&error), "it was removed before it was archived");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if kept.is_some()
+        && let Err(error) = kept_wal::forget(&agent.layout, name)
+    {
+        tracing::warn!(error = %describe_chain(&error), "WAL that is archived can't be removed");
+    }
+    let status = pg_wal.join("archive_status");
+    let _ = fs::rename(status.join(format!("{name}.ready")), status.join(format!("{name}.done")));
+    Ok(())
 }
 
 /// Complete segments of `history` before `upto`, oldest first.
@@ -104,6 +155,34 @@ fn is_on(history: &TimelineHistory, upto: Lsn, name: &str, segment_bytes: u64) -
     let end = Lsn(number.saturating_add(1).saturating_mul(segment_bytes));
     let begun = history.ancestors.iter().rev().find(|entry| entry.timeline < timeline).map(|entry| entry.switch_lsn);
     end <= upto && begun.is_none_or(|begun| end > begun) && history.contains(timeline, end)
+}
+
+/// What becomes of a segment that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// It is on the history.
+    Bring,
+    /// That is not known yet: a copy that replays an older backup is on an older timeline for a while.
+    Wait,
+    /// It never will be.
+    Forget,
+}
+
+/// It was written by this instance, so only what is before the present timeline can be its own: one of that very number is of
+/// another promotion.
+fn decide_kept(history: &TimelineHistory, upto: Lsn, name: &str, segment_bytes: u64) -> Kept {
+    match parse_segment_name(name, segment_bytes) {
+        Some((timeline, _)) if timeline >= history.timeline => Kept::Wait,
+        Some((timeline, number)) => {
+            let end = Lsn(number.saturating_add(1).saturating_mul(segment_bytes));
+            match (history.contains(timeline, end), end <= upto) {
+                (true, true) => Kept::Bring,
+                (true, false) => Kept::Wait,
+                (false, _) => Kept::Forget,
+            }
+        }
+        None => Kept::Wait,
+    }
 }
 
 #[cfg(test)]
@@ -127,5 +206,19 @@ mod tests {
         assert!(!is("000000020000000000000002"), "before its timeline began");
         assert!(!is("000000020000000000000005"), "not complete yet");
         assert!(!is("000000030000000000000004") && !is("00000002.history"));
+    }
+
+    #[test]
+    fn what_is_kept_is_brought_once_its_timeline_was_left_behind_it_and_forgotten_where_it_was_left_before() {
+        let ancestors = vec![HistoryEntry { timeline: TimelineId(1), switch_lsn: Lsn(0x300_0100) }];
+        let history = TimelineHistory { timeline: TimelineId(3), ancestors };
+        let decide = |upto, name: &str| decide_kept(&history, Lsn(upto), name, SEGMENT);
+        assert_eq!(decide(0x500_0000, "000000010000000000000002"), Kept::Bring);
+        assert_eq!(decide(0x2FF_FFFF, "000000010000000000000002"), Kept::Wait, "not replayed so far");
+        assert_eq!(decide(0x500_0000, "000000010000000000000003"), Kept::Forget, "left in its middle");
+        assert_eq!(decide(0x500_0000, "000000020000000000000002"), Kept::Forget, "a branch that was left");
+        assert_eq!(decide(0x500_0000, "000000030000000000000002"), Kept::Wait, "another promotion's");
+        let older = TimelineHistory::root(TimelineId(1));
+        assert_eq!(decide_kept(&older, Lsn(0x500_0000), "000000010000000000000002", SEGMENT), Kept::Wait);
     }
 }

@@ -17,6 +17,7 @@ pub mod fencer;
 pub mod file_work;
 pub mod gate;
 pub mod install;
+pub mod kept_wal;
 pub mod kubernetes_store;
 pub mod layout;
 pub mod lease;

@@ -323,6 +323,9 @@ pub struct ArchiveStatus {
     /// When an attempt last failed, in milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failed_at_ms: Option<i64>,
+    /// On any instance: segments that it wrote as primary, and that the archive has yet to get.
+    #[serde(default)]
+    pub left_over: u64,
     /// What can be restored from the store, as of the last look at it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<RestorableWindow>,

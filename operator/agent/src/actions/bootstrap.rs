@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ActionError, build_replica,
     data_dir::{self, Purpose},
-    describe_chain, last_words, restore,
+    describe_chain, last_words, render_options, restore,
     subscriptions::{disable_subscriptions, render_disabled},
 };
 use crate::{
@@ -200,8 +200,7 @@ fn name_target(target: &RecoveryTarget) -> String {
     }
 }
 
-/// Runs the server until it has promoted itself at the target, then stops it. Nobody can connect from outside, and with
-/// hot_standby off no parameter of the source's primary can stop the replay.
+/// Runs the server until it has promoted itself at the target, then stops it. Nobody can connect from outside.
 ///
 /// A server that ends is started once more: where an unlogged index was built while the backup was made, its files are in the copy
 /// but not the fork that they are reset from, which comes by WAL, and PostgreSQL ends at the end of recovery because the files are there
@@ -221,8 +220,14 @@ async fn run_recovery(agent: &Agent, role: Role, is_copy: bool) -> Result<Vec<St
     Ok(disabled?)
 }
 
+/// With hot_standby off no parameter of the source's primary stops the replay, but a transaction that was prepared needs its place. The WAL
+/// may raise what pg_control says: then the second start has it.
 async fn replay(agent: &Agent) -> Result<(), ActionError> {
-    agent.server.start(&Binaries::observe()?, &["listen_addresses=", "hot_standby=off"]).await?;
+    let binaries = Binaries::observe()?;
+    let floor = observe_control(&binaries, &agent.layout.pgdata).await?.floor;
+    let mut options = render_options(&floor.above_configured(&agent.config().parameters));
+    options.extend(["listen_addresses=", "hot_standby=off"].map(str::to_owned));
+    agent.server.start(&binaries, &options).await?;
     loop {
         if let ProcessState::Died(status) = agent.server.state().await {
             agent.server.acknowledge_death().await;

@@ -14,9 +14,10 @@ use pgherd_core::{
 };
 use tokio::time::Instant;
 
-use super::{ActionError, data_dir, rejoin, replay_end::await_replay_end, volume};
+use super::{ActionError, data_dir, failing, rejoin, render_options, replay_end::await_replay_end, volume};
 use crate::{
     agent::Agent,
+    kept_wal,
     layout::slot_name,
     local_state::{LocalState, LocalStateError},
     postgres::{
@@ -128,6 +129,7 @@ fn standby_role(upstream: Option<Upstream>, local: &LocalState) -> Role {
 /// # Errors
 /// [`ActionError`].
 pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -> Result<(), ActionError> {
+    let failing = failing::observe_failure(agent).await;
     agent.server.acknowledge_death().await;
     let Some(pod) = upstream else { return start_detached(agent).await };
     let upstream = locate(agent, pod);
@@ -135,6 +137,9 @@ pub async fn start(agent: &Agent, register: &Register, upstream: Option<&str>) -
         Ok((session, theirs)) => {
             if !may_follow(agent, register, &theirs).await? {
                 return Ok(());
+            }
+            if let Some(why) = failing {
+                return failing::replace(agent, why).await;
             }
             session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
             // A fresh copy lacks WAL that only the archive has, as a rule.
@@ -161,13 +166,13 @@ pub async fn start_detached(agent: &Agent) -> Result<(), ActionError> {
 
 async fn start_as(agent: &Agent, upstream: Option<Upstream>) -> Result<(), ActionError> {
     volume::validate_room(&agent.layout)?;
-    let (role, config, binaries) = (standby_role(upstream, &read_local(agent)?), agent.config(), Binaries::observe()?);
+    let local = read_local(agent)?;
+    kept_wal::keep_of(agent, &local)?;
+    let (role, config, binaries) = (standby_role(upstream, &local), agent.config(), Binaries::observe()?);
     apply_start_config(&agent.layout, &config, &role, &agent.identity.pod)?;
     // A parameter that was lowered holds for standbys only once the primary runs with it.
     let raised = observe_control(&binaries, &agent.layout.pgdata).await?.floor.above_configured(&config.parameters);
-    let raised: Vec<String> = raised.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let options: Vec<&str> = raised.iter().map(String::as_str).collect();
-    agent.server.start(&binaries, &options).await?;
+    agent.server.start(&binaries, &render_options(&raised)).await?;
     agent.set_role(Some(role));
     agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
     Ok(())
@@ -263,7 +268,9 @@ pub async fn resume(
     upstream: Upstream,
 ) -> Result<(), ActionError> {
     session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
-    let local = LocalState { term: register.term, was_primary: false, ..read_local(agent)? };
+    let led = read_local(agent)?;
+    kept_wal::keep_of(agent, &led)?;
+    let local = LocalState { term: register.term, was_primary: false, ..led };
     local.write(&agent.layout.pgdata)?;
     agent.set_diverged(false);
     tracing::info!(upstream = %upstream.pod, "its WAL is on the primary's history: it follows as it is");
@@ -314,6 +321,7 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
     agent.hold_backup(None);
     drop_own_slots(agent, &sample).await;
     data_dir::remove_aside(&agent.layout)?;
+    failing::note_streaming(&agent.layout)?;
     agent.board.say(Phase::Replica, "");
     Ok(())
 }
@@ -350,15 +358,14 @@ async fn check_when_silent(
         None => observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.lsn,
     };
     // With an archive the gap may close by itself; without progress for long enough it will not.
-    let advanced = agent.note_position(position);
-    if silent >= REBUILD_AFTER
+    let stands = agent.note_position(position);
+    if silent.min(stands) >= REBUILD_AFTER
         && kept_from > position
-        && !advanced
         && agent.server.state().await == ProcessState::Running
     {
         let why = format!(
             "it got no WAL for {} s: {pod} keeps WAL from {kept_from} only, this standby was at {position}",
-            silent.as_secs()
+            stands.as_secs()
         );
         tracing::warn!(why, "this standby can't catch up; building it anew");
         rejoin::replace_copy(agent, why).await?;

@@ -7,6 +7,7 @@ pub mod branch;
 pub mod build_replica;
 pub mod data_dir;
 pub mod divergent;
+pub mod failing;
 pub mod follow;
 pub mod primary;
 pub mod promote;
@@ -151,6 +152,11 @@ impl ActionError {
 /// What the server ended with, as far as its log says it.
 fn last_words(server: &Server) -> String {
     server.log().last_fatal().unwrap_or_else(|| "its log says why".to_owned())
+}
+
+/// Settings as the server takes them on its command line.
+fn render_options(settings: &[(&str, u64)]) -> Vec<String> {
+    settings.iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
 /// The causes of an error in one line, for a status or a log.

@@ -10,7 +10,7 @@ use pgherd_core::{
     register::{MemberId, Register},
 };
 
-use super::ActionError;
+use super::{ActionError, render_options};
 use crate::{
     agent::{Agent, QuorumProgress},
     clock::Boottime,
@@ -19,9 +19,11 @@ use crate::{
     postgres::{
         binaries::Binaries,
         config::{Role, apply_config, apply_start_config},
+        control::observe_control,
         probe::Sample,
         roles::{ensure_app, ensure_replication_role, read_app_credentials},
         sql::Session,
+        wal_dir::list,
     },
 };
 
@@ -56,11 +58,23 @@ pub async fn start(agent: &Agent, register: &Register) -> Result<(), ActionError
     let role = primary_role(register, admits_at_once(register));
     apply_start_config(&agent.layout, &agent.config(), &role, &agent.identity.pod)?;
     note_quorum(agent, register);
-    agent.server.start(&Binaries::observe()?, &[]).await?;
+    let binaries = Binaries::observe()?;
+    agent.server.start(&binaries, &observe_prepared(agent, &binaries).await?).await?;
     agent.gate.begin(agent.server.generation(), register);
     agent.set_role(Some(role));
     agent.board.say(Phase::Starting, "PostgreSQL starts as primary");
     Ok(())
+}
+
+/// What this start needs for transactions that are prepared, or may be in WAL that is yet to be replayed, where the configuration has less
+/// than what they were prepared with (a recovered cluster without the setting, for one).
+async fn observe_prepared(agent: &Agent, binaries: &Binaries) -> Result<Vec<String>, ActionError> {
+    let pgdata = &agent.layout.pgdata;
+    let control = observe_control(binaries, pgdata).await?;
+    if control.shut_down && list(&pgdata.join("pg_twophase")).is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(render_options(&control.floor.prepared_above_configured(&agent.config().parameters)))
 }
 
 /// Remembers which synchronous standbys are in the configuration from now on.

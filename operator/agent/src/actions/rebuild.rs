@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{ActionError, rejoin::move_aside};
-use crate::{agent::Agent, local_state::LocalState, postgres::config::Role};
+use crate::{agent::Agent, kept_wal, local_state::LocalState, postgres::config::Role};
 
 /// A step that is under way is waited for so long.
 const BUSY: Duration = Duration::from_secs(3);
@@ -41,8 +41,11 @@ pub async fn rebuild(agent: &Agent) -> Result<(), RebuildError> {
         return Err(RebuildError::Refused("it holds the primary role"));
     }
     let local = LocalState::read(&agent.layout.pgdata).map_err(|error| RebuildError::Action(error.into()))?;
-    if register.is_sealing() || local.is_some_and(|local| local.sealed_term > register.term) {
+    if register.is_sealing() || local.as_ref().is_some_and(|local| local.sealed_term > register.term) {
         return Err(RebuildError::Refused("a failover is under way"));
+    }
+    if let Some(local) = &local {
+        kept_wal::keep_of(agent, local).map_err(RebuildError::Action)?;
     }
     move_aside(agent, "somebody asked for it".to_owned()).await.map_err(RebuildError::Action)?;
     agent.wake.notify_one();

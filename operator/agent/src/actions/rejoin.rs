@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     agent::Agent,
+    kept_wal,
     layout::slot_name,
-    leftovers,
     local_state::LocalState,
     postgres::{
         binaries::Binaries,
@@ -39,8 +39,6 @@ use crate::{
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// One look at a standby whose replay should end.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(3);
-/// What the archive lacks from before the fork is brought there within this time.
-const ARCHIVE_BOUND: Duration = Duration::from_secs(30);
 
 /// What is done with the data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +89,7 @@ pub async fn rejoin(agent: &Agent, register: &Register, pod: &str) -> Result<(),
     };
     // What a restore in place left on purpose is in the archive already.
     let left = register.restore_of_term().is_some() && !local.was_primary;
-    keep_wal(agent, &local, &own, fork, !left).await;
+    keep_wal(agent, &local, &own, fork, !left).await?;
     if let Some(why) = why {
         tracing::warn!(why, "the data directory is moved aside and built anew");
         return move_aside(agent, why).await;
@@ -165,14 +163,15 @@ async fn decide_plan(
     })
 }
 
-/// What was not archived from before the fork goes into the archive, and with `tail` what lies beyond it beside that.
-async fn keep_wal(agent: &Agent, local: &LocalState, own: &OwnEnd, fork: Lsn, tail: bool) {
+/// What was not archived from before the fork is kept for the archive, and with `tail` what lies beyond it beside that.
+async fn keep_wal(agent: &Agent, local: &LocalState, own: &OwnEnd, fork: Lsn, tail: bool) -> Result<(), ActionError> {
     agent.board.say(Phase::Rewinding, format!("keeping its WAL from {fork} to {}", own.lsn));
-    let deadline = Instant::now() + ARCHIVE_BOUND;
-    Box::pin(leftovers::bring_ready(agent, &own.history, fork, own.segment_bytes, deadline)).await;
+    kept_wal::keep_of(agent, local)?;
+    kept_wal::forget_beyond(&agent.layout, fork, own.segment_bytes)?;
     if tail {
         Box::pin(divergent::keep_tail(agent, local, own, fork)).await;
     }
+    Ok(())
 }
 
 async fn rewind_or_copy(
@@ -216,6 +215,10 @@ async fn rewind(agent: &Agent, upstream: &Upstream) -> Result<(), ActionError> {
     let binaries = Binaries::observe()?;
     let layout = &agent.layout;
     data_dir::mark(layout, Purpose::Rewind)?;
+    // One that was killed recovers first, from what pg_wal holds.
+    if observe_control(&binaries, &layout.pgdata).await?.shut_down {
+        kept_wal::take_out(layout)?;
+    }
     agent.board.say(Phase::Rewinding, format!("pg_rewind from {}", upstream.pod));
     let config = agent.config();
     let role = Role::Standby { upstream: Some(upstream.clone()), receiver_name: String::new(), promotion: None };

@@ -24,7 +24,8 @@ pub(super) async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str
     if is_from_the_future(agent, name) {
         return Answer::Absent;
     }
-    if agent.has_met_upstream_within(STREAM_FIRST) {
+    // Without a server it is pg_rewind that asks, which has no other source.
+    if agent.role().is_some() && agent.has_met_upstream_within(STREAM_FIRST) {
         return Answer::Failed("the primary is asked first".to_owned());
     }
     let Some(location) = own_location(agent) else {

@@ -27,7 +27,7 @@ use tokio::{
 
 use self::ahead::Ahead;
 pub use self::push::keep_history;
-use crate::{actions::describe_chain, agent::Agent, postgres::wal_dir::list};
+use crate::{actions::describe_chain, agent::Agent, kept_wal, postgres::wal_dir::list};
 
 /// One file must be through in this time; PostgreSQL asks again.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -55,7 +55,7 @@ pub enum Request {
     Restore {
         /// Its name (`%f`).
         name: String,
-        /// Where to put it, relative to PGDATA (`%p`).
+        /// Where to put it (`%p`): relative to PGDATA, or absolute where pg_rewind asks.
         path: String,
     },
 }
@@ -172,15 +172,28 @@ async fn handle(agent: &Agent, shared: &Shared, request: Request) -> Answer {
         }
         Request::Restore { name, path } => {
             let Some(dest) = resolve(agent, &path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
-            match agent.recovery_source() {
-                Some(source) => fetch::fetch(&source, shared, &dest, &name, ObjectStore::clone).await,
-                None => tokio::select! {
+            match (agent.recovery_source(), kept_wal::find(&agent.layout, &name)) {
+                (Some(source), _) => fetch::fetch(&source, shared, &dest, &name, ObjectStore::clone).await,
+                (None, Some(kept)) => copy_kept(&kept, &dest).await,
+                (None, None) => tokio::select! {
                     answer = fetch::fetch_for_standby(agent, shared, &name, &dest) => answer,
                     // Nobody's WAL is wanted any more, and an election waits for this server to replay what it has.
                     () = agent.await_detached() => Answer::Failed("this standby follows nobody at present".to_owned()),
                 },
             }
         }
+    }
+}
+
+/// This instance has it itself, and the archive has yet to get it.
+async fn copy_kept(kept: &Path, dest: &Path) -> Answer {
+    let content = match tokio::fs::read(kept).await {
+        Ok(content) => content,
+        Err(error) => return Answer::Failed(format!("{}: {error}", kept.display())),
+    };
+    match wal::place(content, dest).await {
+        Ok(()) => Answer::Done,
+        Err(error) => Answer::Failed(describe_chain(&error)),
     }
 }
 
@@ -205,12 +218,13 @@ async fn connect(cached: &Cached, config: &StoreConfig) -> Result<Arc<ObjectStor
     Ok(store)
 }
 
-/// The absolute path of a file of pg_wal; None for anything that leads elsewhere.
+/// The absolute path of a file of pg_wal, which pg_rewind gives as such; None for anything that leads elsewhere.
 fn resolve(agent: &Agent, path: &str) -> Option<PathBuf> {
     resolve_in(&agent.layout.pgdata, Path::new(path))
 }
 
 fn resolve_in(pgdata: &Path, path: &Path) -> Option<PathBuf> {
+    let path = path.strip_prefix(pgdata).unwrap_or(path);
     let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
     (plain && path.starts_with("pg_wal")).then(|| pgdata.join(path))
 }
@@ -228,7 +242,18 @@ mod tests {
     fn only_files_of_pg_wal_are_touched() {
         let pgdata = Path::new("/data");
         assert_eq!(resolve_in(pgdata, Path::new("pg_wal/RECOVERYXLOG")), Some("/data/pg_wal/RECOVERYXLOG".into()));
-        for path in ["/etc/passwd", "pg_wal/../pg_hba.conf", "../x", "base/1", "", "./pg_wal/x"] {
+        assert_eq!(resolve_in(pgdata, Path::new("/data/pg_wal/0A")), Some("/data/pg_wal/0A".into()), "of pg_rewind");
+        for path in [
+            "/etc/passwd",
+            "/data/pg_hba.conf",
+            "/data/pg_wal/../pg_hba.conf",
+            "/database/pg_wal/x",
+            "pg_wal/../pg_hba.conf",
+            "../x",
+            "base/1",
+            "",
+            "./pg_wal/x",
+        ] {
             assert_eq!(resolve_in(pgdata, Path::new(path)), None, "{path}");
         }
     }

@@ -125,6 +125,7 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
             _ => String::new(),
         },
         synchronous_standby_names: names,
+        keeps_files: layout.kept_wal().exists(),
         parameters: with_slot_limit(config.parameters.clone(), observe_size(&layout.volume)),
         segment_bytes: observe_segment_bytes(&layout.pgdata),
         standby,

@@ -39,6 +39,7 @@ const CANCELLED: [&str; 2] = [
 pub struct LogWatch {
     cancelled_waits: AtomicU64,
     disk_full: AtomicBool,
+    recovery_failed: AtomicBool,
     last_transaction: Mutex<Option<String>>,
     last_fatal: Mutex<Option<String>>,
 }
@@ -48,6 +49,7 @@ impl LogWatch {
     pub fn reset(&self) {
         self.cancelled_waits.store(0, Ordering::SeqCst);
         self.disk_full.store(false, Ordering::SeqCst);
+        self.recovery_failed.store(false, Ordering::SeqCst);
         *lock(&self.last_transaction) = None;
         *lock(&self.last_fatal) = None;
     }
@@ -62,6 +64,12 @@ impl LogWatch {
     #[must_use]
     pub fn disk_full(&self) -> bool {
         self.disk_full.load(Ordering::SeqCst)
+    }
+
+    /// A standby's startup process ended by an error or a crash of its own, after the configuration was found to be good.
+    #[must_use]
+    pub fn recovery_failed(&self) -> bool {
+        self.recovery_failed.load(Ordering::SeqCst)
     }
 
     /// The commit time of the last transaction that a recovery replayed, in PostgreSQL's words; none if it replayed none.
@@ -83,6 +91,9 @@ impl LogWatch {
         }
         if line.contains("No space left on device") && !line.contains("STATEMENT:") {
             self.disk_full.store(true, Ordering::SeqCst);
+        }
+        if is_failed_recovery(&line) {
+            self.recovery_failed.store(true, Ordering::SeqCst);
         }
         if let Some(time) = find_last_transaction(&line) {
             *lock(&self.last_transaction) = Some(time.to_owned());
@@ -106,6 +117,14 @@ fn is_cancelled_wait(line: &str) -> bool {
 
 fn lock(text: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
     text.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The postmaster's words (`LogChildExit`) for a startup process that failed. By signal 9 somebody killed it, for its memory most likely.
+fn is_failed_recovery(line: &str) -> bool {
+    let Some((_, message)) = line.split_once("LOG:  ") else { return false };
+    let Some((_, end)) = message.split_once("startup process (PID ") else { return false };
+    let killed = end.contains("was terminated by signal 9");
+    (end.contains(" exited with exit code ") || end.contains(" was terminated by signal ")) && !killed
 }
 
 /// `xlogrecovery.c` says it at the end of every recovery that replayed a commit.
@@ -198,6 +217,19 @@ mod tests {
         let end = format!("x [1] WARNING:  57P01: {}", CANCELLED[1]);
         for line in [USER, &format!("2026-11-23 12:00:00 UTC [7] app@app/psql {USER}"), &verbose, &end] {
             assert!(is_cancelled_wait(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_startup_process_that_failed_is_told_from_one_that_was_killed() {
+        for (end, failed) in [
+            ("exited with exit code 1", true),
+            ("was terminated by signal 6: Aborted", true),
+            ("was terminated by signal 9: Killed", false),
+        ] {
+            let line = |name| format!("2026-11-24 03:00 GMT [1] LOG:  {name} (PID 17) {end}");
+            assert_eq!(is_failed_recovery(&line("startup process")), failed, "{end}");
+            assert!(!is_failed_recovery(&line("server process")), "{end}");
         }
     }
 

@@ -48,8 +48,10 @@ const UNWANTED: [&str; 12] = [
 const QUICK_DEATH: Duration = Duration::from_secs(10);
 /// From so many on a server is taken for one that can't start.
 const TOO_MANY_DEATHS: u32 = 3;
-/// A stop looks this often whether only the archiver is left.
+/// A stop looks this often whether it waits for the archiver alone.
 const STOP_POLL: Duration = Duration::from_millis(10);
+/// What is left to do once nobody waits for the archiver: old WAL is removed, and the statistics are written.
+const LAST_WORK: Duration = Duration::from_secs(1);
 /// The longest pause between two starts.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 
@@ -144,7 +146,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ProcessError`].
-    pub async fn start(&self, binaries: &Binaries, options: &[&str]) -> Result<(), ProcessError> {
+    pub async fn start(&self, binaries: &Binaries, options: &[String]) -> Result<(), ProcessError> {
         let mut inner = self.inner.lock().await;
         if inner.child.is_some() {
             return Err(ProcessError::AlreadyRunning);
@@ -162,7 +164,7 @@ impl Server {
         }
         let mut command = Command::new(binaries.program("postgres"));
         command.arg("-D").arg(&self.layout.pgdata).args(["-p", &self.layout.postgres_port.to_string()]);
-        command.args(options.iter().flat_map(|option| ["-c", option]));
+        command.args(options.iter().flat_map(|option| ["-c", option.as_str()]));
         for name in UNWANTED {
             command.env_remove(name);
         }
@@ -220,7 +222,7 @@ impl Server {
     }
 
     /// Stops the server; when this returns, no process of it is left. A fast stop that takes longer than `patience`
-    /// becomes an immediate one. One that waits for nothing but the archiver is over: everything is on disk and sent, and
+    /// becomes an immediate one. The archiver is not waited for: everything is on disk and sent by then, and
     /// [`crate::leftovers`] brings to the archive what is not there yet.
     pub async fn stop(&self, mode: StopMode, patience: Duration) {
         let mut inner = self.inner.lock().await;
@@ -234,7 +236,7 @@ impl Server {
             gone = tokio::select! {
                 _ = child.wait() => true,
                 () = sleep(patience) => false,
-                () = await_archiver_alone(&self.layout) => {
+                () = end_archiver(&self.layout) => {
                     let _ = child.start_kill();
                     let _ = child.wait().await;
                     true
@@ -271,11 +273,17 @@ impl Server {
     }
 }
 
-/// Returns once the shutdown checkpoint is written and every standby has it, so that only the archiver can be left.
-async fn await_archiver_alone(layout: &Layout) {
-    while !(is_shut_down(layout) && stray::titles(&layout.pgdata).iter().all(|title| !title.contains("walsender"))) {
+/// Ends the archiver once the shutdown checkpoint is written and every standby has it, so that the server ends by itself, with its
+/// statistics written: from PostgreSQL 18 on they are written after the archiver has ended. Returns where it does not.
+async fn end_archiver(layout: &Layout) {
+    while !(is_shut_down(layout) && stray::of_kind(&layout.pgdata, "walsender").is_empty()) {
         sleep(STOP_POLL).await;
     }
+    for archiver in stray::of_kind(&layout.pgdata, "archiver") {
+        // Its group has the command as well. It begins with no other file, and ends at once where a command died of a signal.
+        let _ = kill(Pid::from_raw(-archiver.as_raw()), Signal::SIGTERM);
+    }
+    sleep(LAST_WORK).await;
 }
 
 /// `state` of pg_control, which follows its identifier and two versions, is `DB_SHUTDOWNED`.

@@ -16,11 +16,17 @@ pub fn processes(pgdata: &Path) -> Vec<Pid> {
         .collect()
 }
 
-/// The titles of these processes, as `ps` shows them.
+/// Those of these processes that are of a kind, such as `archiver` or `walsender`, by their titles as `ps` shows them.
 #[must_use]
-pub fn titles(pgdata: &Path) -> Vec<String> {
-    let read = |pid: Pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    processes(pgdata).into_iter().map(|pid| String::from_utf8_lossy(&read(pid)).into_owned()).collect()
+pub fn of_kind(pgdata: &Path, kind: &str) -> Vec<Pid> {
+    let title = |pid: &Pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    processes(pgdata).into_iter().filter(|pid| is_of_kind(&String::from_utf8_lossy(&title(pid)), kind)).collect()
+}
+
+/// A title is `postgres: <cluster_name>: <kind> ...`, and a cluster may be called like a kind.
+fn is_of_kind(title: &str, kind: &str) -> bool {
+    let rest = title.strip_prefix("postgres: ").and_then(|rest| rest.split_once(": "));
+    rest.is_some_and(|(_, rest)| rest.starts_with(kind))
 }
 
 /// The postmaster that `postmaster.pid` names, if it is a live PostgreSQL process of this data directory.
@@ -37,4 +43,17 @@ fn is_postgres(pid: i32) -> bool {
     let Some((before, after)) = stat.rsplit_once(')') else { return false };
     let name = before.split_once('(').map_or("", |(_, name)| name);
     name == "postgres" && !after.trim_start().starts_with(['Z', 'X'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_kind_and_not_by_the_name_of_its_cluster() {
+        assert!(is_of_kind("postgres: shop: archiver archiving 00000001000000000000000A", "archiver"));
+        assert!(is_of_kind("postgres: walsender: archiver ", "archiver"));
+        assert!(!is_of_kind("postgres: walsender: archiver ", "walsender"));
+        assert!(!is_of_kind("/usr/lib/postgresql/15/bin/postgres -D /data", "postgres"));
+    }
 }

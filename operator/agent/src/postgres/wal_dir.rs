@@ -27,10 +27,16 @@ fn segment_of(lsn: Lsn, segment_bytes: u64) -> Option<u64> {
     lsn.0.checked_sub(1)?.checked_div(segment_bytes)
 }
 
+/// The name of a segment of whatever size.
+#[must_use]
+pub fn is_segment_name(name: &str) -> bool {
+    name.len() == 24 && name.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b))
+}
+
 /// Timeline and segment number of `TTTTTTTTLLLLLLLLSSSSSSSS`; None for any other name.
 #[must_use]
 pub fn parse_segment_name(name: &str, segment_bytes: u64) -> Option<(TimelineId, u64)> {
-    if name.len() != 24 || !name.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b)) {
+    if !is_segment_name(name) {
         return None;
     }
     let part = |range| u64::from_str_radix(name.get(range)?, 16).ok();

@@ -47,7 +47,7 @@ fn stage_agent() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let server = Server::new(layout.clone());
     runtime.block_on(async {
-        server.start(&Binaries::observe().unwrap(), &["listen_addresses="]).await.unwrap();
+        server.start(&Binaries::observe().unwrap(), &["listen_addresses=".to_owned()]).await.unwrap();
         while stray::postmaster(&layout.pgdata).is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -119,4 +119,5 @@ async fn an_archive_that_hangs_does_not_hold_a_stop_up() {
     assert!(!fs::read_dir("/proc").unwrap().flatten().any(works_there), "the archive_command still runs");
     let control = fs::read(pgdata.join("global/pg_control")).unwrap();
     assert_eq!(control[16..20], 1_u32.to_ne_bytes(), "it was not shut down cleanly");
+    assert!(pgdata.join("pg_stat/pgstat.stat").exists(), "its statistics are lost");
 }

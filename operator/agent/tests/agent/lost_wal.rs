@@ -1,6 +1,7 @@
-//! A replica whose slot lost its WAL: with an archive it catches up by itself, without one it is built anew, with a reason.
+//! A replica whose slot lost its WAL: with an archive it catches up by itself, without one it is built anew, with a reason. So is one
+//! whose own files are damaged.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use crate::support::{
     Cluster, Instance, ran_as_postgres,
@@ -75,6 +76,33 @@ async fn a_replica_whose_wal_is_in_the_archive_catches_up_as_it_is() {
     let second = lose_the_slot(&cluster, &first, second).await;
     let back = wait_for(&second, "streaming again", streams).await;
     assert_eq!((back.member, back.source), (member, None));
+    second.terminate().await;
+    first.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_recovery_fails_each_time_is_built_anew_once_and_says_why() {
+    if ran_as_postgres("lost_wal::a_replica_whose_recovery_fails_each_time_is_built_anew_once_and_says_why") {
+        return;
+    }
+    let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let mut all = bring_up(&cluster, 2).await;
+    let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
+    let open = session(&first, "app").await;
+    open.execute("CREATE TABLE public.t (id int)").await.unwrap();
+    let path: String = open.query("SELECT pg_relation_filepath('public.t')", &[]).await.unwrap()[0].get(0);
+    let written = first.agent.sample_now().await.unwrap().received;
+    wait_for(&second, "up to date", |status| status.replayed_lsn >= written).await;
+    second.terminate().await;
+    // As if its disk could not read it any more.
+    let file = cluster.layout("c-1").pgdata.join(&path);
+    fs::set_permissions(file, fs::Permissions::from_mode(0o000)).unwrap();
+    open.execute("SET synchronous_commit = local; INSERT INTO public.t VALUES (1)").await.unwrap();
+    let second = cluster.start("c-1", "uid-1");
+    let back = wait_for(&second, "built anew", |status| status.source.is_some() && streams(status)).await;
+    let reason = back.source.unwrap().reason;
+    assert!(reason.starts_with("its recovery failed"), "{reason}");
+    assert!(second.agent.layout.replaced_record().exists(), "a copy that fails as well would be replaced again");
     second.terminate().await;
     first.terminate().await;
 }

@@ -47,6 +47,8 @@ pub struct ConfInput {
     pub archive_command: String,
     /// `synchronous_standby_names` by [`crate::quorum::synchronous_standby_names`].
     pub synchronous_standby_names: String,
+    /// Files of pg_wal have another name elsewhere: none may be written anew as another segment.
+    pub keeps_files: bool,
     /// The user's parameters, validated.
     pub parameters: BTreeMap<String, String>,
     /// Bytes per WAL segment; None where that is not known.
@@ -193,6 +195,9 @@ pub fn render_conf(input: &ConfInput) -> String {
     ] {
         set(&mut text, name, value);
     }
+    if input.keeps_files {
+        set(&mut text, "wal_recycle", "off");
+    }
     text.push_str("\n# Role\n");
     let standby = input.standby.clone().unwrap_or_default();
     if standby.is_about_to_end && user.contains_key(SUMMARIZE_WAL) {
@@ -337,6 +342,16 @@ mod tests {
         assert!(text.contains("fsync = 'on'\n") && !text.contains("fsync = 'off'"));
         assert!(text.contains("archive_command = '/bin/true'\n"));
         assert!(text.find("work_mem") < text.find("restart_after_crash"));
+    }
+
+    #[test]
+    fn files_that_are_kept_are_not_recycled_whatever_the_user_says() {
+        let given = parameters(&[("wal_recycle", "on")]);
+        let render =
+            |keeps_files| render_conf(&ConfInput { keeps_files, parameters: given.clone(), ..ConfInput::default() });
+        let text = render(true);
+        assert!(text.rfind("wal_recycle = 'off'") > text.rfind("wal_recycle = 'on'"), "the last one holds");
+        assert!(!render(false).contains("wal_recycle = 'off'"));
     }
 
     #[test]

@@ -46,6 +46,13 @@ impl Floor {
         })
     }
 
+    /// Of [`Self::above_configured`], what a primary needs as long as a transaction may be prepared: with fewer it does not start.
+    #[must_use]
+    pub fn prepared_above_configured(&self, parameters: &BTreeMap<String, String>) -> Vec<(&'static str, u64)> {
+        let above = self.above_configured(parameters).into_iter();
+        above.filter(|(name, _)| *name == "max_prepared_transactions").collect()
+    }
+
     /// What is higher here than there; what is not known there counts as too low.
     #[must_use]
     pub fn above(&self, value: impl Fn(&str) -> Option<u64>) -> Vec<(&'static str, u64)> {
@@ -78,6 +85,14 @@ mod tests {
             above(&[("max_connections", "many"), ("max_prepared_transactions", "5")]),
             [("max_connections", 200)]
         );
+    }
+
+    #[test]
+    fn a_primary_takes_over_the_prepared_transactions_alone() {
+        let parameters = |value: &str| BTreeMap::from([("max_prepared_transactions".to_owned(), value.to_owned())]);
+        let raised = |value| Floor::parse(CONTROL).prepared_above_configured(&parameters(value));
+        assert_eq!(raised("0"), [("max_prepared_transactions", 5)]);
+        assert_eq!(raised("7"), []);
     }
 
     #[test]

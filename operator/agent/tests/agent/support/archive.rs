@@ -29,3 +29,28 @@ pub fn restore(name: &str) -> Request {
 pub fn archive(name: &str) -> Request {
     Request::Archive { path: format!("pg_wal/{name}"), name: name.to_owned() }
 }
+
+/// What `pgherd archive-wal` and `pgherd restore-wal` do, for whichever instance calls it.
+pub const CLIENT: &str = r#"#!/usr/bin/perl
+use strict;
+use Cwd;
+use File::Basename;
+use IO::Socket::UNIX;
+my ($verb, @given) = @ARGV;
+my $restores = $verb eq 'restore-wal';
+my ($path, $name) = $restores ? reverse @given : @given;
+my $whole = $path =~ m{^/};
+my $pgdata = $whole ? dirname(dirname($path)) : getcwd();
+my $kind = $restores ? 'restore' : 'archive';
+my $answer = '';
+my $socket = IO::Socket::UNIX->new(Peer => "$pgdata/../../run/agent.sock");
+if ($socket) {
+    print $socket qq({"$kind":{"path":"$path","name":"$name"}}\n);
+    $socket->flush();
+    $answer = <$socket> // '';
+}
+print STDERR "archive client: $verb $name: $answer";
+exit 0 if $answer =~ /done/;
+exit 1 if !$restores || $whole || $answer =~ /absent/ || -e "$pgdata/standby.signal";
+exit 255;
+"#;

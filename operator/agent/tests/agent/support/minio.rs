@@ -38,7 +38,7 @@ pub fn ran_as_postgres(test: &str) -> bool {
 }
 
 /// For [`super::ran_as_postgres_with`]: a copy of the program where another user may run it. Removed with the folder.
-fn share(folder: &Path) -> (&'static str, String) {
+pub fn share(folder: &Path) -> (&'static str, String) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let copy = folder.join("minio");
     fs::copy(find(), &copy).unwrap();
@@ -49,7 +49,22 @@ fn share(folder: &Path) -> (&'static str, String) {
 /// A server with one bucket; stopped when dropped.
 pub struct Minio {
     child: Child,
+    folder: PathBuf,
+    address: String,
     pub config: StoreConfig,
+}
+
+fn spawn(folder: &Path, address: &str) -> Child {
+    Command::new(find())
+        .args(["server", "--quiet", "--address", address, "--console-address", "127.0.0.1:0"])
+        .arg(folder)
+        .env("MINIO_ROOT_USER", "pgherd-test")
+        .env("MINIO_ROOT_PASSWORD", SECRET)
+        .env("MINIO_UPDATE", "off")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 impl Minio {
@@ -60,16 +75,7 @@ impl Minio {
         fs::write(credentials.join("accessKeyId"), "pgherd-test").unwrap();
         fs::write(credentials.join("secretAccessKey"), SECRET).unwrap();
         let address = format!("127.0.0.1:{}", free_port());
-        let child = Command::new(find())
-            .args(["server", "--quiet", "--address", &address, "--console-address", "127.0.0.1:0"])
-            .arg(&folder)
-            .env("MINIO_ROOT_USER", "pgherd-test")
-            .env("MINIO_ROOT_PASSWORD", SECRET)
-            .env("MINIO_UPDATE", "off")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child = spawn(&folder, &address);
         let config = StoreConfig {
             endpoint: format!("http://{address}"),
             bucket: BUCKET.to_owned(),
@@ -80,14 +86,30 @@ impl Minio {
             ca_file: None,
             encryption: None,
         };
-        let minio = Self { child, config };
-        let store = minio.store().await;
+        let minio = Self { child, folder, address, config };
+        minio.wait_up().await;
+        minio
+    }
+
+    async fn wait_up(&self) {
+        let store = self.store().await;
         let end = Instant::now() + Duration::from_secs(60);
         while store.probe().await.is_err() {
             assert!(Instant::now() < end, "MinIO does not answer: {:?}", store.probe().await);
             sleep(Duration::from_millis(50)).await;
         }
-        minio
+    }
+
+    /// From now on nobody answers.
+    pub fn stop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// The same server again, with what it had.
+    pub async fn start_again(&mut self) {
+        self.child = spawn(&self.folder, &self.address);
+        self.wait_up().await;
     }
 
     pub async fn store(&self) -> ObjectStore {

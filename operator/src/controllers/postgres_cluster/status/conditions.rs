@@ -194,14 +194,19 @@ fn archiving(scene: &Scene<'_>) -> Draft {
         (Some(error), _) => {
             Draft::new(ARCHIVING, "False", "ArchiveFailing", format!("WAL does not reach the object store: {error}"))
         }
-        (None, Some(_)) => match &archive.window_error {
-            None => Draft::new(ARCHIVING, "True", "Archiving", "WAL reaches the object store"),
-            Some(error) => {
-                let message =
-                    format!("WAL reaches the object store; what can be restored from it is not known: {error}");
-                Draft::new(ARCHIVING, "True", "WindowUnknown", message)
+        (None, Some(_)) => {
+            let left = |pod: &&ObservedPod| pod.status().is_some_and(|status| status.archive.left_over > 0);
+            let names: Vec<&str> = scene.pods.iter().filter(left).map(|pod| pod.name.as_str()).collect();
+            let mut message = "WAL reaches the object store".to_owned();
+            if !names.is_empty() {
+                message.push_str(&format!("; that of {}'s time as primary is still being brought", names.join(", ")));
             }
-        },
+            if let Some(error) = &archive.window_error {
+                message.push_str(&format!("; what can be restored from it is not known: {error}"));
+            }
+            let reason = if archive.window_error.is_some() { "WindowUnknown" } else { "Archiving" };
+            Draft::new(ARCHIVING, "True", reason, message)
+        }
         (None, None) => Draft::new(ARCHIVING, "Unknown", "NothingArchivedYet", "no WAL segment was complete yet"),
     }
 }

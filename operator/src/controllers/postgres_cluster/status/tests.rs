@@ -217,6 +217,22 @@ fn wal_that_does_not_reach_the_store_shows_its_error() {
 }
 
 #[test]
+fn what_a_former_primary_has_yet_to_archive_is_named() {
+    let mut round = Round::new(FULL, settled(at(1), "1", 2));
+    let mut primary = round.observed.pods[0].status().unwrap().clone();
+    primary.archive =
+        ArchiveStatus { last_archived: Some("000000020000000000000003".into()), ..ArchiveStatus::default() };
+    round.observed.pods[0] = pod(0, Some("primary"), Some(primary));
+    assert_eq!(condition(&round.status(), "Archiving").message, "WAL reaches the object store");
+    let mut former = round.observed.pods[1].status().unwrap().clone();
+    former.archive.left_over = 3;
+    round.observed.pods[1] = pod(1, Some("replica"), Some(former));
+    let status = round.status();
+    assert_eq!(value(&status, "Archiving"), ("True", "Archiving"));
+    assert!(condition(&status, "Archiving").message.contains("; that of shop-1's time as primary"));
+}
+
+#[test]
 fn what_is_waited_for_has_no_number_that_changes() {
     let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
     round.observed.pods[0].role = None;
