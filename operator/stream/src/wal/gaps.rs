@@ -15,7 +15,7 @@ use crate::store::ObjectStore;
 const MAX_SEGMENTS: u64 = 4 << 20;
 
 /// What the archive lacks to replay `[from, to)` along `history`: segments in the order of replay, and before them the
-/// `.history` files of the timelines that are entered. Plain or encrypted is the same here.
+/// `.history` file of the newest timeline where one is entered. Plain or encrypted is the same here.
 ///
 /// A segment in which a timeline was left is asked for on the newest timeline that has it, as PostgreSQL's recovery does.
 /// To end before a segment that is at hand elsewhere, round `to` down to its start.
@@ -85,15 +85,15 @@ pub fn decide_needed(
     let numbers = from.0 / segment_bytes..to.0.div_ceil(segment_bytes);
     let segments = numbers
         .filter_map(|number| Some(segment_name(timeline_of(number)?, Lsn(number * segment_bytes), segment_bytes)));
-    // The timeline that `from` lies on needs no history to be entered.
+    // The file of the timeline that is followed names all before it: PostgreSQL asks for those in between as well, to have them, and goes on
+    // without. What stays on the timeline that `from` lies on needs none.
     let timeline_at = |lsn: Lsn| {
         let left = history.ancestors.iter().find(|entry| lsn < entry.switch_lsn);
         left.map_or(history.timeline, |entry| entry.timeline)
     };
-    let (first, last) = (timeline_at(from), timeline_at(Lsn(to.0 - 1)));
-    let entered =
-        begins.iter().map(|(timeline, _)| *timeline).filter(|timeline| (first < *timeline) && (*timeline <= last));
-    Ok(entered.map(|timeline| format!("{timeline}.history")).chain(segments).collect())
+    let entered = timeline_at(from) < timeline_at(Lsn(to.0 - 1));
+    let followed = entered.then(|| format!("{}.history", history.timeline));
+    Ok(followed.into_iter().chain(segments).collect())
 }
 
 #[cfg(test)]
@@ -115,7 +115,6 @@ mod tests {
     fn the_segment_of_a_switch_is_read_on_the_newer_timeline() {
         let needed = decide_needed(&history(), Lsn(2 * SEGMENT + 7), Lsn(6 * SEGMENT), SEGMENT).unwrap();
         let expected = [
-            "00000002.history",
             "00000004.history",
             "000000010000000000000002",
             "000000020000000000000003",
@@ -123,6 +122,13 @@ mod tests {
             "000000040000000000000005",
         ];
         assert_eq!(needed, expected);
+    }
+
+    #[test]
+    fn a_recovery_reads_the_history_of_the_timeline_that_it_follows_and_no_other() {
+        let needed = decide_needed(&history(), Lsn(2 * SEGMENT), Lsn(5 * SEGMENT), SEGMENT).unwrap();
+        let histories: Vec<_> = needed.iter().filter(|name| name.ends_with(".history")).collect();
+        assert_eq!(histories, ["00000004.history"], "although it ends on timeline 2");
     }
 
     #[test]
