@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ObjectStore, StoreError};
 
-/// Each request of a long job is repeated for so long.
-pub const LONG_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Each request of a long job is repeated for so long. Who outlasts an outage by it has renewed its marker and its locks before these are
+/// 15 minutes old, from when on they are taken for those of a dead process.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(12 * 60);
 /// The first pause, and the longest; up to as much again is added by chance, lest all come back at once.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
