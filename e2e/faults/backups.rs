@@ -27,7 +27,7 @@ const WATCHED: Duration = Duration::from_secs(20);
 /// The end of an upload in parts.
 const COMPLETION: [&str; 2] = ["/base/", "uploadId="];
 
-/// Takes a backup while faults befall its requests; how it ended is noted, and it must be whole or not there.
+/// Takes a backup while faults that pass befall its requests: these are repeated, and it is whole.
 async fn back_up(scene: &Scene, name: &str, rule: Rule) -> Result<()> {
     let backed = scene.backed()?;
     let before = backed.records(Mode::Backed.cluster()).await?.len();
@@ -39,14 +39,11 @@ async fn back_up(scene: &Scene, name: &str, rule: Rule) -> Result<()> {
     claim(hits > 0, || format!("{name}: the fault befell nothing"))?;
     let visible = backed.records(Mode::Backed.cluster()).await?.len() - before;
     let completed = ended.phase == Some(BackupPhase::Completed);
-    scene.note(format!(
-        "{name}: {hits} requests befallen, {}",
-        if completed { "completed".to_owned() } else { ended.error.clone().unwrap_or_default() }
-    ));
-    claim(visible == usize::from(completed), || {
-        format!("{name} ended as {:?}, and {visible} are visible", ended.phase)
+    claim(completed && visible == 1, || {
+        format!("{name} ended as {:?} ({:?}), and {visible} are visible", ended.phase, ended.error)
     })?;
-    if completed { wait_completed(&scene.cluster.client, name).await.map(drop) } else { Ok(()) }
+    scene.note(format!("{name}: {hits} requests befallen, completed"));
+    wait_completed(&scene.cluster.client, name).await.map(drop)
 }
 
 /// Bits of what is uploaded are others when the store gets it.
@@ -95,7 +92,7 @@ pub(crate) async fn idle(scene: &Scene) -> Result<()> {
     forget_cluster(client, "idle").await
 }
 
-/// The primary hangs in the middle of a backup, and another takes over.
+/// The primary hangs in the middle of a backup, and another takes over: the backup completes all the same, if need be by another attempt.
 pub(crate) async fn failover_meanwhile(scene: &Scene) -> Result<()> {
     begin_slowly(scene, "in-failover").await?;
     let container = scene.primary_container()?;
@@ -110,7 +107,7 @@ pub(crate) async fn failover_meanwhile(scene: &Scene) -> Result<()> {
     finish(scene, "in-failover").await
 }
 
-/// The instance that the backup is read from dies in the middle of it.
+/// The instance that the backup is read from dies in the middle of it: another attempt completes it.
 pub(crate) async fn source_dies(scene: &Scene) -> Result<()> {
     begin_slowly(scene, "source-dies").await?;
     let api: kube::Api<Backup> = kube::Api::namespaced(scene.cluster.client.clone(), NAMESPACE);
@@ -131,11 +128,10 @@ async fn begin_slowly(scene: &Scene, name: &str) -> Result<()> {
 
 async fn finish(scene: &Scene, name: &str) -> Result<()> {
     scene.backed()?.proxy.heal().await?;
-    let ended = wait_ended(&scene.cluster.client, name).await?;
-    scene.note(format!("{name}: {:?} {}", ended.phase, ended.error.clone().unwrap_or_default()));
-    // Not `pitrReady`: whether the archive has the WAL of a timeline that was left nobody tells. The copy does.
-    let is_whole = ended.phase != Some(BackupPhase::Completed) || ended.restorable == Some(true);
-    claim(is_whole, || format!("{name} completed and is not restorable"))
+    // What befell it is over: there are attempts left, and instances to read.
+    let done = wait_completed(&scene.cluster.client, name).await?;
+    scene.note(format!("{name}: completed as {}", done.id.unwrap_or_default()));
+    Ok(())
 }
 
 /// The Job's pod is killed when the backup is announced, in the middle of its data, and when its end is under way: it is tried

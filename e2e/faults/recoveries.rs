@@ -98,15 +98,16 @@ async fn quietly(scene: &Scene, work: impl AsyncFnOnce() -> Result<()>) -> Resul
     outcome
 }
 
-/// A time from before the oldest backup: in place it is refused with the time that there is, and a new cluster fails and says so.
+/// A time from before the oldest backup: it is refused with the time that there is, in place and as a new cluster.
 pub(crate) async fn before_base(scene: &Scene) -> Result<()> {
     let target = json!({"time": "2020-01-01T00:00:00Z"});
     let refused = ask_in_place(scene, "before-base", &target).await?;
-    claim(refused.contains("as old as the target"), || format!("refused because: {refused}"))?;
-    check_recovery_fails(scene, "too-early", &target, "before").await
+    let why = "no backup is as old as the target: the oldest one ended at";
+    claim(refused.contains(why), || format!("refused because: {refused}"))?;
+    check_recovery_refused(scene, "too-early", &target, why).await
 }
 
-/// A segment between the backup and the target is gone from the archive.
+/// A segment between the backup and the target is gone from the archive: what is refused names it, and the target that can be reached.
 pub(crate) async fn segment_missing(scene: &Scene) -> Result<()> {
     let primary = scene.primary()?;
     let mut segments = Vec::new();
@@ -125,8 +126,9 @@ pub(crate) async fn segment_missing(scene: &Scene) -> Result<()> {
     let outcome = async {
         let target = json!({"lsn": target});
         let refused = ask_in_place(scene, "segment-missing", &target).await?;
-        claim(refused.contains(gone.as_str()), || format!("refused because: {refused}"))?;
-        check_recovery_fails(scene, "with-a-gap", &target, "ended before configured recovery target").await
+        let why = format!("the archive lacks 1 file(s) that the recovery needs: {gone}; a target.lsn before");
+        claim(refused.contains(&why), || format!("refused because: {refused}"))?;
+        check_recovery_refused(scene, "with-a-gap", &target, &why).await
     }
     .await;
     mc(&["mv", &aside, &there]).await?;
@@ -151,13 +153,14 @@ async fn ask_in_place(scene: &Scene, id: &str, target: &serde_json::Value) -> Re
     Ok(why)
 }
 
-/// A new cluster with this target is never Ready, and says a text. Nothing of the source changes.
-async fn check_recovery_fails(scene: &Scene, name: &str, target: &serde_json::Value, text: &str) -> Result<()> {
+/// A new cluster with this target is never Ready, and says before it restores anything why it can't be. Nothing of the source changes.
+async fn check_recovery_refused(scene: &Scene, name: &str, target: &serde_json::Value, why: &str) -> Result<()> {
     let backed = scene.backed()?;
     let before = backed.records(Mode::Backed.cluster()).await?;
     let target = format!("      target: {target}\n");
     apply(NAMESPACE, &single(name, &backed.recovery(Mode::Backed.cluster(), &target))).await?;
-    let said = wait_said(&Cluster::new(&scene.cluster.client, NAMESPACE, name), text).await?;
+    let said = wait_said(&Cluster::new(&scene.cluster.client, NAMESPACE, name), why).await?;
+    claim(said.contains("this recovery is not possible"), || format!("a new cluster says {said}"))?;
     scene.note(format!("a new cluster: {said}"));
     let after = backed.records(Mode::Backed.cluster()).await?;
     claim(before == after, || format!("the backups of the source are {after:?} now"))?;

@@ -15,6 +15,7 @@ use pgherd_core::{
     instance::{InstanceConfig, UpstreamSilence},
     lsn::Lsn,
     register::{MemberId, Position, Term},
+    timeline::TimelineHistory,
     wal_rate::WalRate,
 };
 use pgherd_stream::restore::BackupHold;
@@ -89,6 +90,15 @@ impl Streaming {
     }
 }
 
+/// The archive that a recovery reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoverySource {
+    /// Where it is.
+    pub location: ClusterLocation,
+    /// The history that is followed; None up to the end of the backup, whose WAL is in it.
+    pub history: Option<TimelineHistory>,
+}
+
 /// When something last came from the pod that is followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Heard {
@@ -140,7 +150,8 @@ pub struct Agent {
     role: watch::Sender<Option<Role>>,
     heard: Mutex<Option<Heard>>,
     quorum: Mutex<QuorumProgress>,
-    recovery_source: Mutex<Option<ClusterLocation>>,
+    recovery_source: Mutex<Option<RecoverySource>>,
+    upstream_history: Mutex<Option<TimelineHistory>>,
     held_backup: Mutex<Option<BackupHold>>,
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
     streaming: Mutex<Streaming>,
@@ -194,6 +205,7 @@ impl Agent {
             quorum: Mutex::new(QuorumProgress::default()),
             recovery_source: Mutex::new(None),
             held_backup: Mutex::new(None),
+            upstream_history: Mutex::new(None),
             applied_roles: Mutex::new(None),
             streaming: Mutex::new(Streaming::default()),
             upstream_met_at: Mutex::new(None),
@@ -310,18 +322,29 @@ impl Agent {
 
     /// The archive that restore_command reads while a new cluster is recovered from another one's.
     #[must_use]
-    pub fn recovery_source(&self) -> Option<ClusterLocation> {
+    pub fn recovery_source(&self) -> Option<RecoverySource> {
         lock(&self.recovery_source).clone()
     }
 
     /// Sets or clears [`Self::recovery_source`].
-    pub fn set_recovery_source(&self, source: Option<ClusterLocation>) {
+    pub fn set_recovery_source(&self, source: Option<RecoverySource>) {
         *lock(&self.recovery_source) = source;
     }
 
     /// Keeps the backup that this replica was made from, or lets it go: its WAL is needed until the replica streams.
     pub fn hold_backup(&self, hold: Option<BackupHold>) {
         *lock(&self.held_backup) = hold;
+    }
+
+    /// The history of the primary that was last met. Nobody is followed who was not met before.
+    #[must_use]
+    pub fn upstream_history(&self) -> Option<TimelineHistory> {
+        lock(&self.upstream_history).clone()
+    }
+
+    /// Remembers [`Self::upstream_history`].
+    pub fn note_upstream_history(&self, history: TimelineHistory) {
+        *lock(&self.upstream_history) = Some(history);
     }
 
     /// Why the register can't be read at present.

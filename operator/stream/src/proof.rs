@@ -396,8 +396,11 @@ async fn find_history(
     Err(none().into())
 }
 
-/// PostgreSQL asks for the file of the timeline that it is told to follow, whatever else it needs.
-async fn read_history(
+/// The history that a recovery along `timeline` follows. PostgreSQL asks for its file, whatever else it needs.
+///
+/// # Errors
+/// [`ProofError`]; [`ProofError::Missing`] where the archive lacks it.
+pub async fn read_history(
     store: &ObjectStore,
     location: &ClusterLocation,
     timeline: TimelineId,
@@ -425,7 +428,8 @@ async fn observe_end(
     let keys = store.list(&folder).await.map_err(WalError::from)?;
     let names = keys.iter().filter_map(|(key, _)| key.rsplit('/').next()?.split('.').next());
     let ends = names.filter_map(|name| segment_start(name, segment_bytes)?.0.checked_add(segment_bytes)).map(Lsn);
-    // The segment of the switch comes with the newer timeline: while that has none, it is as if it had not been written.
+    // The segment of the switch comes with the newer timeline: while that has none, nobody relies on it. (A recovery gets it from the
+    // older one, if that archived it, up to the switch.)
     Ok(ends.max().unwrap_or(Lsn(switched - switched % segment_bytes.max(1))))
 }
 

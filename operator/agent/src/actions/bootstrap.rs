@@ -6,17 +6,17 @@ use std::{ffi::OsStr, time::Duration};
 
 use jiff::Timestamp;
 use pgherd_core::{
-    backup::{BackupLocation, StoreConfig},
+    backup::{BackupLocation, BackupRecord, StoreConfig},
     instance::{Bootstrap, Phase, RecoveryTarget, SourceReport},
     register::Register,
-    timeline::TimelineId,
+    timeline::{TimelineHistory, TimelineId},
 };
 use pgherd_stream::{
     catalogue::resolve,
     import::import_archive,
-    proof::plan_recovery,
+    proof::{ProofError, plan_recovery, read_history},
     restore::{BackupHold, restore_backup_with},
-    store::ObjectStore,
+    store::{LONG_PATIENCE, ObjectStore},
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use super::{
     subscriptions::{disable_subscriptions, render_disabled},
 };
 use crate::{
-    agent::Agent,
+    agent::{Agent, RecoverySource},
     clock::Boottime,
     lease::{self, Tenure},
     local_state::LocalState,
@@ -108,26 +108,21 @@ async fn recover(
     let store = ObjectStore::connect(&from.cluster.store)
         .await
         .map_err(|error| failed("failed to reach the object store")(describe_chain(&error)))?;
-    let (location, record, follow) = match timeline {
-        // A restore in place was looked at before the primary stopped for it.
-        Some(_) => resolve(&store, from)
-            .await
-            .map(|(location, record)| (location, record, timeline))
-            .map_err(|error| failed("failed to find the backup")(describe_chain(&error)))?,
-        None => plan_recovery(&store, from, &target, false, Timestamp::now())
-            .await
-            .map_err(|error| failed("this recovery is not possible")(describe_chain(&error)))?,
-    };
+    let (location, record, history) = plan(&store, from, &target, timeline)
+        .await
+        .map_err(|error| failed("this recovery is not possible")(describe_chain(&error)))?;
+    let follow = history.as_ref().map(|history| history.timeline);
     agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
     let cancel = CancellationToken::new();
     let _cancelled_when_dropped = cancel.clone().drop_guard();
+    let store = store.with_long_patience(LONG_PATIENCE, &cancel);
     let (settings, progress) = (build_replica::build_restore_settings()?, build_replica::watch_progress(agent));
     // The WAL behind the backup is read after the backup: retention leaves both for as long as this is held.
     let hold = BackupHold::take(&store, &location).await;
     let hold = hold.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
     let outcome = restore_backup_with(&store, &location, &agent.layout.pgdata, &settings, progress, cancel).await;
     let outcome = outcome.map_err(|error| failed("failed to restore the backup")(describe_chain(&error)))?;
-    agent.set_recovery_source(Some(location.cluster.clone()));
+    agent.set_recovery_source(Some(RecoverySource { location: location.cluster.clone(), history }));
     let reason =
         format!("recovery of {} from backup {} to {}", location.cluster.cluster, record.id, name_target(&target));
     let is_copy = timeline.is_none();
@@ -146,6 +141,25 @@ async fn recover(
     })
 }
 
+/// With what it begins, and along which history; None up to the end of the backup. A restore in place, which is told its timeline, was
+/// looked at before the primary stopped for it.
+async fn plan(
+    store: &ObjectStore,
+    from: &BackupLocation,
+    target: &RecoveryTarget,
+    timeline: Option<TimelineId>,
+) -> Result<(BackupLocation, BackupRecord, Option<TimelineHistory>), ProofError> {
+    let (location, record, follow) = match timeline {
+        Some(_) => resolve(store, from).await.map(|(location, record)| (location, record, timeline))?,
+        None => plan_recovery(store, from, target, false, Timestamp::now()).await?,
+    };
+    let history = match follow {
+        Some(timeline) => Some(read_history(store, &location.cluster, timeline).await?),
+        None => None,
+    };
+    Ok((location, record, history))
+}
+
 async fn import(
     agent: &Agent,
     store: &StoreConfig,
@@ -157,6 +171,7 @@ async fn import(
     let store = ObjectStore::connect(store).await.map_err(|error| failed(describe_chain(&error)))?;
     let cancel = CancellationToken::new();
     let _cancelled_when_dropped = cancel.clone().drop_guard();
+    let store = store.with_long_patience(LONG_PATIENCE, &cancel);
     let progress = build_replica::watch_progress(agent);
     let outcome = import_archive(&store, key, &agent.layout.pgdata, progress, cancel).await;
     let outcome = outcome.map_err(|error| failed(describe_chain(&error)))?;

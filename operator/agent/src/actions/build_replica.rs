@@ -37,6 +37,9 @@ use crate::{
     },
 };
 
+/// A restore waits for so long for a store that is away: then an instance is copied.
+const STORE_PATIENCE: Duration = Duration::from_secs(120);
+
 /// Fills the data directory to follow `pod`.
 ///
 /// # Errors
@@ -144,6 +147,7 @@ async fn restore_or_fall_back(agent: &Agent, upstream: &Upstream, chosen: Chosen
     let (sender, cancel) = (watch_progress(agent), CancellationToken::new());
     let _cancelled_when_dropped = cancel.clone().drop_guard();
     let settings = build_restore_settings()?;
+    let store = store.with_long_patience(STORE_PATIENCE, &cancel);
     // Retention leaves it, and the WAL between it and the slot, until this replica streams. Without it that may be gone before it is
     // replayed; it need not be.
     let hold = BackupHold::take(&store, &location).await;

@@ -71,6 +71,7 @@ pub async fn meet_primary(
     if state.in_recovery {
         return Err(ActionError::NotYet(format!("{} does not take writes yet", upstream.pod)));
     }
+    agent.note_upstream_history(state.history.clone());
     Ok((session, state))
 }
 

@@ -2,7 +2,11 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use pgherd_core::{backup::ClusterLocation, lsn::Lsn, timeline::TimelineId};
+use pgherd_core::{
+    backup::ClusterLocation,
+    lsn::Lsn,
+    timeline::{TimelineHistory, TimelineId},
+};
 use pgherd_stream::{
     store::ObjectStore,
     wal::{self, WalError},
@@ -11,7 +15,11 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Answer, Download, Shared, connect, count_ahead, own_location};
-use crate::{actions::describe_chain, agent::Agent, postgres::wal_dir::parse_segment_name};
+use crate::{
+    actions::describe_chain,
+    agent::{Agent, RecoverySource},
+    postgres::wal_dir::parse_segment_name,
+};
 
 /// A standby that found the store failing leaves it alone for so long: it asks for several files in a row at its start.
 const STANDBY_PAUSE: Duration = Duration::from_secs(10);
@@ -35,20 +43,30 @@ pub(super) async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str
     if failed_before {
         return Answer::Failed("the object store failed a moment ago".to_owned());
     }
-    let answer = fetch(&location, shared, dest, name, ObjectStore::with_short_patience).await;
+    // It follows nobody whom it has not met: what that primary's history left behind is not for it, whatever the archive has. pg_rewind
+    // reads just that, to know what to bring back.
+    let history = agent.role().and_then(|_| agent.upstream_history());
+    let source = RecoverySource { location, history };
+    let answer = fetch(&source, shared, dest, name, ObjectStore::with_short_patience).await;
     *shared.failed_at.lock().await = matches!(answer, Answer::Failed(_)).then(Instant::now);
     answer
 }
 
-/// Brings one file from the archive to `dest`. Where a recovery goes from segment to segment, the next ones are fetched
-/// meanwhile.
-pub(super) async fn fetch(
-    location: &ClusterLocation,
+/// A recovery to a target has no other source.
+pub(super) async fn fetch_for_recovery(source: &RecoverySource, shared: &Shared, name: &str, dest: &Path) -> Answer {
+    fetch(source, shared, dest, name, ObjectStore::clone).await
+}
+
+/// Brings one file from the archive to `dest`, as far as it is on the history that is followed. Where a recovery goes from segment to
+/// segment, the next ones are fetched meanwhile.
+async fn fetch(
+    source: &RecoverySource,
     shared: &Shared,
     dest: &Path,
     name: &str,
     patience: fn(&ObjectStore) -> ObjectStore,
 ) -> Answer {
+    let RecoverySource { location, history } = source;
     let store = match connect(&shared.cached, &location.store).await {
         Ok(store) => Arc::new(patience(&store)),
         Err(error) => return Answer::Failed(error),
@@ -57,6 +75,7 @@ pub(super) async fn fetch(
     let goes_on = begun.is_some();
     let placed = async {
         let Some(content) = read(begun, &store, location, name).await? else { return Ok(false) };
+        let Some(content) = keep_followed(content, name, history.as_ref()) else { return Ok(false) };
         begin_next(shared, &store, location, name, content.len() as u64, goes_on).await;
         wal::place(content, dest).await.map(|()| true)
     };
@@ -68,6 +87,14 @@ pub(super) async fn fetch(
             shared.downloads.lock().await.forget();
             Answer::Failed(describe_chain(&error))
         }
+    }
+}
+
+/// Only when it is asked for: by then another history may be followed than when it was fetched ahead.
+fn keep_followed(content: Vec<u8>, name: &str, history: Option<&TimelineHistory>) -> Option<Vec<u8>> {
+    match history {
+        Some(history) => wal::cut_at_switch(content, name, history),
+        None => Some(content),
     }
 }
 

@@ -173,7 +173,7 @@ async fn handle(agent: &Agent, shared: &Shared, request: Request) -> Answer {
         Request::Restore { name, path } => {
             let Some(dest) = resolve(agent, &path) else { return Answer::Failed(format!("{path} is not in pg_wal")) };
             match (agent.recovery_source(), kept_wal::find(&agent.layout, &name)) {
-                (Some(source), _) => fetch::fetch(&source, shared, &dest, &name, ObjectStore::clone).await,
+                (Some(source), _) => fetch::fetch_for_recovery(&source, shared, &name, &dest).await,
                 (None, Some(kept)) => copy_kept(&kept, &dest).await,
                 (None, None) => tokio::select! {
                     answer = fetch::fetch_for_standby(agent, shared, &name, &dest) => answer,

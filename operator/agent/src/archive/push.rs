@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use pgherd_core::{backup::ClusterLocation, lsn::Lsn};
+use pgherd_core::{backup::ClusterLocation, lsn::Lsn, timeline::TimelineHistory};
 use pgherd_stream::{
     store::ObjectStore,
     wal::{self, PushOutcome, WalError},
@@ -23,28 +23,41 @@ use crate::{
 /// Less than what a whole request may take.
 const GATE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Brings the history of the primary's timeline into the archive, again and again until it is there: PostgreSQL archives
-/// it once, and not at all where the store was configured later. Never ends.
+/// Brings the history of the primary's timeline into the archive, and those of the timelines before it, again and again until they are
+/// there: PostgreSQL archives each once, on the primary that began it, which may have been lost before the store was back, and none
+/// where the store was configured later. Never ends.
 pub async fn keep_history(agent: Arc<Agent>) {
     let shared = Shared::default();
-    let mut archived = None;
+    let mut complete = None;
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let status = agent.board.status();
-        let Some(timeline) = status.history.filter(|_| status.is_primary).map(|history| history.timeline) else {
-            continue;
-        };
-        let name = format!("{timeline}.history");
-        if timeline.0 < 2 || archived.as_ref() == Some(&name) || agent.config().store.is_none() {
+        let Some(history) = status.history.filter(|_| status.is_primary) else { continue };
+        if complete == Some(history.timeline) || agent.config().store.is_none() {
             continue;
         }
-        match Box::pin(archive(&agent, &shared, &format!("pg_wal/{name}"), &name)).await {
-            Answer::Failed(error) => {
-                tracing::warn!(file = %name, error = %error, "the timeline's history is not in the archive yet")
-            }
-            _ => archived = Some(name),
+        if archive_histories(&agent, &shared, &history).await {
+            complete = Some(history.timeline);
         }
     }
+}
+
+/// True when all that pg_wal has are in the archive.
+async fn archive_histories(agent: &Agent, shared: &Shared, history: &TimelineHistory) -> bool {
+    let ancestors = history.ancestors.iter().map(|entry| entry.timeline);
+    let mut complete = true;
+    for timeline in ancestors.chain([history.timeline]).filter(|timeline| timeline.0 > 1) {
+        let name = format!("{timeline}.history");
+        // A file that is not there was not received: a recovery along this timeline reads its own alone.
+        if timeline != history.timeline && !agent.layout.pgdata.join("pg_wal").join(&name).exists() {
+            continue;
+        }
+        if let Answer::Failed(error) = Box::pin(archive(agent, shared, &format!("pg_wal/{name}"), &name)).await {
+            tracing::warn!(file = %name, error = %error, "a timeline's history is not in the archive yet");
+            complete = false;
+        }
+    }
+    complete
 }
 
 /// Archives one file, and begins with those that PostgreSQL will ask for next. Only the one that was asked for is answered

@@ -427,6 +427,10 @@ pub struct FetchWalArgs {
     pub name: String,
     /// Where to put it, relative to the data directory (%p).
     pub path: PathBuf,
+    /// The number of the timeline whose history is followed: what an older one wrote after it was left does not count then. As in
+    /// recovery_target_timeline.
+    #[arg(long, value_name = "NUMBER")]
+    pub timeline: Option<u32>,
 }
 
 #[cfg(test)]

@@ -9,16 +9,16 @@ mod trial;
 use std::{collections::BTreeSet, error::Error, process::ExitCode};
 
 use jiff::{SignedDuration, Timestamp};
-use pgherd_core::{backup::BackupLocation, retention::RetentionPolicy};
+use pgherd_core::{backup::BackupLocation, retention::RetentionPolicy, timeline::TimelineId};
 use pgherd_stream::{
     backup::{BackupKind, BackupOptions, BackupProgress, observe_peak_rss, run_backup},
     catalogue::resolve,
     process::build_runtime,
-    proof::plan_recovery,
+    proof::{plan_recovery, read_history},
     prune::{PruneOptions, apply_prune, measure_wal, plan_prune},
     restore::{RestoreProgress, RestoreSettings, restore_backup_with, verify_backup},
-    store::ObjectStore,
-    wal::{FetchOutcome, fetch},
+    store::{LONG_PATIENCE, ObjectStore},
+    wal::{FetchOutcome, fetch, fetch_along},
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -97,6 +97,7 @@ pub fn restore(args: &RestoreArgs) -> Outcome {
         };
         let settings = RestoreSettings { places, combine: args.find_combine(record.server_version / 10_000) };
         let (sender, _receiver) = watch::channel(RestoreProgress::default());
+        let store = store.with_long_patience(LONG_PATIENCE, &cancel);
         let outcome = restore_backup_with(&store, &location, &args.target, &settings, sender, cancel).await?;
         Ok::<_, Box<dyn Error>>((outcome, location, timeline))
     })?;
@@ -125,6 +126,7 @@ pub fn verify(args: &VerifyArgs) -> Outcome {
         super::backup::cancel_on_signal(&cancel);
         let store = ObjectStore::connect(&location.cluster.store).await?;
         let (location, _) = resolve(&store, &location).await?;
+        let store = store.with_long_patience(LONG_PATIENCE, &cancel);
         let (sender, _receiver) = watch::channel(RestoreProgress::default());
         Ok::<_, Box<dyn Error>>(verify_backup(&store, &location, sender, cancel).await?)
     })?;
@@ -180,7 +182,11 @@ pub fn fetch_wal(args: &FetchWalArgs) -> ExitCode {
         let location = args.location.read()?;
         build_runtime()?.block_on(async {
             let store = ObjectStore::connect(&location.cluster.store).await?;
-            Ok(fetch(&store, &location.cluster, &args.name, &args.path).await?)
+            let Some(timeline) = args.timeline.map(TimelineId) else {
+                return Ok(fetch(&store, &location.cluster, &args.name, &args.path).await?);
+            };
+            let history = read_history(&store, &location.cluster, timeline).await?;
+            Ok(fetch_along(&store, &location.cluster, &history, &args.name, &args.path).await?)
         })
     };
     match work() {

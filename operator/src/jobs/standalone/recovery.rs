@@ -51,7 +51,8 @@ pub(super) fn write_recovery(
 }
 
 fn render_settings(program: &str, target: &RecoveryTarget, timeline: Option<TimelineId>) -> String {
-    let command = format!("\"{program}\" fetch-wal --location {LOCATION_FILE} \"%f\" \"%p\"");
+    let along = timeline.map_or(String::new(), |timeline| format!(" --timeline {}", timeline.0));
+    let command = format!("\"{program}\" fetch-wal --location {LOCATION_FILE}{along} \"%f\" \"%p\"");
     format!("restore_command = {}\n{}", quote_conf_value(&command), render_recovery(target, timeline))
 }
 
@@ -64,10 +65,15 @@ mod tests {
         let named = RecoveryTarget::Name("a' b".to_owned());
         let text = render_settings("/bin/pgherd", &named, Some(TimelineId(3)));
         assert!(text.contains("recovery_target_name = 'a'' b'\n"), "{text}");
-        assert!(text.starts_with("restore_command = '\"/bin/pgherd\" fetch-wal --location pgherd-location.json"));
+        assert!(
+            text.starts_with(
+                "restore_command = '\"/bin/pgherd\" fetch-wal --location pgherd-location.json --timeline 3 "
+            )
+        );
         assert!(text.contains("recovery_target_timeline = '3'\n"), "{text}");
         assert!(!render_settings("/bin/pgherd", &RecoveryTarget::Latest, None).contains("recovery_target_time"));
         let end = render_settings("/bin/pgherd", &RecoveryTarget::Immediate, None);
+        assert!(!end.contains("--timeline"), "{end}");
         assert!(end.contains("recovery_target_timeline = 'current'\n"), "{end}");
     }
 }

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use pgherd_agent::postgres::binaries::Binaries;
 use pgherd_core::backup::BackupLocation;
-use pgherd_stream::{catalogue::resolve, process::build_runtime, store::ObjectStore};
+use pgherd_stream::{
+    catalogue::resolve,
+    process::build_runtime,
+    store::{LONG_PATIENCE, ObjectStore},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, VerifyArgs, print};
@@ -24,6 +28,7 @@ pub(super) fn verify_by_start(args: &VerifyArgs, location: &BackupLocation, data
         cancel_on_signal(&cancel);
         let store = ObjectStore::connect(&location.cluster.store).await?;
         let (location, _) = resolve(&store, location).await?;
+        let store = store.with_long_patience(LONG_PATIENCE, &cancel);
         let trial = Trial {
             location,
             data: data.to_owned(),

@@ -4,7 +4,11 @@
 use std::{error::Error, path::Path, process::ExitCode};
 
 use pgherd_agent::postgres::binaries::Binaries;
-use pgherd_stream::{process::build_runtime, restore::RestoreError, store::ObjectStore};
+use pgherd_stream::{
+    process::build_runtime,
+    restore::RestoreError,
+    store::{LONG_PATIENCE, ObjectStore},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -64,6 +68,7 @@ async fn perform(config: VerifyJobConfig) -> Result<VerifySummary, VerifyError> 
     cancel_on_signal(&cancel);
     let store = ObjectStore::connect(&config.location.cluster.store).await.map_err(RestoreError::Store)?;
     store.probe().await.map_err(RestoreError::Store)?;
+    let store = store.with_long_patience(LONG_PATIENCE, &cancel);
     let trial = Trial {
         location: config.location,
         data: config.data,

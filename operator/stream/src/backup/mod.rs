@@ -26,6 +26,8 @@ mod stream;
 mod sweep;
 mod upload;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use pgherd_core::{
@@ -52,7 +54,7 @@ use crate::{
     local::{LocalError, LocalOptions},
     manifest::ManifestError,
     replication::{ConnectOptions, ReplicationError},
-    store::StoreError,
+    store::{LONG_PATIENCE, StoreError},
     tar::TarError,
 };
 
@@ -93,10 +95,13 @@ pub struct BackupOptions {
     /// The files of the data directory are read here, instead of having the server send them; `None` has it send them. An
     /// incremental backup is always sent by the server.
     pub local: Option<LocalOptions>,
+    /// For so long each request is repeated that the store fails for a reason that may pass.
+    pub patience: Duration,
 }
 
 impl BackupOptions {
-    /// The defaults: [`LevelBounds::default`], 2 workers, 3 parts of 5 MiB, no limit, an immediate checkpoint.
+    /// The defaults: [`LevelBounds::default`], 2 workers, 3 parts of 5 MiB, no limit, an immediate checkpoint,
+    /// [`LONG_PATIENCE`].
     #[must_use]
     pub fn new(connect: ConnectOptions, location: ClusterLocation) -> Self {
         Self {
@@ -111,6 +116,7 @@ impl BackupOptions {
             owner: None,
             incremental: None,
             local: None,
+            patience: LONG_PATIENCE,
         }
     }
 }

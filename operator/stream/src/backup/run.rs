@@ -80,8 +80,10 @@ async fn run(
     let archives = source.archives.clone();
     // Of its own, so that the backup can end itself without ending its caller.
     let cancel = cancel.child_token();
+    // From here on something is lost with it. Not for the removal after a failure, which has its own bound.
+    let patient = store.with_long_patience(options.patience, &cancel);
     let run =
-        Run { options: &options, keys: &keys, store: &store, prefix: &prefix, progress: &progress, cancel: &cancel };
+        Run { options: &options, keys: &keys, store: &patient, prefix: &prefix, progress: &progress, cancel: &cancel };
     let parent = source.parent.take();
     let result = match &parent {
         None => run.copy(source).await,

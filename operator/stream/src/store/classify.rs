@@ -64,9 +64,18 @@ fn classify_answer(request: Request<'_>, status: u16, error: &impl ProvideErrorM
         }
         _ => {
             let message = error.message().unwrap_or("no message").chars().take(300).collect();
-            StoreError::Other { what: request.what(), code, message }
+            let passing = may_pass(status, &code);
+            StoreError::Other { what: request.what(), code, message, passing }
         }
     }
+}
+
+/// An answer that says nothing about the next one. The last three are of a body that was another one when it arrived, or stopped coming.
+fn may_pass(status: u16, code: &str) -> bool {
+    let of_store =
+        ["SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "OperationAborted"];
+    let of_body = ["BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout"];
+    matches!(status, 429 | 500 | 502 | 503 | 504) || of_store.contains(&code) || of_body.contains(&code)
 }
 
 /// Walks the causes, also through `io::Error`, whose `source()` skips the error that it wraps.
@@ -95,6 +104,24 @@ fn render_innermost(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_told_from_what_somebody_must_change() {
+        for (status, code) in
+            [(503, "SlowDown"), (500, "500"), (200, "InternalError"), (400, "BadDigest"), (429, "429")]
+        {
+            assert!(may_pass(status, code), "{status} {code}");
+        }
+        for (status, code) in [
+            (400, "InvalidRequest"),
+            (404, "NoSuchUpload"),
+            (416, "InvalidRange"),
+            (501, "NotImplemented"),
+            (507, "507"),
+        ] {
+            assert!(!may_pass(status, code), "{status} {code}");
+        }
+    }
 
     #[test]
     fn a_connection_that_ends_is_no_matter_for_a_manual() {

@@ -67,6 +67,8 @@ pub enum StoreError {
         code: String,
         /// The store's message.
         message: String,
+        /// The store is overloaded, fails by itself, or got something else than was sent: the same request may be answered otherwise.
+        passing: bool,
     },
     /// An object has other bytes or another size than it must have.
     #[error("the object {key} is damaged: {problem}")]
@@ -76,4 +78,12 @@ pub enum StoreError {
         /// What is wrong.
         problem: String,
     },
+}
+
+impl StoreError {
+    /// The same request may succeed a little later, without anybody's doing.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Other { passing: true, .. })
+    }
 }

@@ -10,6 +10,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod multipart;
+mod patience;
 mod read;
 mod time;
 mod trust;
@@ -28,6 +29,8 @@ use pgherd_core::backup::StoreConfig;
 use classify::{Request, classify, status};
 pub use error::{StoreError, StoreSource};
 pub use multipart::{MultipartUpload, PartBuffer, PartBuffers};
+pub use patience::LONG_PATIENCE;
+use patience::Patience;
 pub use read::MAX_WHOLE_BYTES;
 
 /// Whether a create-only write wrote.
@@ -56,6 +59,8 @@ pub struct ObjectStore {
     client: Client,
     bucket: String,
     endpoint: String,
+    /// None for requests that are made anew soon by whoever wanted them.
+    patience: Option<Patience>,
 }
 
 /// A store that cannot decide between two writers says so; it is asked again this often.
@@ -72,6 +77,7 @@ impl ObjectStore {
             client: client::build_client(config)?,
             bucket: config.bucket.clone(),
             endpoint: config.endpoint.clone(),
+            patience: None,
         })
     }
 
@@ -79,7 +85,8 @@ impl ObjectStore {
     #[must_use]
     pub fn with_short_patience(&self) -> Self {
         let config = self.client.config().to_builder();
-        Self { client: Client::from_conf(client::shorten_patience(config).build()), ..self.clone() }
+        let client = Client::from_conf(client::shorten_patience(config).build());
+        Self { client, patience: None, ..self.clone() }
     }
 
     /// The bucket's name.
@@ -118,8 +125,17 @@ impl ObjectStore {
         body: Bytes,
         note: Option<(&str, &str)>,
     ) -> Result<PutOutcome, StoreError> {
-        let mut attempt = 0;
         let metadata = note.map(|(name, value)| HashMap::from([(name.to_owned(), value.to_owned())]));
+        self.persevere(|| self.try_put_if_absent(key, body.clone(), metadata.clone())).await
+    }
+
+    async fn try_put_if_absent(
+        &self,
+        key: &str,
+        body: Bytes,
+        metadata: Option<HashMap<String, String>>,
+    ) -> Result<PutOutcome, StoreError> {
+        let mut attempt = 0;
         loop {
             let request = self.client.put_object().bucket(&self.bucket).key(key).if_none_match("*");
             let request = request.set_metadata(metadata.clone()).body(ByteStream::from(body.clone()));
@@ -143,9 +159,11 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn put(&self, key: &str, body: Bytes) -> Result<(), StoreError> {
-        let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body));
-        let answer = request.send().await.map_err(|error| classify(self.request("PUT", key), error))?;
-        require_etag(key, answer.e_tag())
+        let put = || async {
+            let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(body.clone()));
+            request.send().await.map_err(|error| classify(self.request("PUT", key), error))
+        };
+        require_etag(key, self.persevere(put).await?.e_tag())
     }
 
     /// An object's size in bytes; `None` only when the store said that there is none.
@@ -153,6 +171,10 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn head(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        self.persevere(|| self.head_once(key)).await
+    }
+
+    async fn head_once(&self, key: &str) -> Result<Option<u64>, StoreError> {
         match self.client.head_object().bucket(&self.bucket).key(key).send().await {
             Ok(answer) => Ok(Some(u64::try_from(answer.content_length().unwrap_or(0)).unwrap_or(0))),
             // An answer to HEAD has no body, hence no code: a missing bucket looks the same.
@@ -190,6 +212,10 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn list_objects(&self, prefix: &str) -> Result<Vec<StoredObject>, StoreError> {
+        self.persevere(|| self.try_list_objects(prefix)).await
+    }
+
+    async fn try_list_objects(&self, prefix: &str) -> Result<Vec<StoredObject>, StoreError> {
         let (mut objects, mut token) = (Vec::new(), None);
         loop {
             let (page, next) = self.observe_page(prefix, token).await?;

@@ -127,8 +127,11 @@ impl MultipartUpload {
     /// # Errors
     /// [`StoreError`].
     pub async fn begin(store: &ObjectStore, key: &str, concurrency: usize) -> Result<Self, StoreError> {
-        let request = store.client.create_multipart_upload().bucket(&store.bucket).key(key);
-        let answer = request.send().await.map_err(|error| store.classify("BEGIN UPLOAD", key, error))?;
+        let begin = || async {
+            let request = store.client.create_multipart_upload().bucket(&store.bucket).key(key);
+            request.send().await.map_err(|error| store.classify("BEGIN UPLOAD", key, error))
+        };
+        let answer = store.persevere(begin).await?;
         let upload_id = answer.upload_id().unwrap_or_default().to_owned();
         Ok(Self {
             store: store.clone(),
@@ -155,10 +158,12 @@ impl MultipartUpload {
         self.bytes += body.len() as u64;
         let (store, key, upload_id) = (self.store.clone(), self.key.clone(), self.upload_id.clone());
         self.running.spawn(async move {
-            let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(upload_id);
-            let request = request.part_number(number).body(ByteStream::from(body));
-            let answer = request.send().await;
-            let answer = answer.map_err(|error| store.classify("UPLOAD PART", &key, error))?;
+            let send = || async {
+                let request = store.client.upload_part().bucket(&store.bucket).key(&key).upload_id(&upload_id);
+                let request = request.part_number(number).body(ByteStream::from(body.clone()));
+                request.send().await.map_err(|error| store.classify("UPLOAD PART", &key, error))
+            };
+            let answer = store.persevere(send).await?;
             super::require_etag(&key, answer.e_tag())?;
             Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag().map(str::to_owned)).build())
         });
@@ -176,6 +181,7 @@ impl MultipartUpload {
                 what: format!("UPLOAD PART {}", self.key),
                 code: "task".to_owned(),
                 message: error.to_string(),
+                passing: false,
             }),
         }
     }
@@ -189,6 +195,10 @@ impl MultipartUpload {
             self.wait_for_part().await?;
         }
         self.done.sort_by_key(|part| part.part_number());
+        self.store.persevere(|| self.try_complete()).await
+    }
+
+    async fn try_complete(&self) -> Result<u64, StoreError> {
         let parts = CompletedMultipartUpload::builder().set_parts(Some(self.done.clone())).build();
         let request = self.store.client.complete_multipart_upload().bucket(&self.store.bucket).key(&self.key);
         let answer = request.upload_id(&self.upload_id).multipart_upload(parts).send().await;
@@ -198,7 +208,7 @@ impl MultipartUpload {
             Err(error) => Some(self.store.classify("COMPLETE UPLOAD", &self.key, error)),
         };
         // A completion whose answer was lost has happened all the same: the object's size tells.
-        match (self.store.head(&self.key).await?, failure) {
+        match (self.store.head_once(&self.key).await?, failure) {
             (Some(size), _) if size == self.bytes => Ok(size),
             (_, Some(failure)) => Err(failure),
             (size, None) => Err(self.damaged(&format!("{size:?} bytes instead of {}", self.bytes))),

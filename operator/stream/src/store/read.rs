@@ -78,6 +78,15 @@ impl ObjectStore {
 
     /// The bytes, no more than `limit`, and the metadata of an object.
     async fn read_body(&self, key: &str, range: Option<String>, limit: u64) -> Result<(Bytes, Metadata), StoreError> {
+        self.persevere(|| self.try_read_body(key, range.clone(), limit)).await
+    }
+
+    async fn try_read_body(
+        &self,
+        key: &str,
+        range: Option<String>,
+        limit: u64,
+    ) -> Result<(Bytes, Metadata), StoreError> {
         let attempt = || async {
             let request = self.client.get_object().bucket(&self.bucket).key(key).set_range(range.clone());
             let answer =

@@ -63,9 +63,11 @@ impl Files {
             let left = history.ancestors.iter().find(|entry| lsn < entry.switch_lsn);
             left.map_or(history.timeline, |entry| entry.timeline)
         };
-        let (first, last) = (timeline_at(from), timeline_at(Lsn(to.0 - 1)));
-        let timelines = begins.iter().map(|(timeline, _)| *timeline);
-        needed.histories = timelines.filter(|timeline| (first < *timeline) && (*timeline <= last)).collect();
+        // The file of the timeline that is followed names all before it: PostgreSQL asks for those in between as well, to have them, and goes
+        // on without.
+        if timeline_at(from) < timeline_at(Lsn(to.0 - 1)) {
+            needed.histories.push(history.timeline);
+        }
         // Of each segment the newest timeline that has it.
         let (start, mut end) = (from.0 / segment_bytes, to.0.div_ceil(segment_bytes));
         for (timeline, begin) in begins.into_iter().rev() {
@@ -169,7 +171,7 @@ async fn list_missing(
 }
 
 /// What the archive lacks to replay `[from, to)` along `history`: segments in the order of replay, and before them the
-/// `.history` files of the timelines that are entered. Plain or encrypted is the same here.
+/// `.history` file of the newest timeline where one is entered. Plain or encrypted is the same here.
 ///
 /// A segment in which a timeline was left is asked for on the newest timeline that has it, as PostgreSQL's recovery does.
 /// To end before a segment that is at hand elsewhere, round `to` down to its start.
@@ -220,7 +222,6 @@ mod tests {
     fn the_segment_of_a_switch_is_read_on_the_newer_timeline() {
         let needed = decide_needed(&history(), Lsn(2 * SEGMENT + 7), Lsn(6 * SEGMENT), SEGMENT).unwrap();
         let expected = [
-            "00000002.history",
             "00000004.history",
             "000000010000000000000002",
             "000000020000000000000003",
@@ -228,6 +229,13 @@ mod tests {
             "000000040000000000000005",
         ];
         assert_eq!(needed, expected);
+    }
+
+    #[test]
+    fn a_recovery_reads_the_history_of_the_timeline_that_it_follows_and_no_other() {
+        let needed = decide_needed(&history(), Lsn(2 * SEGMENT), Lsn(5 * SEGMENT), SEGMENT).unwrap();
+        let histories: Vec<_> = needed.iter().filter(|name| name.ends_with(".history")).collect();
+        assert_eq!(histories, ["00000004.history"], "although it ends on timeline 2");
     }
 
     #[test]

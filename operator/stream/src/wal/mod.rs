@@ -5,6 +5,7 @@
 //! overwritten or deleted here.
 
 mod body;
+mod fence;
 mod gaps;
 mod history;
 mod name;
@@ -22,9 +23,11 @@ use std::{
 use pgherd_core::{
     backup::{AGE_SUFFIX, ClusterLocation},
     lsn::Lsn,
+    timeline::TimelineHistory,
 };
 use tempfile::NamedTempFile;
 
+pub use fence::cut_at_switch;
 pub use gaps::{decide_needed, missing_segments};
 pub use name::{WalName, segment_name, segment_names};
 pub use records::last_record;
@@ -312,6 +315,25 @@ pub async fn fetch(
     dest: &Path,
 ) -> Result<FetchOutcome, WalError> {
     let Some(content) = read(store, location, name).await? else { return Ok(FetchOutcome::Absent) };
+    place(content, dest).await?;
+    Ok(FetchOutcome::Fetched)
+}
+
+/// As [`fetch`], for a recovery along `history`: a segment, or the part of one, that its timeline wrote after it was left is absent.
+///
+/// # Errors
+/// [`WalError`] for anything but a sure answer.
+pub async fn fetch_along(
+    store: &ObjectStore,
+    location: &ClusterLocation,
+    history: &TimelineHistory,
+    name: &str,
+    dest: &Path,
+) -> Result<FetchOutcome, WalError> {
+    let content = read(store, location, name).await?;
+    let Some(content) = content.and_then(|content| cut_at_switch(content, name, history)) else {
+        return Ok(FetchOutcome::Absent);
+    };
     place(content, dest).await?;
     Ok(FetchOutcome::Fetched)
 }

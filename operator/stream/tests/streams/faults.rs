@@ -1,15 +1,20 @@
 //! Faults of the store and of the way to it: each ends in a success that restores, or in a failure with a reason and nothing
 //! visible; never in an open upload.
 
-use std::{error::Error, fs};
+use std::{
+    error::Error,
+    fs,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use pgherd_core::backup::{BackupLocation, ClusterLocation, StoreConfig};
 use pgherd_stream::{
     backup::{BackupError, BackupOptions, BackupOutcome, BackupOwner, BackupProgress, run_backup},
     catalogue::list_backups,
     replication::ConnectOptions,
-    restore::{RestoreProgress, verify_backup},
-    store::{ObjectStore, StoreError},
+    restore::{RestoreProgress, restore_backup, verify_backup},
+    store::{LONG_PATIENCE, ObjectStore, StoreError},
     wal::{FetchOutcome, WalError, fetch, push},
 };
 use tokio::sync::watch;
@@ -46,10 +51,27 @@ impl Scene {
     }
 
     async fn back_up(&self, attempt: u32) -> Result<BackupOutcome, BackupError> {
+        // Some of these faults never pass.
+        self.back_up_with(attempt, Duration::from_secs(3)).await
+    }
+
+    async fn back_up_with(&self, attempt: u32, patience: Duration) -> Result<BackupOutcome, BackupError> {
         let (sender, _receiver) = watch::channel(BackupProgress::default());
         let mut options = BackupOptions::new(self.connect.clone(), self.through.clone());
         options.owner = Some(BackupOwner { id: "the Backup".to_owned(), attempt });
+        options.patience = patience;
         run_backup(options, sender, CancellationToken::new()).await
+    }
+
+    /// From the request that `begins` it on every connection is closed, for longer than the client tries by itself.
+    fn go_away(&self, begins: fn(&str) -> bool) {
+        let began = OnceLock::new();
+        self.proxy.inject(Fault::ResetAt(0), usize::MAX, 1, move |line| {
+            if begins(line) {
+                began.get_or_init(Instant::now);
+            }
+            began.get().is_some_and(|at: &Instant| at.elapsed() < Duration::from_secs(20))
+        });
     }
 
     fn direct(&self) -> ClusterLocation {
@@ -109,7 +131,7 @@ async fn a_fault_of_the_store_ends_in_a_whole_backup_or_in_none() {
         }
         scene.assert_sound(visible).await;
         // An id has seconds: the next one must be another.
-        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     assert!(visible >= 9, "what passes is tried again: {visible}");
 }
@@ -133,7 +155,7 @@ async fn credentials_that_expire_midway_fail_by_name_and_the_next_attempt_cleans
     );
     assert!(scene.proxy.heal() > 0);
     assert!(scene.minio.open_uploads() > 0, "without credentials nothing can be cleaned up");
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     scene.back_up(2).await.unwrap();
     scene.assert_sound(1).await;
 }
@@ -168,6 +190,27 @@ async fn a_read_that_breaks_off_is_repeated_and_one_that_lies_is_found() {
     assert!(error.to_string().contains("base.tar.zst.0000"), "{error}");
     scene.proxy.heal();
     scene.assert_sound(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_for_a_while_ends_neither_a_backup_nor_a_restore() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let scene = Scene::new(40).await;
+    scene.go_away(|line| line.contains("partNumber=3"));
+    let id = scene.back_up_with(1, LONG_PATIENCE).await.unwrap().record.id;
+    assert!(scene.proxy.heal() > 6, "the store was not away");
+    scene.assert_sound(1).await;
+
+    scene.go_away(|line| line.starts_with("GET") && line.contains("base.tar.zst.0000"));
+    let location = BackupLocation { cluster: scene.through.clone(), backup_id: id };
+    let cancel = CancellationToken::new();
+    let store = ObjectStore::connect(&scene.through.store).await.unwrap().with_long_patience(LONG_PATIENCE, &cancel);
+    let (sender, _receiver) = watch::channel(RestoreProgress::default());
+    let outcome = restore_backup(&store, &location, &scene.dir.path().join("restored"), sender, cancel).await.unwrap();
+    assert!(scene.proxy.heal() > 6, "the store was not away");
+    assert!(outcome.bytes > 40 << 20, "{} bytes were restored", outcome.bytes);
 }
 
 /// An error with its causes.

@@ -1,6 +1,6 @@
 //! What a recovery begins with is found in the store, and what it lacks is named before anything is written.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use jiff::Timestamp;
 use pgherd_core::{
@@ -10,14 +10,17 @@ use pgherd_core::{
     timeline::TimelineId,
 };
 use pgherd_stream::{
-    proof::{ProofError, plan_recovery},
+    proof::{ProofError, plan_recovery, read_history},
+    restore::{RestoreProgress, restore_backup},
     store::ObjectStore,
-    wal::push,
+    wal::{FetchOutcome, fetch_along, push},
 };
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     backups::back_up,
-    postgres::{Postgres, program, workspace},
+    postgres::{Postgres, hand_over, program, run, workspace},
     server::{Brand, Server},
 };
 
@@ -152,4 +155,68 @@ async fn the_backup_before_the_target_is_found_and_what_is_missing_is_named(bran
     };
     assert_eq!(names, ["00000002.history"]);
     assert_eq!(db.plan("", RecoveryTarget::Immediate).await.unwrap(), (second, None));
+}
+
+/// A primary that was left in the middle of a segment ends it all the same, and archives it; its successor's own is still open.
+async fn leave_behind(db: &mut Archived, dir: &Path) -> Lsn {
+    db.server.sql("CREATE TABLE steps (what text)");
+    db.archive().await;
+    db.server.sql("INSERT INTO steps VALUES ('before the fork')");
+    db.server.stop("fast");
+    run(Command::new("cp").arg("-a").arg(&db.server.data).arg(dir.join("successor")));
+    fs::write(dir.join("successor/standby.signal"), "").unwrap();
+    let successor = Postgres::on(dir, "successor");
+    successor.sql("SELECT pg_promote()");
+    let history = successor.data.join("pg_wal/00000002.history");
+    push(&db.store, &db.location, &history, "00000002.history").await.unwrap();
+    db.server.start("");
+    db.server.sql("INSERT INTO steps VALUES ('behind the fork')");
+    db.archive().await;
+    db.server.sql("INSERT INTO steps VALUES ('a segment behind the fork')");
+    db.archive().await;
+    let history = read_history(&db.store, &db.location, TimelineId(2)).await.unwrap();
+    history.ancestors[0].switch_lsn
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_primary_archived_after_it_was_left_behind_is_not_recovered() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start(Brand::Minio, dir.path()).await);
+    let mut db = Archived { server, store: minio.store().await, location: minio.location() };
+    let id = db.back_up().await;
+    let fork = leave_behind(&mut db, dir.path()).await;
+    let (planned, timeline) = db.plan("", RecoveryTarget::Latest).await.unwrap();
+    assert_eq!((&planned, timeline), (&id, Some(TimelineId(2))));
+
+    // What restore_command would be given, file by file.
+    let history = read_history(&db.store, &db.location, TimelineId(2)).await.unwrap();
+    let fetched = dir.path().join("fetched");
+    fs::create_dir(&fetched).unwrap();
+    let mut absent = Vec::new();
+    for (key, _) in db.store.list(&format!("{}/wal/", db.location.root())).await.unwrap() {
+        let name = key.rsplit('/').next().unwrap().trim_end_matches(".zst").to_owned();
+        let outcome = fetch_along(&db.store, &db.location, &history, &name, &fetched.join(&name)).await.unwrap();
+        absent.extend((outcome == FetchOutcome::Absent).then_some(name));
+    }
+    assert_eq!(absent.len(), 1, "the segment that begins behind the fork: {absent:?}");
+    let script = dir.path().join("fetch-wal");
+    fs::write(&script, format!("#!/bin/sh\nexec cp '{}'/\"$1\" \"$2\"\n", fetched.display())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    hand_over(&fetched);
+
+    let (sender, _receiver) = watch::channel(RestoreProgress::default());
+    let location = BackupLocation { cluster: db.location.clone(), backup_id: id };
+    let target = dir.path().join("restored");
+    restore_backup(&db.store, &location, &target, sender, CancellationToken::new()).await.unwrap();
+    let settings = format!("restore_command = '{} %f %p'\nrecovery_target_timeline = 2\n", script.display());
+    fs::write(target.join("postgresql.auto.conf"), settings).unwrap();
+    fs::write(target.join("recovery.signal"), "").unwrap();
+    let restored = Postgres::on(dir.path(), "restored");
+    crate::wait_until("recovery ends", async || restored.sql("SELECT pg_is_in_recovery()") == "f").await;
+    assert_eq!(restored.sql("SELECT string_agg(what, ', ') FROM steps"), "before the fork");
+    let left = fs::read_to_string(restored.data.join("pg_wal/00000003.history")).unwrap();
+    assert!(left.contains(&format!("2\t{fork}\t")), "everything up to the fork was replayed: {left}");
 }
