@@ -186,12 +186,7 @@ impl ScratchServer {
         Session::connect(&self.trial.sockets, PORT, database, patience).await
     }
 
-    /// The same with time for work.
-    pub(super) async fn session(&self, database: &str) -> Result<Session, SqlError> {
-        self.connect(database, PATIENCE).await
-    }
-
-    /// The same in whichever database, for what is asked of the server.
+    /// The same with time for work, in whichever database: for what is asked of the server.
     pub(super) async fn session_anywhere(&self) -> Result<Session, SqlError> {
         self.connect_anywhere(PATIENCE).await
     }

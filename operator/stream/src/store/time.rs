@@ -50,6 +50,7 @@ impl ObjectStore {
             what: format!("LIST {}", self.bucket),
             code: "NoDate".to_owned(),
             message: "the answer has no Date by which the age of objects could be told".to_owned(),
+            passing: false,
         })
     }
 }
