@@ -158,7 +158,8 @@ mod tests {
             let tar = archive(&files);
             let dir = tempfile::tempdir().unwrap();
             let root = dir.path().join("pgdata");
-            let extraction = Extraction::new(Some(Arc::new(Target::prepare(&root, Writer::alone()).unwrap())), entries(&files));
+            let target = Arc::new(Target::prepare(&root, Writer::alone()).unwrap());
+            let extraction = Extraction::new(Some(target), entries(&files));
             extraction.make_empty_files().unwrap();
             let mut runs = Vec::new();
             for (number, chunk) in tar.chunks(frame_bytes).enumerate() {
