@@ -12,6 +12,8 @@ pub const PRIMARY_AVAILABLE: &str = "PrimaryAvailable";
 pub const REPLICAS_READY: &str = "ReplicasReady";
 /// All instances run with the template and the parameters as they are now.
 pub const INSTANCES_CURRENT: &str = "InstancesCurrent";
+/// Text sorts as it did when the indexes were built. Only there while it is False.
+pub const COLLATIONS_CURRENT: &str = "CollationsCurrent";
 /// WAL reaches the object store.
 pub const ARCHIVING: &str = "Archiving";
 /// The last backup is restorable.

@@ -46,6 +46,7 @@ impl Board {
             admits_clients: false,
             cancelled_waits: 0,
             pending_restart: Vec::new(),
+            stale_collations: None,
             silence: None,
             divergent: None,
         };

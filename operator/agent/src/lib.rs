@@ -12,6 +12,7 @@ pub mod archive_window;
 pub mod barrier;
 pub mod board;
 pub mod clock;
+pub mod collations;
 pub mod failsafe;
 pub mod fencer;
 pub mod file_work;

@@ -17,6 +17,7 @@ use crate::{
     agent::Agent,
     archive, archive_window,
     board::Board,
+    collations,
     fencer::Fencer,
     gate::keep_gate,
     kubernetes_store::KubernetesRegister,
@@ -132,6 +133,7 @@ async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
         tokio::spawn(archive_window::keep_window(Arc::clone(&agent))),
         tokio::spawn(leftovers::keep_bringing(Arc::clone(&agent))),
+        tokio::spawn(collations::keep_collations(Arc::clone(&agent))),
     ]);
     divergent::show_recorded(&agent);
     let _volume = tokio::select! {

@@ -459,6 +459,10 @@ pub struct InstanceStatus {
     /// Parameters that take effect with the server's next start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending_restart: Vec<String>,
+    /// On a primary: databases whose text was sorted by another version of their collation than the image has, with both versions; none
+    /// while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_collations: Option<Vec<String>>,
     /// What an earlier primary had beyond the history, and where it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergent: Option<DivergentTail>,

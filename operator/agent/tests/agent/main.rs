@@ -4,6 +4,7 @@
 
 mod archive_ahead;
 mod cancelled_waits;
+mod collations;
 mod divergence;
 mod failsafe;
 mod fencing;

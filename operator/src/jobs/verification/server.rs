@@ -159,7 +159,7 @@ impl ScratchServer {
     /// Waits until the server lets somebody in, which it does once recovery has ended, or has ended itself.
     async fn await_consistency(&mut self, log: &Path) -> Result<(), VerifyError> {
         loop {
-            match self.connect_anywhere(ASK).await {
+            match self.connect(ASK).await {
                 Ok(session) => {
                     let rows = session.query("SELECT NOT pg_is_in_recovery()", &[]).await?;
                     if rows.first().and_then(|row| row.try_get::<_, bool>(0).ok()) == Some(true) {
@@ -181,20 +181,16 @@ impl ScratchServer {
         }
     }
 
-    /// A session of the superuser.
-    pub(super) async fn connect(&self, database: &str, patience: Duration) -> Result<Session, SqlError> {
-        Session::connect(&self.trial.sockets, PORT, database, patience).await
+    /// A session of the superuser, with time for work, in whichever database lets it in.
+    pub(super) async fn session(&self) -> Result<Session, SqlError> {
+        self.connect(PATIENCE).await
     }
 
-    /// The same with time for work, in whichever database: for what is asked of the server.
-    pub(super) async fn session_anywhere(&self) -> Result<Session, SqlError> {
-        self.connect_anywhere(PATIENCE).await
-    }
-
-    async fn connect_anywhere(&self, patience: Duration) -> Result<Session, SqlError> {
+    async fn connect(&self, patience: Duration) -> Result<Session, SqlError> {
+        let connect = |database| Session::connect(&self.trial.sockets, PORT, database, patience);
         let [first, second] = MAINTENANCE;
-        match self.connect(first, patience).await {
-            Err(error) if error.refusal().is_some() => self.connect(second, patience).await.map_err(|_| error),
+        match connect(first).await {
+            Err(error) if error.refusal().is_some() => connect(second).await.map_err(|_| error),
             outcome => outcome,
         }
     }
@@ -206,7 +202,7 @@ impl ScratchServer {
 
     /// Up to where WAL was replayed.
     pub(super) async fn observe_replayed(&self) -> Result<Lsn, VerifyError> {
-        let session = self.session_anywhere().await?;
+        let session = self.session().await?;
         let rows = session.query("SELECT pg_last_wal_replay_lsn()::text", &[]).await?;
         let text = rows.first().and_then(|row| row.try_get::<_, Option<String>>(0).ok().flatten());
         let lsn = text.as_deref().and_then(|text| text.parse().ok());
@@ -219,7 +215,7 @@ impl ScratchServer {
         if !program.is_file() {
             return Ok(Amcheck::NotRun("the image has no pg_amcheck".to_owned()));
         }
-        let session = self.session_anywhere().await?;
+        let session = self.session().await?;
         let offered = session.query("SELECT 1 FROM pg_available_extensions WHERE name = 'amcheck'", &[]).await?;
         if offered.is_empty() {
             return Ok(Amcheck::NotRun("the image has no extension amcheck".to_owned()));

@@ -51,7 +51,7 @@ pub(super) async fn check_statements(trial: &Trial, server: &ScratchServer) -> R
 }
 
 async fn decide_database(trial: &Trial, server: &ScratchServer) -> Result<String, VerifyError> {
-    let session = server.session_anywhere().await?;
+    let session = server.session().await?;
     let wanted = trial.database.as_deref().unwrap_or(APP);
     let rows = session.query("SELECT 1 FROM pg_database WHERE datname = $1 AND datallowconn", &[&wanted]).await?;
     match (rows.is_empty(), &trial.database) {
@@ -63,7 +63,7 @@ async fn decide_database(trial: &Trial, server: &ScratchServer) -> Result<String
 
 async fn make_reader(server: &ScratchServer, database: &str) -> Result<String, VerifyError> {
     let role = format!("pgherd_verification_{}", Uuid::new_v4().simple());
-    let session = server.session_anywhere().await?;
+    let session = server.session().await?;
     let (quoted, database) = (quote_identifier(&role), quote_identifier(database));
     session.execute(&format!("CREATE ROLE {quoted} LOGIN BYPASSRLS IN ROLE pg_read_all_data")).await?;
     session.execute(&format!("GRANT CONNECT ON DATABASE {database} TO {quoted}")).await?;

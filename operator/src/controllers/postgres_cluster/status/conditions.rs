@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use pgherd_core::{conditions::Condition, instance::Phase};
 use pgherd_crds::v1alpha1::{
     conditions::{
-        ARCHIVING, FAILOVER_BLOCKED, INSTANCES_CURRENT, PRIMARY_AVAILABLE, READY, RECONCILING, REPLICAS_READY, STALLED,
-        SUSPENDED,
+        ARCHIVING, COLLATIONS_CURRENT, FAILOVER_BLOCKED, INSTANCES_CURRENT, PRIMARY_AVAILABLE, READY, RECONCILING,
+        REPLICAS_READY, STALLED, SUSPENDED,
     },
     postgres_cluster::MemberStatus,
 };
@@ -16,6 +16,9 @@ use crate::controllers::postgres_cluster::observe::ObservedPod;
 /// Reasons of pods that don't pass before somebody changes something.
 const PERMANENT: [&str; 5] =
     ["ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CrashLoopBackOff"];
+
+/// So many databases are named.
+const NAMED: usize = 10;
 
 /// A condition without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +83,10 @@ pub(super) fn build_conditions(scene: &Scene<'_>, members: &[MemberStatus]) -> V
     };
     let backups = backup_healthy(&scene.observed.backups, scene.cluster.store.is_some());
     let current = instances_current(scene);
-    vec![ready, reconciling, stalled, primary, replicas, current, archiving(scene), backups, suspended, blocked]
+    let mut all =
+        vec![ready, reconciling, stalled, primary, replicas, current, archiving(scene), backups, suspended, blocked];
+    all.extend(collations_current(scene));
+    all
 }
 
 fn primary_available(scene: &Scene<'_>) -> Draft {
@@ -177,6 +183,22 @@ fn instances_current(scene: &Scene<'_>) -> Draft {
     }
     let fix = "delete these pods one at a time, each when Ready is True again, the primary's last";
     Draft::new(INSTANCES_CURRENT, "False", "RestartNeeded", format!("{}: {fix}", texts.join("; ")))
+}
+
+/// None where nothing is known to differ: it is worth no line then.
+fn collations_current(scene: &Scene<'_>) -> Option<Draft> {
+    let primary = scene.holder_status().filter(|status| status.is_primary);
+    let Some(stale) = primary.and_then(|primary| primary.stale_collations.as_ref()) else {
+        let known = scene.cluster.status.conditions.iter().find(|condition| condition.type_ == COLLATIONS_CURRENT)?;
+        return Some(Draft::new(COLLATIONS_CURRENT, &known.status, &known.reason, known.message.clone()));
+    };
+    let named = stale.get(..NAMED).unwrap_or(stale).join(", ");
+    let more = if stale.len() > NAMED { ", …" } else { "" };
+    (!stale.is_empty()).then(|| {
+        let fix = "REINDEX DATABASE, then ALTER DATABASE … REFRESH COLLATION VERSION";
+        let message = format!("the image sorts text by another version than the indexes of {named}{more}: {fix}");
+        Draft::new(COLLATIONS_CURRENT, "False", "ReindexNeeded", message)
+    })
 }
 
 fn archiving(scene: &Scene<'_>) -> Draft {

@@ -85,6 +85,24 @@ fn a_settled_cluster_is_ready_and_its_status_stays_the_same() {
 }
 
 #[test]
+fn collations_of_another_version_are_told_until_the_primary_says_that_they_are_none() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    let mut with = |stale: Option<&[&str]>| {
+        if let Probe::Reachable(status) = &mut round.observed.pods[0].probe {
+            status.stale_collations = stale.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        }
+        let status = round.next();
+        let found = status.conditions.iter().find(|condition| condition.type_ == "CollationsCurrent");
+        found.map(|condition| (condition.status.clone(), condition.message.clone()))
+    };
+    assert_eq!((with(None), with(Some(&[]))), (None, None));
+    let told = with(Some(&["app (made with 2.31, now 2.36)"])).unwrap();
+    assert!(told.0 == "False" && told.1.contains("app (made with 2.31, now 2.36)"), "{told:?}");
+    assert_eq!(with(None), Some(told), "while a new primary has not looked yet");
+    assert_eq!(with(Some(&[])), None);
+}
+
+#[test]
 fn what_takes_effect_with_a_restart_is_said_and_no_reason_to_be_unready() {
     let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
     round.observed.revision = Some("r1".to_owned());
