@@ -358,10 +358,12 @@ async fn check_when_silent(
         Some(sample) => sample.replayed,
         None => observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.lsn,
     };
-    // With an archive the gap may close by itself; without progress for long enough it will not.
+    // With an archive the gap may close by itself; without progress for long enough it will not. One that has WAL and is held up in
+    // it, by a query for example, goes on later.
     let stands = agent.note_position(position);
     if silent.min(stands) >= REBUILD_AFTER
         && kept_from > position
+        && sample.is_none_or(|sample| sample.replay_waits)
         && agent.server.state().await == ProcessState::Running
     {
         let why = format!(
