@@ -44,7 +44,6 @@ pub async fn pods() -> Result<Vec<(String, String, String)>> {
 /// It was not so in time.
 pub async fn wait_available() -> Result<()> {
     until("both operators", PATIENCE, async || {
-        replace_waiting().await?;
         let rolled = kubectl(OPERATOR_NAMESPACE, &["rollout", "status", "deployment/pgherd", "--timeout=5s"]).await;
         Ok(rolled.map_or_else(|error| Look::NotYet(error.to_string()), |_| Look::Done(())))
     })
@@ -55,18 +54,6 @@ pub async fn wait_available() -> Result<()> {
         Ok(if known { Look::Done(()) } else { Look::NotYet(format!("{leader} of {pods:?}")) })
     })
     .await
-}
-
-/// A container that lost the lead a few times, as it does here each time that its node is cut off, is started again after minutes; a
-/// new pod at once.
-async fn replace_waiting() -> Result<()> {
-    let path =
-        "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[*].state.waiting.reason}{\"\\n\"}{end}";
-    let pods = kubectl(OPERATOR_NAMESPACE, &["get", "pods", "-l", "app.kubernetes.io/name=pgherd", "-o", path]).await?;
-    for (pod, _) in pods.lines().filter_map(|line| line.split_once(' ')).filter(|(_, why)| *why == "CrashLoopBackOff") {
-        kubectl(OPERATOR_NAMESPACE, &["delete", "pod", pod, "--ignore-not-found", "--wait=false"]).await?;
-    }
-    Ok(())
 }
 
 /// Makes a pod on a node the leader: by removing pods until it is so.

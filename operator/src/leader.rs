@@ -1,7 +1,7 @@
 //! Which of the operator's pods leads, by a Lease. [`evaluate`] is pure; the rest reads and writes.
 //!
 //! The other holder's clock is never trusted: a Lease has run out when it did not change for its duration on this pod's
-//! own monotonic clock. Whoever can't renew stops leading before that, and ends its process.
+//! own monotonic clock. Whoever can't renew stops leading before that, and its process begins anew.
 
 use std::{
     sync::{

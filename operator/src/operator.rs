@@ -1,6 +1,16 @@
 //! `pgherd operator`: wires the client, the watches, the leader election, the server and the controllers. No decision.
+//!
+//! A process that lost the lead becomes a new one in its place: an API server that comes and goes is no fault of this program,
+//! and the kubelet, which waits longer before each start of a container, would leave clusters without failover for minutes.
 
-use std::{error::Error, process::ExitCode, sync::Arc};
+use std::{
+    env,
+    error::Error,
+    io,
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+    sync::Arc,
+};
 
 use futures::{FutureExt, future::join_all};
 use kube::{
@@ -29,17 +39,44 @@ use crate::{
     telemetry::{logs, metrics::Metrics},
 };
 
-/// Runs until a signal comes or leadership is lost.
+/// Why it does not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It was told to stop.
+    Stopped,
+    /// Somebody else may lead now.
+    LeadLost,
+}
+
+/// Runs until a signal comes. When leadership is lost, it begins anew.
 ///
 /// # Errors
-/// If it can't start, or if leadership was lost: then the process must end, because somebody else leads.
+/// If it can't start, also anew.
 pub fn run(args: OperatorArgs) -> Result<ExitCode, Box<dyn Error>> {
     logs::start();
     let settings = Settings::load(args)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_async(settings))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let end = runtime.block_on(run_async(settings))?;
+    // Not waited for: a look-up of a name may take its time.
+    runtime.shutdown_background();
+    match end {
+        End::Stopped => Ok(ExitCode::SUCCESS),
+        End::LeadLost => Err(begin_anew().into()),
+    }
 }
 
-async fn run_async(settings: Settings) -> Result<ExitCode, Box<dyn Error>> {
+/// Makes this process a new one of the same program and arguments. Nothing that it knew, held open or had under way outlasts
+/// that, as if the container had been started again. Returns only if it can't be done.
+fn begin_anew() -> io::Error {
+    tracing::warn!("leadership was lost: beginning anew");
+    let mut arguments = env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    Command::new("/proc/self/exe").arg0(name).args(arguments).exec()
+}
+
+async fn run_async(settings: Settings) -> Result<End, Box<dyn Error>> {
+    // First: process 1 of a container gets no signal that it does not handle.
+    let mut stop = stop_signal()?;
     let client = connect().await?;
     let mut registry = Registry::default();
     let metrics = Metrics::registered(&mut registry);
@@ -49,10 +86,9 @@ async fn run_async(settings: Settings) -> Result<ExitCode, Box<dyn Error>> {
     let leadership = Leadership::default();
     let (contexts, watches) = start_contexts(&client, &settings, &leadership, &metrics);
     // Also on the pod that does not lead, so that it takes over at once.
-    let mut stop = stop_signal()?;
     tokio::select! {
         () = join_all(contexts.iter().map(|context| context.stores.wait_until_ready())).map(|_| ()) => {}
-        () = stopped(&mut stop) => return Ok(ExitCode::SUCCESS),
+        () = stopped(&mut stop) => return Ok(End::Stopped),
     }
     readiness.set(true);
     let identity = format!("{}/{}", settings.pod_name, uuid::Uuid::new_v4());
@@ -60,20 +96,23 @@ async fn run_async(settings: Settings) -> Result<ExitCode, Box<dyn Error>> {
     let mut elector = Elector::new(client, &settings.pod_namespace, &settings.leader_lease, identity, leadership);
     tokio::select! {
         () = elector.acquire() => {}
-        () = stopped(&mut stop) => return Ok(ExitCode::SUCCESS),
+        () = stopped(&mut stop) => return Ok(End::Stopped),
     }
     metrics.leader.set(1);
     tracing::info!("leading");
     let controllers = join_all(contexts.iter().map(|context| run_controllers(Arc::clone(context), stop.clone())));
     let outcome = tokio::select! {
-        () = elector.hold() => Err("leadership was lost".into()),
-        _ = controllers => Ok(ExitCode::SUCCESS),
+        () = elector.hold() => Ok(End::LeadLost),
+        _ = controllers => Ok(End::Stopped),
         _ = server => Err("the HTTP server ended".into()),
     };
     readiness.set(false);
     elector.release().await;
     drop(watches);
-    outcome
+    match outcome {
+        Ok(End::LeadLost) if *stop.borrow() => Ok(End::Stopped),
+        outcome => outcome,
+    }
 }
 
 fn start_contexts(

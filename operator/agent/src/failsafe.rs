@@ -160,7 +160,8 @@ pub enum FailsafeError {
 }
 
 fn render_refusals(refusals: &[(String, String)]) -> String {
-    let texts: Vec<String> = refusals.iter().map(|(pod, why)| format!("{pod}: {why}")).collect();
+    let mut texts: Vec<String> = refusals.iter().map(|(pod, why)| format!("{pod}: {why}")).collect();
+    texts.sort();
     if texts.is_empty() { String::new() } else { format!(" ({})", texts.join("; ")) }
 }
 

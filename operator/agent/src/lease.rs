@@ -279,8 +279,8 @@ async fn go_on_by_vouches(agent: &Agent, tenure: Tenure, vouched_at: &mut Option
     if vouched_at.replace(asked_at).is_none() {
         tracing::warn!(by = ?pods, "the API server can't be reached; the peers vouch for this primary");
     }
-    let by =
-        if pods.is_empty() { "there is no other instance".to_owned() } else { format!("{} vouch", pods.join(", ")) };
+    // Not who: whoever answers first does, and the status says of each whom it vouches for.
+    let by = if pods.is_empty() { "there is no other instance" } else { "enough other instances vouch for it" };
     agent.set_going_on(Some(format!("the API server can't be reached; going on, since {by}")));
 }
 

@@ -52,9 +52,9 @@ pub enum VouchError {
     Unreadable,
 }
 
-/// Sealing is held up.
+/// Sealing is held up. Its text has no time: it goes into the status, which is written each time that it changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this instance vouches for the primary of term {term} for another {remaining_ms} ms")]
+#[error("this instance vouches for the primary of term {term}")]
 pub struct Vouching {
     /// The term whose holder is vouched for.
     pub term: Term,
@@ -284,6 +284,7 @@ mod tests {
         assert_eq!(book.begin_seal(Term(3)), Ok(()), "sealing for the very term harms nobody");
         let vouching = book.begin_seal(Term(4)).unwrap_err();
         assert!(vouching.term == Term(3) && vouching.remaining_ms <= 300);
+        assert_eq!(vouching.to_string(), "this instance vouches for the primary of term 3");
         while book.current().is_some() {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }

@@ -19,15 +19,14 @@ pub struct Closed {
     pub have: usize,
     /// The position.
     pub at: Lsn,
-    /// The voters that don't, and how far they are; None for one that is not connected.
-    pub missing: Vec<(String, Option<Lsn>)>,
+    /// The voters that don't, and whether they are connected.
+    pub missing: Vec<(String, bool)>,
 }
 
-fn render(missing: &[(String, Option<Lsn>)]) -> String {
-    let one = |(pod, lsn): &(String, Option<Lsn>)| match lsn {
-        Some(lsn) => format!("{pod} (at {lsn})"),
-        None => format!("{pod} (not connected)"),
-    };
+/// Without their positions: the text goes into the status, which is written each time that it changes.
+fn render(missing: &[(String, bool)]) -> String {
+    let one =
+        |(pod, connected): &(String, bool)| format!("{pod} ({})", if *connected { "behind" } else { "not connected" });
     let texts: Vec<String> = missing.iter().map(one).collect();
     if texts.is_empty() { "there are no such voters".to_owned() } else { texts.join(", ") }
 }
@@ -62,7 +61,8 @@ pub fn decide_admission(register: &Register, standbys: &[Standby], at: Lsn) -> R
         return Ok(());
     }
     let behind = set.voters.iter().filter(|voter| !has_it(&voter.member));
-    let missing = behind.map(|voter| (voter.pod.clone(), flushed(&voter.member))).collect();
+    let mut missing: Vec<_> = behind.map(|voter| (voter.pod.clone(), flushed(&voter.member).is_some())).collect();
+    missing.sort();
     Err(Closed { needed, have, at, missing })
 }
 
@@ -93,9 +93,11 @@ mod tests {
         assert_eq!((closed.have, closed.needed), (1, 2));
         assert_eq!(
             closed.to_string(),
-            "clients are let in once 2 voter(s) have everything up to 0/64; so far 1, missing: c-2 (at 0/63), c-3 (not connected)"
+            "clients are let in once 2 voter(s) have everything up to 0/64; so far 1, missing: c-2 (behind), c-3 (not connected)"
         );
         assert_eq!(decide_admission(&register, &[standby(1, 100), standby(3, 101)], Lsn(100)), Ok(()));
+        let later = decide_admission(&register, &[standby(1, 120), standby(2, 98)], Lsn(100)).unwrap_err();
+        assert_eq!(later.to_string(), closed.to_string(), "it changes only with who is missing");
     }
 
     #[test]

@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     instance::SealReport,
-    lineage::same_promotion,
+    kinship::{is_holder, sort},
+    lineage::came_to_nothing,
     lsn::Lsn,
     quantity::render_bytes,
     quorum::proves,
-    register::{MemberId, Position, Register, Term, Voter, VoterSet},
+    register::{MemberId, Position, Register, Voter, VoterSet},
     timeline::{Relation, TimelineId},
 };
 
@@ -77,7 +78,10 @@ pub fn reach(report: &SealReport) -> Lsn {
 /// With a promise in force (the committed W is above 0) only registered voters and the former holder stand, and R + W >
 /// N must hold for the committed and for the pending set, unless the former holder answered: it has everything, and it
 /// wins where the voters alone can't prove that they have. A pending set with W = 0 promises nothing and needs no proof.
-/// Without a promise everyone who answered may stand, as long as the furthest is within `rules.max_lag`.
+/// Without a promise everyone who answered may stand, as long as the furthest is within `rules.max_lag`; a holder whose claim
+/// came to nothing stands only where nobody else does.
+///
+/// Who may be on a branch that was left counts as if it had not answered.
 #[must_use]
 pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) -> Election {
     let ballot = Ballot::count(register, reports);
@@ -86,8 +90,8 @@ pub fn elect(register: &Register, reports: &[SealReport], rules: ElectionRules) 
         Ok(winner) => {
             // A pending set with W = 0 is applied by the primary before it is committed: then commits waited for nobody.
             let promised = register.quorum.acks > 0 && register.quorum_to_apply().acks > 0;
-            let loss =
-                if promised || ballot.is_holder(winner) { 0 } else { rules.last.limit.bytes_since(reach(winner)) };
+            let has_everything = promised || (ballot.is_holder(winner) && !ballot.is_idle(winner));
+            let loss = if has_everything { 0 } else { rules.last.limit.bytes_since(reach(winner)) };
             Election::Winner {
                 winner: winner.clone(),
                 candidates: ballot.verdicts(Some(winner)),
@@ -105,6 +109,8 @@ struct Ballot<'a> {
     sealed: Vec<&'a SealReport>,
     /// Reports that promised another term.
     unsealed: Vec<&'a SealReport>,
+    /// Reports of members that may be on a branch that was left.
+    doubtful: Vec<&'a SealReport>,
 }
 
 impl<'a> Ballot<'a> {
@@ -121,7 +127,17 @@ impl<'a> Ballot<'a> {
         let mut ranked: Vec<_> = by_member.into_values().map(|report| (rank(register, report), report)).collect();
         ranked.sort_by(|a, b| b.0.cmp(&a.0));
         unsealed.sort_by(|a, b| a.pod.cmp(&b.pod));
-        Self { register, sealed: ranked.into_iter().map(|(_, report)| report).collect(), unsealed }
+        let sealed = ranked.into_iter().map(|(_, report)| report).collect();
+        Self { register, sealed, unsealed, doubtful: Vec::new() }.without_doubtful()
+    }
+
+    /// Found among those that may stand without the holder, which never needs them for its own proof.
+    fn without_doubtful(self) -> Self {
+        let counts = |report: &&SealReport| self.stands(report) && !self.is_holder(report);
+        let standing: Vec<_> = self.sealed.iter().copied().filter(counts).collect();
+        let doubtful = sort(self.register, &standing).doubtful;
+        let sealed = self.sealed.into_iter().filter(|report| !doubtful.contains(report)).collect();
+        Self { sealed, doubtful, ..self }
     }
 
     /// The winner by quorum, or why there is none.
@@ -142,7 +158,16 @@ impl<'a> Ballot<'a> {
 
     /// The winner without a quorum, or why there is none.
     fn without_quorum(&self, rules: ElectionRules) -> Result<&'a SealReport, String> {
-        let best = self.furthest(&self.sealed).ok_or_else(|| "no member has answered".to_owned())?;
+        let standing = sort(self.register, &self.sealed).on_history;
+        let (idle, others): (Vec<_>, Vec<_>) = standing.into_iter().partition(|report| self.is_idle(report));
+        let winner = self.within_lag(&others, rules);
+        // It would win again and again by what it is ahead, and never serve.
+        if idle.is_empty() { winner } else { winner.or_else(|_| self.within_lag(&idle, rules)) }
+    }
+
+    /// The furthest of these, if it is not too far behind.
+    fn within_lag(&self, standing: &[&'a SealReport], rules: ElectionRules) -> Result<&'a SealReport, String> {
+        let best = self.furthest(standing).ok_or_else(|| "no member has answered".to_owned())?;
         let lag = rules.last.flushed.bytes_since(reach(best));
         match rules.max_lag {
             Some(bound) if lag > bound && !self.is_holder(best) => Err(format!(
@@ -157,7 +182,8 @@ impl<'a> Ballot<'a> {
 
     /// The furthest of those on the cluster's history.
     fn furthest(&self, standing: &[&'a SealReport]) -> Option<&'a SealReport> {
-        on_history(self.register, standing)
+        sort(self.register, standing)
+            .on_history
             .into_iter()
             .max_by(|a, b| rank(self.register, a).cmp(&rank(self.register, b)))
     }
@@ -178,7 +204,12 @@ impl<'a> Ballot<'a> {
     }
 
     fn is_holder(&self, report: &SealReport) -> bool {
-        self.register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member)
+        is_holder(self.register, &report.member)
+    }
+
+    /// It is the holder, and did not become primary in its term.
+    fn is_idle(&self, report: &SealReport) -> bool {
+        came_to_nothing(self.register, &report.member, report.history.timeline)
     }
 
     fn is_target(&self, report: &SealReport) -> bool {
@@ -215,11 +246,17 @@ impl<'a> Ballot<'a> {
         let (voters, acks, sealed) =
             unproven.map_or((0, 0, 0), |set| (set.voters.len(), set.acks as usize, self.sealed_of(set)));
         let pods: Vec<String> = self.missing().into_iter().map(|voter| voter.pod).collect();
+        let doubt: Vec<String> = self
+            .doubtful
+            .iter()
+            .map(|report| format!("; {} does not count: {}", report.pod, why_doubtful(report)))
+            .collect();
         format!(
             "{sealed} of {voters} registered voters have answered; with {acks} acknowledgement(s) per commit at least {} \
-             must, or the former primary, else an acknowledged commit could be lost. Missing: {}",
+             must, or the former primary, else an acknowledged commit could be lost. Missing: {}{}",
             (voters + 1).saturating_sub(acks),
-            pods.join(", ")
+            pods.join(", "),
+            doubt.concat()
         )
     }
 
@@ -231,14 +268,16 @@ impl<'a> Ballot<'a> {
         let unsealed = self.unsealed.iter().map(|report| {
             (*report, format!("promised term {} instead of {}", report.sealed_term, self.register.seal_term))
         });
-        let silent = self.missing().into_iter().filter(|voter| self.unsealed.iter().all(|r| r.member != voter.member));
+        let doubtful = self.doubtful.iter().map(|report| (*report, why_doubtful(report)));
+        let mute = |voter: &Voter| self.unsealed.iter().chain(&self.doubtful).all(|r| r.member != voter.member);
+        let silent = self.missing().into_iter().filter(mute);
         let silent = silent.map(|voter| {
             let copied = self.sealed.iter().any(|report| report.pod == voter.pod);
             let why =
                 if copied { "its registered data directory was replaced by a new copy" } else { "did not answer" };
             CandidateVerdict { pod: voter.pod, timeline: None, lsn: None, why: why.to_owned() }
         });
-        let answered = sealed.chain(unsealed).map(|(report, why)| CandidateVerdict {
+        let answered = sealed.chain(doubtful).chain(unsealed).map(|(report, why)| CandidateVerdict {
             pod: report.pod.clone(),
             timeline: Some(report.history.timeline),
             lsn: Some(reach(report)),
@@ -254,6 +293,14 @@ impl<'a> Ballot<'a> {
         let Some(winner) = winner else {
             return "answered and could stand".to_owned();
         };
+        if self.is_idle(report) {
+            let term = self.register.term;
+            return if report == winner {
+                format!("chosen again, since nobody else can be, though it did not become primary in term {term}")
+            } else {
+                format!("was chosen for term {term} and did not become primary; {} can be chosen instead", winner.pod)
+            };
+        }
         if report == winner {
             let alone = self.sealed.iter().filter(|other| self.stands(other)).count() == 1;
             return if alone { "the only candidate that answered" } else { "furthest ahead" }.to_owned();
@@ -286,44 +333,19 @@ impl<'a> Ballot<'a> {
 type Rank<'a> = (TimelineId, Lsn, bool, bool, Reverse<(u64, &'a str)>);
 
 fn rank<'a>(register: &Register, report: &'a SealReport) -> Rank<'a> {
-    let holder = register.holder.as_ref().and_then(|holder| holder.member.as_ref()) == Some(&report.member);
+    let holder = is_holder(register, &report.member);
     let target = register.handover.as_ref().and_then(|handover| handover.target.as_deref());
     let preferred = target == Some(report.pod.as_str());
     (report.history.timeline, reach(report), !holder, preferred, Reverse(pod_order(&report.pod)))
 }
 
-/// Those that are on the cluster's history, as far as the others show it.
-///
-/// All WAL of a member lies on the history of the highest term that it has followed. So of two that parted, the one that
-/// followed the lower term is on a branch that was left, and the other one has whatever of it was acknowledged. Of two
-/// that did not part, the longer one has everything, whichever term each has followed: that is why terms alone do not
-/// decide (a replica may have followed the newest term without having received anything of it), nor do timeline numbers
-/// (a branch that was left may have a higher one).
-fn on_history<'a>(register: &Register, standing: &[&'a SealReport]) -> Vec<&'a SealReport> {
-    let mut by_term = standing.to_vec();
-    by_term.sort_by_key(|report| Reverse(report.term));
-    let mut kept: Vec<&SealReport> = Vec::new();
-    for report in by_term {
-        if !kept.iter().any(|newer| newer.term > report.term && parted(register, report, newer)) {
-            kept.push(report);
-        }
-    }
-    kept
-}
-
-/// True when each holds something that the other does not, or may: switch points differ, or two promotions have taken one
-/// number, which positions don't show. Term 0 never followed anybody: it is a fresh copy.
-fn parted(register: &Register, report: &SealReport, newer: &SealReport) -> bool {
-    let timeline = report.history.timeline;
-    let same_number = newer.history.timeline == timeline && report.term > Term(0);
-    let other_branch = || match same_promotion(register, timeline, report.term, newer.term) {
-        Some(same) => !same,
-        // Not remembered. At least, who is on the number of the current term's timeline and has never followed the
-        // current term is on another one.
-        None => register.timeline == Some(timeline) && report.term < register.term && newer.term >= register.term,
-    };
-    let relation = report.history.compare(reach(report), &newer.history, reach(newer));
-    matches!(relation, Relation::Diverged { .. }) || (same_number && other_branch())
+fn why_doubtful(report: &SealReport) -> String {
+    let timeline = report.history.timeline.0;
+    format!(
+        "it is ahead on timeline {timeline}, and it is not remembered any more whether that is the one that others were on after \
+         term {}",
+        report.term
+    )
 }
 
 /// Pods in the order of people: `shop-2` before `shop-10`.

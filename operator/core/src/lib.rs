@@ -13,6 +13,7 @@ pub mod election;
 pub mod failover;
 pub mod failsafe;
 pub mod instance;
+mod kinship;
 pub mod lineage;
 pub mod local_backup;
 pub mod lsn;

@@ -68,7 +68,7 @@ impl fmt::Display for MemberId {
 }
 
 /// Who holds the primary role.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
     /// The pod's name.
@@ -210,6 +210,9 @@ pub struct FailoverNote {
     /// Bytes that may be lost, once the winner was written; None while, or because, nobody can tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub possible_loss_bytes: Option<u64>,
+    /// The winner is the holder of before, whose claim had come to nothing: nobody else could be chosen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// What set a failover off.

@@ -3,6 +3,7 @@
 
 use pgherd_core::{
     election::{Election, ElectionRules, elect},
+    failover::register_claimed,
     instance::SealReport,
     lineage::{Fork, register_forked},
     lsn::Lsn,
@@ -171,8 +172,9 @@ fn a_branch_that_was_left_loses_to_the_history_though_its_timeline_number_is_hig
 fn of_an_abandoned_branch_the_part_before_it_counts() {
     let phantom = SealReport { term: Term(3), ..report(1, 9000) };
     let behind = |lsn| SealReport { history: history(2, &[(1, 100)]), ..report(2, lsn) };
-    assert_eq!(winner(&register(set(&[1, 2], 1)), &[phantom.clone(), behind(150)]).0, "shop-1");
-    assert_eq!(winner(&register(set(&[1, 2], 1)), &[phantom, behind(250)]).0, "shop-2");
+    let register = with_two_timelines_3(register(set(&[1, 2], 1)));
+    assert_eq!(winner(&register, &[phantom.clone(), behind(150)]).0, "shop-1");
+    assert_eq!(winner(&register, &[phantom, behind(250)]).0, "shop-2");
 }
 
 /// The terms 3 and 4 were both claimed on timeline 2 and have both opened a timeline 3, at one and the same position.
@@ -210,10 +212,101 @@ fn a_fresh_copy_that_never_followed_anybody_counts_with_all_it_has() {
 fn a_replica_that_knows_the_newest_term_but_has_no_wal_of_it_does_not_outrank_more_wal() {
     let early = SealReport { term: Term(4), history: history(2, &[(1, 100)]), ..report(1, 150) };
     let ahead = SealReport { term: Term(3), history: history(2, &[(1, 100)]), ..report(2, 190) };
+    let fork = Fork { term: Term(4), parent_term: Term(3), parent_timeline: TimelineId(2) };
     for timeline in [Some(TimelineId(3)), None] {
-        let register = Register { timeline, ..register(set(&[1, 2], 1)) };
+        let register = register_forked(Register { timeline, ..register(set(&[1, 2], 1)) }, fork);
         assert_eq!(winner(&register, &[early.clone(), ahead.clone()]).0, "shop-2");
     }
+}
+
+/// It may have the acknowledged commits, or those of a promotion that was given up.
+#[test]
+fn who_is_ahead_in_a_term_that_is_not_remembered_counts_as_if_it_had_not_answered() {
+    let early = SealReport { term: Term(4), history: history(2, &[(1, 100)]), ..report(1, 150) };
+    let ahead = SealReport { term: Term(3), history: history(2, &[(1, 100)]), ..report(2, 190) };
+    let (missing, why) = blocked(&register(set(&[1, 2], 1)), &[early.clone(), ahead.clone()]);
+    assert_eq!(missing, ["shop-2"]);
+    assert!(why.contains("shop-2 does not count: it is ahead on timeline 2"), "{why}");
+    let (pod, candidates) = winner(&register(set(&[1, 2], 2)), &[early, ahead]);
+    assert_eq!((pod.as_str(), candidates[1].0.as_str()), ("shop-1", "shop-2"));
+    assert!(candidates[1].1.contains("not remembered"), "{candidates:?}");
+}
+
+#[test]
+fn a_phantom_is_not_trusted_however_many_claims_came_to_nothing_since() {
+    let claims = |taken_up: bool| {
+        let before = with_two_timelines_3(Register { timeline: None, ..register(set(&[1, 2, 3, 4], 2)) });
+        (5..300).fold(before, |known, term| {
+            let nonce = if taken_up { "n" } else { "" };
+            let holder = Holder { boot_nonce: nonce.into(), member: Some(member(3)), ..Holder::default() };
+            let sealed = Register { seal_term: Term(term), ..known };
+            let claimed = register_claimed(&sealed, "shop-3", "u", &member(3));
+            let parent_term = if taken_up { Term(term - 1) } else { Term(4) };
+            let fork = Fork { term: Term(term), parent_term, parent_timeline: TimelineId(3) };
+            register_forked(Register { holder: Some(holder), ..claimed }, fork)
+        })
+    };
+    for taken_up in [false, true] {
+        let register = Register { seal_term: Term(300), holder: None, ..claims(taken_up) };
+        let followed = |ordinal, term| SealReport { term, sealed_term: Term(300), ..report(ordinal, 300) };
+        let phantom = SealReport { received_lsn: Lsn(9000), ..followed(1, Term(3)) };
+        let last = if taken_up { Term(299) } else { Term(4) };
+        let all = [phantom, followed(2, Term(4)), followed(3, last), followed(4, Term(4))];
+        assert_eq!(winner(&register, &all).0, "shop-2", "taken up: {taken_up}");
+        assert_eq!(winner(&register, &all[1..]).0, "shop-2", "taken up: {taken_up}");
+    }
+}
+
+/// Term 3 promoted twice in a row on a branch that was left, so that the number that term 4 took as well lies below its own.
+#[test]
+fn a_phantom_of_a_higher_timeline_number_loses_too() {
+    let fork = |term, parent_term, timeline| Fork {
+        term: Term(term),
+        parent_term: Term(parent_term),
+        parent_timeline: TimelineId(timeline),
+    };
+    let forks = [fork(2, 1, 1), fork(3, 2, 2), fork(4, 1, 1)];
+    let register = forks.into_iter().fold(register(set(&[1, 2, 3, 4], 2)), register_forked);
+    let phantom = SealReport { term: Term(3), history: history(3, &[(1, 100), (2, 250)]), ..report(1, 9000) };
+    let holds_the_commit = |ordinal| SealReport { history: history(2, &[(1, 100)]), ..report(ordinal, 200) };
+    assert_eq!(winner(&register, &[phantom, holds_the_commit(2), holds_the_commit(3)]).0, "shop-2");
+}
+
+/// shop-1, ahead by a byte, was chosen for term 4 and is still on what it was on then.
+fn chosen_in_vain(quorum: VoterSet) -> (Register, SealReport, SealReport) {
+    let holder = Holder { pod: "shop-1".into(), member: Some(member(1)), ..Holder::default() };
+    let fork = Fork { term: Term(4), parent_term: Term(3), parent_timeline: TimelineId(3) };
+    let claimed = Register { holder: Some(holder), timeline: None, ..register(quorum) };
+    let of_term_3 = |ordinal, lsn| SealReport { term: Term(3), ..report(ordinal, lsn) };
+    (register_forked(claimed, fork), of_term_3(1, 1001), of_term_3(2, 1000))
+}
+
+#[test]
+fn without_a_promise_who_was_chosen_in_vain_is_chosen_again_only_where_nobody_else_answers() {
+    let rules = ElectionRules { last: Position { flushed: Lsn(1001), limit: Lsn(1100) }, max_lag: Some(50) };
+    let choose = |register: &Register, reports: &[SealReport]| match elect(register, reports, rules) {
+        Election::Winner { winner, possible_loss_bytes, .. } => (winner.pod, possible_loss_bytes),
+        Election::Blocked { why, .. } => panic!("{why}"),
+    };
+    let (register, vain, other) = chosen_in_vain(set(&[1, 2], 0));
+    assert_eq!(choose(&register, &[vain.clone(), other.clone()]), ("shop-2".to_owned(), 100));
+    assert_eq!(choose(&register, &[vain.clone()]), ("shop-1".to_owned(), 99));
+    let far_behind = SealReport { received_lsn: Lsn(900), replayed_lsn: Lsn(900), ..other.clone() };
+    assert_eq!(choose(&register, &[vain.clone(), far_behind]), ("shop-1".to_owned(), 99));
+    let led = SealReport { history: history(4, &[(1, 100), (2, 200), (3, 1001)]), term: Term(4), ..vain };
+    assert_eq!(choose(&register, &[led, other]).0, "shop-1", "it has led, though nobody saw it");
+}
+
+#[test]
+fn with_a_promise_who_was_chosen_in_vain_is_chosen_again_where_only_it_can_have_everything() {
+    let (register, vain, other) = chosen_in_vain(set(&[1, 2], 1));
+    let (pod, candidates) = winner(&register, &[vain.clone(), other.clone()]);
+    assert_eq!(pod, "shop-1");
+    assert_eq!(candidates[0].1, "chosen again, since nobody else can be, though it did not become primary in term 4");
+    let (register, ..) = chosen_in_vain(set(&[1, 2], 2));
+    let (pod, candidates) = winner(&register, &[vain, other]);
+    assert_eq!(pod, "shop-2");
+    assert_eq!(candidates[1].1, "was chosen for term 4 and did not become primary; shop-2 can be chosen instead");
 }
 
 #[test]

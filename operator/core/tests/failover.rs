@@ -11,6 +11,7 @@ use pgherd_core::{
         register_sealed,
     },
     instance::{InstanceStatus, Phase, Receiver, SealReport, Standby, Timings, UpstreamSilence, Vouch},
+    lineage::{Fork, register_forked},
     lsn::Lsn,
     register::{Holder, MemberId, Register, Term, Voter, VoterSet},
     timeline::{TimelineHistory, TimelineId},
@@ -309,9 +310,42 @@ fn a_vanished_pod_is_suspected_at_once_with_a_quorum_and_by_its_lease_without() 
 }
 
 #[test]
+fn a_primary_that_is_gone_while_nobody_else_answers_names_the_voters_that_are_missing() {
+    for acks in [0, 1] {
+        let mut scene = Scene::new(acks);
+        (0..3).for_each(|ordinal| scene.lose(ordinal));
+        scene.lease_ms = 11_999;
+        assert!(matches!(scene.step(None), Step::Wait { .. }), "no failover would begin yet");
+        scene.lease_ms = 12_000;
+        let Step::Stranded { missing, why, .. } = scene.step(None) else { panic!("{:?}", scene.step(None)) };
+        let missing: Vec<&str> = missing.iter().map(|voter| voter.pod.as_str()).collect();
+        assert_eq!(missing, ["c-1", "c-2"]);
+        assert!(why.contains("waiting for c-0, or for c-1, c-2"), "{why}");
+        scene.pods.insert("c-0".into(), reachable(status(0)));
+        assert!(!matches!(scene.step(None), Step::Stranded { .. }), "it serves");
+    }
+    let mut alone = Scene::new(0);
+    alone.register.quorum.voters.clear();
+    (0..3).for_each(|ordinal| alone.lose(ordinal));
+    alone.lease_ms = 60_000;
+    assert!(matches!(alone.step(None), Step::Wait { .. }), "nobody was ever there to take over");
+}
+
+#[test]
+fn a_role_that_is_granted_again_before_it_was_taken_up_keeps_what_is_known_of_its_claim() {
+    let fork = |term| Fork { term: Term(term), parent_term: Term(1), parent_timeline: TimelineId(2) };
+    let claimed = Register { timeline: None, ..register_forked(Scene::new(1).register, fork(2)) };
+    let untaken = Holder { boot_nonce: String::new(), ..claimed.holder.clone().expect("a holder") };
+    assert_eq!(register_regranted(&claimed, "c-0", "u9").forks, [fork(2)]);
+    let untaken = Register { holder: Some(untaken), ..claimed };
+    assert_eq!(register_regranted(&untaken, "c-0", "u9").forks, [fork(3)]);
+}
+
+#[test]
 fn a_single_instance_gets_its_role_again_when_it_released_it_or_when_its_pod_was_replaced() {
     let mut scene = Scene::new(0);
     scene.pods.retain(|pod, _| pod == "c-0");
+    scene.register.quorum.voters.clear();
     scene.lease_ms = 60_000;
     assert!(matches!(scene.suspicion(), Suspicion::Watching { recheck_after_ms: None, .. }), "it resumes by itself");
     scene.register.released = true;

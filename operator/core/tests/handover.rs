@@ -257,6 +257,7 @@ fn the_note_of_a_failover_outlives_the_claim_but_not_the_next_grant() {
         kind: FailoverKind::Silent,
         candidates: Vec::new(),
         possible_loss_bytes: None,
+        again: false,
     };
     let sealed = Register { failover: Some(note.clone()), ..register_sealed(&Scene::new(3, 1).register) };
     let claimed = register_claimed(&sealed, "c-1", "u1", &member(1));

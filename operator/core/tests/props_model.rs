@@ -1,8 +1,8 @@
 //! A small cluster under random faults, driven by the real decisions: streams, acknowledgements, changes of the voters,
 //! re-clones, failovers one after the other, old primaries that go on. Whatever was acknowledged is in every winner.
 //!
-//! WAL is a list of unique entries: what is lost is seen by itself, whatever the positions say. Each promotion takes a
-//! timeline number of its own; two that take the same one are examples in `election.rs`.
+//! WAL is a list of unique entries: what is lost is seen by itself, whatever the positions say. Promotions take timeline numbers
+//! of their own, or, in a run of its own, the next one after the winner's, whoever has taken that before.
 
 use std::collections::BTreeSet;
 
@@ -10,6 +10,7 @@ use pgherd_core::{
     election::{Election, ElectionRules, elect},
     failover::{register_bootstrapped, register_claimed, register_sealed},
     instance::{AppliedQuorum, SealReport},
+    lineage::{Fork, register_forked},
     lsn::Lsn,
     quorum::{Membership, Quorums, commit_pending, plan_voters},
     register::{MemberId, Register, Term, Voter, VoterSet},
@@ -35,6 +36,8 @@ enum Action {
     Observe,
     /// The register is sealed; these members promise now, and everyone who has promised and is among them is counted.
     Seal { promising: BTreeSet<usize> },
+    /// So often in a row, and the winner is never promoted: it takes its claim up, or can't even read it.
+    Vain { promising: BTreeSet<usize>, times: usize, taken_up: bool },
 }
 
 fn action(members: usize) -> impl Strategy<Value = Action> {
@@ -49,6 +52,16 @@ fn action(members: usize) -> impl Strategy<Value = Action> {
         1 => one.prop_map(|replica| Action::Reclone { replica }),
         1 => Just(Action::Observe),
         3 => some.prop_map(|promising| Action::Seal { promising }),
+    ]
+}
+
+/// With claims that come to nothing.
+fn vain_or_not(members: usize) -> impl Strategy<Value = Action> {
+    let some = prop::collection::btree_set(0..members, 0..=members);
+    prop_oneof![
+        20 => action(members),
+        1 => (some, 1_usize..30, any::<bool>())
+            .prop_map(|(promising, times, taken_up)| Action::Vain { promising, times, taken_up }),
     ]
 }
 
@@ -72,12 +85,15 @@ struct Cluster {
     next_entry: u64,
     next_copy: u64,
     newest_timeline: u32,
+    /// Promotions take the next number after the winner's.
+    lone_timelines: bool,
     /// How a claim fills the register; replaced by a wrong way in the negative control.
     claim: fn(&Register, &Member) -> Register,
 }
 
 fn claim(register: &Register, winner: &Member) -> Register {
-    register_claimed(register, &winner.pod, "uid", &winner.id)
+    let fork = Fork { term: register.seal_term, parent_term: winner.term, parent_timeline: winner.history.timeline };
+    register_forked(register_claimed(register, &winner.pod, "uid", &winner.id), fork)
 }
 
 /// Wrong on purpose: forgets the old voters at once.
@@ -99,7 +115,8 @@ impl Cluster {
         };
         let mut members: Vec<Member> = (0..members).map(member).collect();
         let mut register = register_bootstrapped(&Register::default(), "c-0", "uid", acks);
-        register.holder.as_mut().expect("a holder").member = Some(members[0].id.clone());
+        let holder = register.holder.as_mut().expect("a holder");
+        (holder.member, holder.boot_nonce) = (Some(members[0].id.clone()), "n".into());
         members[0].leads = Some((Term(1), register.quorum.clone(), 0));
         Self {
             members,
@@ -108,6 +125,7 @@ impl Cluster {
             next_entry: 0,
             next_copy: 0,
             newest_timeline: 1,
+            lone_timelines: false,
             claim,
         }
     }
@@ -214,8 +232,26 @@ impl Cluster {
             Member { id, pod: self.members[replica].pod.clone(), leads: None, sealed: Term(0), ..source };
     }
 
-    /// Seals, elects, and on success promotes. The old holder goes on leading unless it has promised itself.
+    /// Seals, elects, and on success promotes.
     fn seal(&mut self, promising: &BTreeSet<usize>) -> Result<(), TestCaseError> {
+        if let Some(winner) = self.elect_among(promising)? {
+            self.promote(winner);
+        }
+        Ok(())
+    }
+
+    fn seal_in_vain(&mut self, promising: &BTreeSet<usize>, taken_up: bool) -> Result<(), TestCaseError> {
+        if let Some(winner) = self.elect_among(promising)? {
+            self.register = (self.claim)(&self.register, &self.members[winner]);
+            if taken_up {
+                self.take_up(winner);
+            }
+        }
+        Ok(())
+    }
+
+    /// The old holder goes on leading unless it has promised itself.
+    fn elect_among(&mut self, promising: &BTreeSet<usize>) -> Result<Option<usize>, TestCaseError> {
         self.register = register_sealed(&self.register);
         let term = self.register.seal_term;
         for index in promising {
@@ -240,20 +276,26 @@ impl Cluster {
             let held: BTreeSet<u64> = self.members[index].log.iter().copied().collect();
             let lost: Vec<u64> = self.acknowledged.difference(&held).copied().collect();
             prop_assert!(lost.is_empty(), "{} became primary of term {term} without {lost:?}", winner.pod);
-            self.promote(index);
+            return Ok(Some(index));
         }
-        Ok(())
+        Ok(None)
+    }
+
+    fn take_up(&mut self, index: usize) {
+        self.members[index].term = self.register.term;
+        self.register.holder.as_mut().expect("a holder").boot_nonce = "n".into();
     }
 
     fn promote(&mut self, index: usize) {
         self.register = (self.claim)(&self.register, &self.members[index]);
+        self.take_up(index);
         let set = self.register.quorum_to_apply().clone();
-        self.newest_timeline += 1;
+        let before = if self.lone_timelines { self.members[index].history.timeline.0 } else { self.newest_timeline };
+        self.newest_timeline = before + 1;
         let winner = &mut self.members[index];
         let entry = HistoryEntry { timeline: winner.history.timeline, switch_lsn: Lsn(winner.log.len() as u64) };
         winner.history.ancestors.push(entry);
         winner.history.timeline = TimelineId(self.newest_timeline);
-        winner.term = self.register.term;
         winner.leads = Some((self.register.term, set, winner.log.len()));
     }
 
@@ -265,10 +307,20 @@ impl Cluster {
             Action::Apply => self.apply(),
             Action::Commit => self.commit(),
             Action::Reclone { replica } => self.reclone(*replica),
-            Action::Observe => self.register.timeline = Some(self.members[self.holder()].history.timeline),
+            Action::Observe => self.observe(),
             Action::Seal { promising } => return self.seal(promising),
+            Action::Vain { promising, times, taken_up } => {
+                return (0..*times).try_for_each(|_| self.seal_in_vain(promising, *taken_up));
+            }
         }
         Ok(())
+    }
+
+    fn observe(&mut self) {
+        let holder = &self.members[self.holder()];
+        if holder.leads.as_ref().is_some_and(|(term, _, _)| *term == self.register.term) {
+            self.register.timeline = Some(holder.history.timeline);
+        }
     }
 }
 
@@ -295,6 +347,59 @@ proptest! {
         for action in &actions {
             cluster.step(action)?;
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// More claims come to nothing than are remembered, between promotions that take the same number.
+    #[test]
+    fn what_was_acknowledged_outlasts_hundreds_of_claims_that_come_to_nothing(
+        (members, actions) in (2_usize..6).prop_flat_map(|n| (Just(n), prop::collection::vec(vain_or_not(n), 1..80))),
+        acks in 1_u32..3,
+    ) {
+        let mut cluster = Cluster { lone_timelines: true, ..Cluster::new(members, acks, claim) };
+        for action in &actions {
+            cluster.step(action)?;
+        }
+    }
+}
+
+/// Term 2 writes a phantom on timeline 2 and vanishes; term 3 takes the same number, and 3 and 4 have its acknowledged commit.
+fn with_a_phantom() -> Result<Cluster, TestCaseError> {
+    let mut cluster = Cluster { lone_timelines: true, ..Cluster::new(5, 2, claim) };
+    let stream = |replica| Action::Stream { replica, primary: 2, entries: 1 };
+    let script = [
+        Action::Plan { streaming: BTreeSet::from([1, 2, 3, 4]), acks: 2 },
+        Action::Apply,
+        Action::Commit,
+        Action::Seal { promising: BTreeSet::from([1, 2, 3]) },
+        Action::Write { primary: 1 },
+        Action::Write { primary: 1 },
+        Action::Seal { promising: BTreeSet::from([2, 3, 4]) },
+        Action::Write { primary: 2 },
+        stream(3),
+        stream(4),
+    ];
+    script.iter().try_for_each(|action| cluster.step(action))?;
+    prop_assert_eq!(cluster.acknowledged.len(), 1);
+    Ok(cluster)
+}
+
+proptest! {
+    #[test]
+    fn a_phantom_never_wins_however_many_claims_came_to_nothing_since(
+        claims in prop::collection::vec((0_usize..8, any::<bool>()), 0..300),
+        others in prop::collection::btree_set(2_usize..5, 0..=3),
+    ) {
+        let mut cluster = with_a_phantom()?;
+        for (missing, taken_up) in claims {
+            let promising = (2_usize..5).filter(|member| *member != missing).collect();
+            cluster.step(&Action::Vain { promising, times: 1, taken_up })?;
+        }
+        let promising = others.into_iter().chain([1]).collect();
+        cluster.step(&Action::Seal { promising })?;
     }
 }
 

@@ -99,15 +99,20 @@ impl Operator {
                 process.await;
                 signal.notify_one();
             });
-            tokio::select! {
+            let container = || self.world.random.between(800, 4_000);
+            let again_after = tokio::select! {
                 biased;
-                () = self.killed.notified() => {}
-                () = caller.died.notified() => {}
-                () = ended.notified() => note(format!("operator {} ends", self.index)),
-            }
+                () = self.killed.notified() => container(),
+                () = caller.died.notified() => container(),
+                // It begins anew by itself.
+                () = ended.notified() => {
+                    note(format!("operator {} begins anew", self.index));
+                    self.world.random.between(20, 200)
+                }
+            };
             caller.dead.store(true, Ordering::SeqCst);
             scope.kill();
-            sleep(Duration::from_millis(self.world.random.between(800, 4_000))).await;
+            sleep(Duration::from_millis(again_after)).await;
         }
     }
 

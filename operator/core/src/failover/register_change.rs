@@ -3,7 +3,7 @@
 
 use crate::{
     instance::InstanceStatus,
-    lineage::{Fork, register_forked},
+    lineage::{Fork, present_fork, register_forked, remembered},
     quorum::{after_promotion, initial_quorum},
     register::{Handover, Holder, MemberId, Register, RestoreMark, RestoreOrder, Term, VoterSet},
 };
@@ -79,8 +79,13 @@ pub fn register_regranted(register: &Register, pod: &str, pod_uid: &str) -> Regi
         held(register, term, holder(pod, pod_uid, member), register.quorum.clone(), register.pending.clone());
     // The note is about the term before.
     let next = Register { failover: None, ..regranted };
-    match register.timeline {
-        Some(parent_timeline) => register_forked(next, Fork { term, parent_term: register.term, parent_timeline }),
+    let fork = match register.timeline {
+        Some(parent_timeline) => Some(Fork { term, parent_term: register.term, parent_timeline }),
+        // A claim that was not taken up is forgotten; the member is still on what it was on then.
+        None => present_fork(register).filter(|fork| !next.forks.contains(fork)).map(|fork| Fork { term, ..fork }),
+    };
+    match fork {
+        Some(fork) => register_forked(next, fork),
         None => next,
     }
 }
@@ -152,7 +157,7 @@ fn held(register: &Register, term: Term, holder: Holder, quorum: VoterSet, pendi
         system_id: register.system_id.clone(),
         quorum,
         pending,
-        forks: register.forks.clone(),
+        forks: remembered(register),
         handover: None,
         failover: register.failover.clone(),
         restore: register.restore.clone(),

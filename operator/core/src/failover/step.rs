@@ -47,6 +47,15 @@ pub enum Step {
         /// Look again after this many milliseconds; None when only a change elsewhere can help.
         recheck_after_ms: Option<u64>,
     },
+    /// The holder is gone and nobody else answers: condition `FailoverBlocked`. Look again.
+    Stranded {
+        /// Registered voters that don't answer.
+        missing: Vec<Voter>,
+        /// One sentence.
+        why: String,
+        /// As for [`Step::Wait`].
+        recheck_after_ms: Option<u64>,
+    },
     /// No holder yet: write [`super::register_bootstrapped`] with this pod.
     Bootstrap {
         /// The pod.
@@ -138,7 +147,12 @@ pub fn decide_step(input: &FailoverInput<'_>) -> Step {
         _ if serves(input, holder) && !input.routed_pods.contains(&holder.pod) => {
             Step::Route { pod: holder.pod.clone() }
         }
-        Suspicion::Watching { why, recheck_after_ms } => Step::Wait { why, recheck_after_ms },
+        Suspicion::Stranded { why, missing, recheck_after_ms } if !serves(input, holder) => {
+            Step::Stranded { missing, why, recheck_after_ms }
+        }
+        Suspicion::Watching { why, recheck_after_ms } | Suspicion::Stranded { why, recheck_after_ms, .. } => {
+            Step::Wait { why, recheck_after_ms }
+        }
         Suspicion::None => Step::Nothing,
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     failsafe::is_vouched_for,
     instance::{InstanceStatus, Timings, Vouch},
     quorum::proves,
-    register::{Holder, Register, VoterSet},
+    register::{Holder, Register, Voter, VoterSet},
 };
 
 /// The holder's agent must not answer for this long (milliseconds), however long the voters have heard nothing.
@@ -50,6 +50,15 @@ pub enum Suspicion {
         /// One sentence.
         why: String,
         /// Look again after this many milliseconds; None when only a change elsewhere can help.
+        recheck_after_ms: Option<u64>,
+    },
+    /// A failover would begin, but no other member answers.
+    Stranded {
+        /// One sentence: what is wrong, and who is waited for.
+        why: String,
+        /// Registered voters that don't answer.
+        missing: Vec<Voter>,
+        /// As above.
         recheck_after_ms: Option<u64>,
     },
     /// The failover may begin.
@@ -210,7 +219,7 @@ impl Scene<'_> {
     fn restart(&self, reason: SuspicionReason) -> Suspicion {
         let Some((pod, view)) = self.carrier() else {
             let why = format!("{reason}, and no other member could take over; waiting for {}", self.holder.pod);
-            return Suspicion::Watching { why, recheck_after_ms: None };
+            return self.stranded(why, None);
         };
         let same_pod = view.uid == self.holder.pod_uid;
         let over =
@@ -221,7 +230,30 @@ impl Scene<'_> {
         // The same pod in the same term goes on by itself; a new pod waits until the old one is surely fenced.
         let left = self.take_over_ms().saturating_sub(self.observation.lease_unchanged_ms());
         let why = format!("{reason}, and no other member could take over; {pod} goes on when it can");
-        Suspicion::Watching { why, recheck_after_ms: (!same_pod).then_some(left) }
+        self.stranded(why, (!same_pod).then_some(left))
+    }
+
+    /// Where nobody else was ever a voter, there is no failover that could be missed.
+    fn stranded(&self, why: String, recheck_after_ms: Option<u64>) -> Suspicion {
+        let missing = self.missing();
+        if missing.is_empty() {
+            return Suspicion::Watching { why, recheck_after_ms };
+        }
+        let pods: Vec<&str> = missing.iter().map(|voter| voter.pod.as_str()).collect();
+        Suspicion::Stranded { why: format!("{why}, or for {}", pods.join(", ")), missing, recheck_after_ms }
+    }
+
+    /// Registered voters beside the holder; none of them answers where nobody else does. Each pod once, in order.
+    fn missing(&self) -> Vec<Voter> {
+        let others = self
+            .register
+            .sets()
+            .flat_map(|set| &set.voters)
+            .filter(|voter| Some(&voter.member) != self.holder.member.as_ref() && voter.pod != self.holder.pod);
+        let mut missing: Vec<Voter> = others.cloned().collect();
+        missing.sort_by(|a, b| pod_order(&a.pod).cmp(&pod_order(&b.pod)));
+        missing.dedup_by(|a, b| a.pod == b.pod);
+        missing
     }
 
     /// The pod whose agent answers with the holder's data directory (or has none yet, while bootstrapping).

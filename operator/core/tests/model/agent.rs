@@ -226,6 +226,7 @@ fn lead(state: &mut State, pod: usize) -> Option<()> {
     }
     (member.term, member.was_primary) = (register.term, true);
     member.run = Run::Promoting { settings: register.to_apply() };
+    operator::write(state, super::state::Reg { taken_up: true, ..register });
     Some(())
 }
 

@@ -176,7 +176,7 @@ fn from(reg: Reg) -> Register {
     let holder = Holder {
         pod: pod_name(pod),
         pod_uid: uid(pod),
-        boot_nonce: String::new(),
+        boot_nonce: if reg.taken_up { "n".to_owned() } else { String::new() },
         address: None,
         member: Some(member(reg.holder)),
     };
@@ -220,6 +220,7 @@ fn into(register: &Register) -> Reg {
         seal: small(register.seal_term.0),
         holder: id_of(holder),
         released: register.released,
+        taken_up: register.holder.as_ref().is_some_and(|holder| !holder.boot_nonce.is_empty()),
         timeline: register.timeline.map(|timeline| small(u64::from(timeline.0))),
         quorum: set(&register.quorum),
         pending: register.pending.as_ref().map(set),

@@ -76,8 +76,17 @@ impl Model for Protocol {
     fn init_states(&self) -> Vec<State> {
         let quorum = operator::others(self.bounds.voters, self.bounds.pods, self.bounds.acks);
         let forks = [(0, 0); TERMS];
-        let register =
-            Reg { term: 1, seal: 1, holder: 0, released: false, timeline: Some(1), quorum, pending: None, forks };
+        let register = Reg {
+            term: 1,
+            seal: 1,
+            holder: 0,
+            released: false,
+            taken_up: true,
+            timeline: Some(1),
+            quorum,
+            pending: None,
+            forks,
+        };
         let mut members = [Member::default(); PODS];
         for (id, member) in (0_u8..self.bounds.pods).zip(&mut members) {
             let run = Run::Standby { upstream: Some(0) };

@@ -48,6 +48,8 @@ pub(crate) struct Reg {
     pub(crate) seal: u8,
     pub(crate) holder: Id,
     pub(crate) released: bool,
+    /// The holder has proven its claim: its boot nonce stands there.
+    pub(crate) taken_up: bool,
     pub(crate) timeline: Option<u8>,
     pub(crate) quorum: Set,
     pub(crate) pending: Option<Set>,

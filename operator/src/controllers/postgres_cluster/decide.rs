@@ -12,10 +12,10 @@ pub mod routing;
 pub mod settle;
 
 use pgherd_core::{
-    election::ElectionRules,
+    election::{CandidateVerdict, ElectionRules},
     failover::{FailoverInput, Observation, Step, SuspicionReason, decide_step, register_regranted},
     instance::{Phase, SealReport},
-    register::{LeaseView, Register},
+    register::{LeaseView, Register, Voter},
 };
 use pgherd_crds::{
     names,
@@ -35,6 +35,8 @@ use crate::context::Now;
 pub const POLL_MS: u64 = 1_000;
 /// Nothing is looked at again sooner, in milliseconds.
 const SOONEST_MS: u64 = 50;
+/// Why a failover can't begin.
+pub const NOBODY_ANSWERS: &str = "NobodyAnswers";
 /// A promotion that is not complete after this many milliseconds is given up.
 pub const PROMOTION_MS: u64 = 30_000;
 
@@ -61,6 +63,8 @@ pub struct Plan {
     pub protect_primary: bool,
     /// What is waited for, for the status.
     pub note: Option<String>,
+    /// A failover that can't begin, because nobody else answers.
+    pub blocked: Option<Blocked>,
     /// What somebody has to put right, for the status.
     pub stalled: Option<Stall>,
     /// Look again after this many milliseconds.
@@ -107,6 +111,30 @@ pub enum ChangeKind {
     Voters,
     /// The holder is to stop for a restore in place, or a pod is to begin with it.
     Restore,
+}
+
+/// A failover that cannot be decided, or can't begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// One word in CamelCase.
+    pub reason: &'static str,
+    /// Registered voters' pods that did not seal.
+    pub missing: Vec<String>,
+    /// One sentence: what is missing, and what would help.
+    pub why: String,
+    /// Everyone that was looked at.
+    pub candidates: Vec<CandidateVerdict>,
+}
+
+impl Blocked {
+    pub(super) fn new(
+        reason: &'static str,
+        missing: Vec<Voter>,
+        why: String,
+        candidates: Vec<CandidateVerdict>,
+    ) -> Self {
+        Self { reason, missing: missing.into_iter().map(|voter| voter.pod).collect(), why, candidates }
+    }
 }
 
 /// Something that does not pass by itself.
@@ -211,17 +239,26 @@ fn plan_step(cluster: &ValidatedCluster, observed: &Observed, lease: &LeaseView,
             let register = Box::new(register_regranted(&lease.register, &pod, &pod_uid));
             plan.action = Action::Change { register, kind: ChangeKind::Regrant };
         }
+        Step::Stranded { missing, why, recheck_after_ms } => {
+            plan.blocked = Some(Blocked::new(NOBODY_ANSWERS, missing, why.clone(), Vec::new()));
+            plan_wait(observed, why, recheck_after_ms, plan);
+            settle::decide_settle(cluster, observed, &lease.register, plan);
+        }
         Step::Wait { why, recheck_after_ms } => {
-            plan.note = Some(why);
-            // Times count from when the register was read; asking who does not answer takes a while.
-            let recheck = recheck_after_ms.map_or(POLL_MS, |after| after.saturating_sub(observed.asked_ms));
-            plan.requeue_after_ms = recheck.clamp(SOONEST_MS, POLL_MS);
+            plan_wait(observed, why, recheck_after_ms, plan);
             settle::decide_settle(cluster, observed, &lease.register, plan);
         }
         Step::Nothing | Step::Route { .. } | Step::Unroute { .. } | Step::Bootstrap { .. } => {
             settle::decide_settle(cluster, observed, &lease.register, plan);
         }
     }
+}
+
+fn plan_wait(observed: &Observed, why: String, recheck_after_ms: Option<u64>, plan: &mut Plan) {
+    plan.note = Some(why);
+    // Times count from when the register was read; asking who does not answer takes a while.
+    let recheck = recheck_after_ms.map_or(POLL_MS, |after| after.saturating_sub(observed.asked_ms));
+    plan.requeue_after_ms = recheck.clamp(SOONEST_MS, POLL_MS);
 }
 
 fn unroute_first(observed: &Observed, unroute: &str, plan: &mut Plan) {

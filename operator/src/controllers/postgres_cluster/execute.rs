@@ -17,7 +17,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::future::join_all;
 use kube::runtime::events::EventType;
 use pgherd_core::{
-    election::CandidateVerdict,
     failover::Step,
     instance::{InstanceStatus, SealReport},
     register::{LeaseView, Register},
@@ -26,7 +25,7 @@ use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
 use tokio::time::timeout;
 
 use super::{
-    decide::{Action, ChangeKind, Memory, POLL_MS, Plan, RoleChange},
+    decide::{Action, Blocked, ChangeKind, Memory, POLL_MS, Plan, RoleChange},
     observe::Observed,
     tls::OperatorIdentity,
     validate::ValidatedCluster,
@@ -65,17 +64,6 @@ pub struct Executed {
     pub note: Option<String>,
     /// Look again after this many milliseconds.
     pub requeue_after_ms: u64,
-}
-
-/// A failover that cannot be decided.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocked {
-    /// Registered voters' pods that did not seal.
-    pub missing: Vec<String>,
-    /// One sentence: what is missing, and what would help.
-    pub why: String,
-    /// Everyone that was looked at.
-    pub candidates: Vec<CandidateVerdict>,
 }
 
 /// A step that failed. The next round decides anew.
@@ -131,7 +119,12 @@ pub async fn execute(
     memory: &mut Memory,
 ) -> Result<Executed, ExecuteError> {
     let agents = context.agents.of(&cluster.uid, identity).map_err(ExecuteError::AgentClient)?;
-    let done = Executed { requeue_after_ms: plan.requeue_after_ms, note: plan.note.clone(), ..Executed::default() };
+    let done = Executed {
+        requeue_after_ms: plan.requeue_after_ms,
+        note: plan.note.clone(),
+        blocked: plan.blocked.clone(),
+        ..Executed::default()
+    };
     let mut round = Round { context, cluster, observed, agents, done, events: Vec::new() };
     let outcome = round.act(plan, memory).await;
     round.publish_events().await;
@@ -250,8 +243,7 @@ impl Round<'_> {
                     if let Some(winner) = self.grant_force(&seen, &sealed, &candidates).await {
                         return self.claim(&seen, winner, memory).await;
                     }
-                    let missing = missing.into_iter().map(|voter| voter.pod).collect();
-                    self.done.blocked = Some(Blocked { missing, why, candidates });
+                    self.done.blocked = Some(Blocked::new("QuorumMissing", missing, why, candidates));
                     self.done.requeue_after_ms = POLL_MS;
                     return Ok(());
                 }

@@ -187,6 +187,7 @@ fn unnoted(from: String, now: Now) -> FailoverNote {
         kind: FailoverKind::Unknown,
         candidates: Vec::new(),
         possible_loss_bytes: None,
+        again: false,
     }
 }
 

@@ -88,6 +88,18 @@ fn a_suspended_cluster_decides_no_failover() {
     assert_eq!((plan.action, plan.roles), (Action::Nothing, Vec::new()));
 }
 
+#[test]
+fn a_primary_that_is_gone_together_with_all_voters_blocks_the_failover_and_names_them() {
+    let seen = |ms| {
+        let pods = (0..3).map(|ordinal| pod(ordinal, None, None)).collect();
+        observed(at(ms), &held_by_0(voters(&[1, 2], 0)), "same", pods)
+    };
+    assert_eq!(plan_after(MINIMAL, 11_000, seen).blocked, None);
+    let blocked = plan_after(MINIMAL, 12_000, seen).blocked.unwrap();
+    assert_eq!((blocked.reason, blocked.missing.join(" ").as_str()), (NOBODY_ANSWERS, "shop-1 shop-2"));
+    assert!(blocked.why.contains("or for shop-1, shop-2"), "{}", blocked.why);
+}
+
 fn sealing(acks: u32) -> Observed {
     let mut seen = primary_lost(1, acks, 9_000);
     let register = Register { seal_term: Term(2), ..held_by_0(voters(&[1, 2], acks)) };
@@ -449,6 +461,7 @@ fn noted(claimed: bool) -> FailoverNote {
         kind: FailoverKind::Switchover,
         candidates: Vec::new(),
         possible_loss_bytes: claimed.then_some(7),
+        again: false,
     }
 }
 

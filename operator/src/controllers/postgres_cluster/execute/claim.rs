@@ -6,7 +6,7 @@ use pgherd_core::{
     election::CandidateVerdict,
     failover::{register_claimed, register_forced},
     instance::Phase,
-    lineage::{Fork, register_forked},
+    lineage::{Fork, came_to_nothing, register_forked},
     register::{FailoverKind, FailoverNote, Holder, LeaseView, MemberId, Register, Term},
 };
 use pgherd_crds::names::ROLE_PRIMARY;
@@ -169,9 +169,51 @@ fn claimed_register(
             claimed_at_ms: Some(now.wall.as_millisecond()),
             candidates: winner.candidates.iter().take(NOTED_CANDIDATES).cloned().collect(),
             possible_loss_bytes: Some(winner.possible_loss_bytes),
+            again: came_to_nothing(register, &winner.member, winner.fork.parent_timeline),
             ..note
         }
     });
     let holder = claimed.holder.clone().map(|holder| Holder { address, ..holder });
     register_forked(Register { holder, failover, ..claimed }, winner.fork)
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_core::timeline::TimelineId;
+
+    use super::*;
+    use crate::controllers::postgres_cluster::observe::testing::{at, held_by_0, voters};
+
+    #[test]
+    fn a_holder_that_was_chosen_in_vain_and_is_chosen_again_is_noted() {
+        let fork = |term| Fork { term: Term(term), parent_term: Term(0), parent_timeline: TimelineId(1) };
+        let claimed = Register { timeline: None, seal_term: Term(2), ..held_by_0(voters(&[1, 2], 1)) };
+        let note = FailoverNote {
+            from: "shop-0".into(),
+            reason: "why".into(),
+            detect_ms: 0,
+            began_at_ms: 0,
+            claimed_at_ms: None,
+            kind: FailoverKind::LeaseExpired,
+            candidates: Vec::new(),
+            possible_loss_bytes: None,
+            again: false,
+        };
+        let again = |register: &Register, ordinal: u32| {
+            let winner = Winner {
+                pod: format!("shop-{ordinal}"),
+                pod_uid: format!("u{ordinal}"),
+                member: MemberId(format!("m{ordinal}")),
+                fork: fork(2),
+                candidates: Vec::new(),
+                possible_loss_bytes: 0,
+                forced: None,
+            };
+            claimed_register(register, Some(note.clone()), &winner, None, at(1)).failover.unwrap().again
+        };
+        let vain = register_forked(claimed.clone(), fork(1));
+        assert!(again(&vain, 0));
+        assert!(!again(&vain, 1), "somebody else");
+        assert!(!again(&Register { timeline: Some(TimelineId(2)), ..vain }, 0), "it has led");
+    }
 }

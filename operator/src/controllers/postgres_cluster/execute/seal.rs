@@ -50,6 +50,8 @@ impl Round<'_> {
             kind: if planned.is_some() { FailoverKind::Switchover } else { kind(reason) },
             candidates: Vec::new(),
             possible_loss_bytes: None,
+            // Until it is known who is chosen now.
+            again: is_stuck(&seen.register),
         };
         let next = Register { failover: Some(note.clone()), ..register_sealed(&seen.register) };
         let written = match (reason, &self.observed.register) {
@@ -152,6 +154,11 @@ impl Round<'_> {
 fn has_everything(seen: &LeaseView, reports: &[SealReport], winner: &str) -> bool {
     let planned = seen.register.handover.is_some() && seen.register.released;
     planned && reports.iter().any(|report| report.pod == winner && reach(report) >= seen.position.flushed)
+}
+
+/// The holder was chosen again, though its claim had come to nothing, and has not become primary since.
+fn is_stuck(register: &Register) -> bool {
+    register.timeline.is_none() && register.failover.as_ref().is_some_and(|note| note.again)
 }
 
 fn kind(reason: SuspicionReason) -> FailoverKind {

@@ -11,7 +11,7 @@ use pgherd_crds::v1alpha1::{
 };
 
 use super::{backups::backup_healthy, scene::Scene};
-use crate::controllers::postgres_cluster::observe::ObservedPod;
+use crate::controllers::postgres_cluster::{decide::NOBODY_ANSWERS, observe::ObservedPod};
 
 /// Reasons of pods that don't pass before somebody changes something.
 const PERMANENT: [&str; 5] =
@@ -234,10 +234,32 @@ fn archiving(scene: &Scene<'_>) -> Draft {
 }
 
 fn failover_blocked(scene: &Scene<'_>) -> Draft {
-    match scene.executed.and_then(|executed| executed.blocked.as_ref()) {
-        Some(blocked) => Draft::new(FAILOVER_BLOCKED, "True", "QuorumMissing", blocked.why.clone()),
-        None => Draft::new(FAILOVER_BLOCKED, "False", "NotBlocked", ""),
+    let blocked = |reason: &str, why: &str| Draft::new(FAILOVER_BLOCKED, "True", reason, why);
+    let found = scene.executed.and_then(|executed| executed.blocked.as_ref());
+    let known = scene.cluster.status.conditions.iter().find(|condition| condition.type_ == FAILOVER_BLOCKED);
+    match (found, chosen_in_vain(scene), known) {
+        (Some(found), ..) => blocked(found.reason, &found.why),
+        (None, Some(why), _) => blocked("ChosenInVain", &why),
+        // An operator that has only just begun does not know yet for how long the primary has been gone.
+        (None, None, Some(known)) if known.reason == NOBODY_ANSWERS && scene.is_deserted() => {
+            blocked(NOBODY_ANSWERS, &known.message)
+        }
+        _ => Draft::new(FAILOVER_BLOCKED, "False", "NotBlocked", ""),
     }
+}
+
+/// The same instance is chosen again and again and does not become primary, since nobody else can be chosen.
+fn chosen_in_vain(scene: &Scene<'_>) -> Option<String> {
+    let register = scene.register.as_ref().filter(|register| register.timeline.is_none())?;
+    register.failover.as_ref().filter(|note| note.again)?;
+    let pod = &register.holder.as_ref()?.pod;
+    (!scene.primary_available()).then(|| {
+        format!(
+            "{pod} was chosen again though it had not become primary before, since nobody else may be as long as other \
+             registered voters are missing or behind it, and has not become primary since: see its log and its entry in \
+             status.members; if it can't reach or read the API server, repair that"
+        )
+    })
 }
 
 /// What somebody has to change: what the round found, then what could not be applied, then the instances.

@@ -136,6 +136,14 @@ impl<'a> Scene<'a> {
         usize::from(self.primary_available()) + self.replicas().filter(|pod| self.replica_streams(pod)).count()
     }
 
+    /// Nobody serves, and no other data directory than the primary's answers.
+    pub(super) fn is_deserted(&self) -> bool {
+        let holder = self.register.as_ref().and_then(|register| register.holder.as_ref());
+        let member = holder.and_then(|holder| holder.member.as_ref());
+        let others = self.pods.iter().filter_map(|pod| pod.status()?.member.as_ref());
+        !self.primary_available() && others.into_iter().all(|other| Some(other) == member)
+    }
+
     /// The agent has answered within the last seconds.
     pub(super) fn is_briefly_silent(&self, pod: &ObservedPod) -> bool {
         pod.ip.is_some() && self.memory.unreachable_ms(&pod.name).is_some_and(|ms| ms < TOLERATED_SILENCE_MS)

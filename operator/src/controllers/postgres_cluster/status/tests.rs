@@ -3,14 +3,15 @@
 use pgherd_core::{
     failover::Probe,
     instance::{ArchiveStatus, Phase, SourceReport},
+    timeline::TimelineId,
 };
 
 use super::*;
 use crate::controllers::postgres_cluster::{
-    execute::Blocked,
+    decide::{Blocked, NOBODY_ANSWERS},
     observe::{
         PodProblem,
-        testing::{at, empty_agent, pod, settled, voters},
+        testing::{at, empty_agent, pod, replica, settled, voters},
     },
     test_support::{FULL, MINIMAL, cluster, validated},
 };
@@ -209,11 +210,56 @@ fn an_agent_that_gave_up_is_quoted() {
 #[test]
 fn a_blocked_failover_names_the_missing_and_is_not_ready() {
     let mut round = Round::new(REQUIRED, settled(at(1), "1", 1));
-    round.executed.blocked =
-        Some(Blocked { missing: vec!["shop-2".into()], why: "shop-2 is missing".into(), candidates: Vec::new() });
+    round.executed.blocked = Some(Blocked {
+        reason: "QuorumMissing",
+        missing: vec!["shop-2".into()],
+        why: "shop-2 is missing".into(),
+        candidates: Vec::new(),
+    });
     let status = round.status();
     assert_eq!((value(&status, "FailoverBlocked").0, value(&status, "Ready").1), ("True", "FailoverBlocked"));
     assert_eq!(condition(&status, "FailoverBlocked").message, "shop-2 is missing");
+}
+
+#[test]
+fn a_failover_that_cannot_begin_stays_blocked_for_an_operator_that_has_only_just_begun() {
+    let mut round = Round::new(REQUIRED, settled(at(1), "1", 1));
+    round.observed.pods = (0..3).map(|ordinal| pod(ordinal, None, None)).collect();
+    let (missing, why) = (vec!["shop-1".into(), "shop-2".into()], "waiting for shop-1".to_owned());
+    round.executed.blocked = Some(Blocked { reason: NOBODY_ANSWERS, missing, why, candidates: Vec::new() });
+    round.cluster.status = round.status();
+    assert_eq!(value(&round.cluster.status, "FailoverBlocked"), ("True", "NobodyAnswers"));
+    round.executed.blocked = None;
+    assert_eq!(condition(&round.status(), "FailoverBlocked").message, "waiting for shop-1");
+    round.observed.pods[1] = pod(1, None, Some(replica(1)));
+    assert_eq!(value(&round.status(), "FailoverBlocked"), ("False", "NotBlocked"));
+}
+
+#[test]
+fn who_is_chosen_again_and_does_not_become_primary_is_named() {
+    use pgherd_core::register::{FailoverKind, FailoverNote};
+    let mut round = Round::new(REQUIRED, settled(at(1), "1", 1));
+    round.observed.pods[0] = pod(0, None, Some(replica(0)));
+    let note = |again| FailoverNote {
+        from: "shop-0".into(),
+        reason: "why".into(),
+        detect_ms: 0,
+        began_at_ms: 0,
+        claimed_at_ms: Some(1),
+        kind: FailoverKind::LeaseExpired,
+        candidates: Vec::new(),
+        possible_loss_bytes: Some(0),
+        again,
+    };
+    for (again, timeline, shown) in [(true, None, "True"), (false, None, "False"), (true, Some(1), "False")] {
+        let register = &mut round.observed.register.as_mut().unwrap().view.register;
+        (register.failover, register.timeline) = (Some(note(again)), timeline.map(TimelineId));
+        let status = round.status();
+        assert_eq!(value(&status, "FailoverBlocked").0, shown);
+        assert!(
+            shown == "False" || condition(&status, "FailoverBlocked").message.starts_with("shop-0 was chosen again")
+        );
+    }
 }
 
 #[test]
@@ -349,6 +395,7 @@ fn the_outcome_of_a_switchover_is_told_from_the_register() {
         kind: FailoverKind::Switchover,
         candidates: Vec::new(),
         possible_loss_bytes: Some(0),
+        again: false,
     });
     round.observed.register.as_mut().unwrap().view.register = open;
     let done = round.status().switchover.unwrap();
