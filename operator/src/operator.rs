@@ -161,7 +161,7 @@ async fn run_controllers(context: Arc<Context>, stop: watch::Receiver<bool>) {
 }
 
 /// Becomes true on SIGTERM or SIGINT.
-fn stop_signal() -> std::io::Result<watch::Receiver<bool>> {
+fn stop_signal() -> io::Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {

@@ -10,6 +10,7 @@ use std::{
 
 use crate::support::{
     Cluster, Instance,
+    archive::CLIENT,
     minio::{self, Minio},
     ran_as_postgres_with,
     takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
@@ -43,6 +44,8 @@ async fn the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
     let minio = Minio::start(cluster.root.path()).await;
+    // pg_rewind gets from it what the archive has yet to get.
+    cluster.stand_in(CLIENT);
     cluster.config.store = Some(minio.config.clone());
     let mut all = bring_up(&cluster, 2).await;
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());
