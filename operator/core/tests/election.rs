@@ -290,7 +290,7 @@ fn without_a_promise_who_was_chosen_in_vain_is_chosen_again_only_where_nobody_el
     };
     let (register, vain, other) = chosen_in_vain(set(&[1, 2], 0));
     assert_eq!(choose(&register, &[vain.clone(), other.clone()]), ("shop-2".to_owned(), 100));
-    assert_eq!(choose(&register, &[vain.clone()]), ("shop-1".to_owned(), 99));
+    assert_eq!(choose(&register, std::slice::from_ref(&vain)), ("shop-1".to_owned(), 99));
     let far_behind = SealReport { received_lsn: Lsn(900), replayed_lsn: Lsn(900), ..other.clone() };
     assert_eq!(choose(&register, &[vain.clone(), far_behind]), ("shop-1".to_owned(), 99));
     let led = SealReport { history: history(4, &[(1, 100), (2, 200), (3, 1001)]), term: Term(4), ..vain };

@@ -134,7 +134,7 @@ fn a_primary_that_is_not_routed_to_is_not_available() {
 fn a_replica_on_another_timeline_is_not_ready() {
     let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
     let mut stale = round.observed.pods[2].status().unwrap().clone();
-    stale.history = Some(pgherd_core::timeline::TimelineHistory::root(pgherd_core::timeline::TimelineId(2)));
+    stale.history = Some(pgherd_core::timeline::TimelineHistory::root(TimelineId(2)));
     round.observed.pods[2] = pod(2, Some("replica"), Some(stale));
     let status = round.status();
     assert_eq!(value(&status, "Ready"), ("False", "NotStreaming"));
