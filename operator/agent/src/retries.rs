@@ -13,6 +13,8 @@ use crate::{actions::ActionError, machine::LocalAction};
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest.
 const MAX_PAUSE: Duration = Duration::from_secs(600);
+/// The longest where nothing was read yet: somebody may just be mending what is missing.
+const MAX_PLANNING_PAUSE: Duration = Duration::from_secs(15);
 
 /// What failed, since it last went well.
 #[derive(Debug, Default)]
@@ -66,9 +68,11 @@ impl Retries {
             return None;
         }
         let before = self.restore.take();
-        let cause = error?.name_cause();
+        let error = error?;
+        let longest = if matches!(error, ActionError::Plan { .. }) { MAX_PLANNING_PAUSE } else { MAX_PAUSE };
+        let cause = error.name_cause();
         let same = before.filter(|failed| failed.is_of(&action, &config) && failed.cause == cause);
-        let pause = same.map_or(FIRST_PAUSE, |failed| failed.pause.saturating_mul(2).min(MAX_PAUSE));
+        let pause = same.map_or(FIRST_PAUSE, |failed| failed.pause.saturating_mul(2).min(longest));
         self.restore = Some(FailedRestore { action, config, cause, pause, again_at: now + pause });
         Some(pause)
     }
@@ -137,6 +141,9 @@ mod tests {
         assert_eq!(note(Some(failed("recovery failed"))), Some(600), "that was nothing");
         assert_eq!(note(Some(failed("failed to restore the backup"))), Some(1), "another cause");
         assert_eq!(note(Some(failed("failed to restore the backup"))), Some(2));
+        let unplanned = || ActionError::Plan { what: "this recovery is not possible", why: String::new() };
+        let pauses: Vec<_> = (0..6).filter_map(|_| note(Some(unplanned()))).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 15, 15], "nothing was read");
         assert!(!retries.holds_off(&LocalAction::Bootstrap, &import("b"), now), "another configuration");
         assert!(!retries.holds_off(&LocalAction::StartPrimary, &config, now));
         retries.note(LocalAction::Bootstrap, Arc::clone(&config), None, now);

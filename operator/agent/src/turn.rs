@@ -78,7 +78,8 @@ async fn step(agent: &Agent, retries: &mut Retries) -> Duration {
     // These need a person; everything else may well pass by itself.
     let hopeless = matches!(
         error,
-        ActionError::Bootstrap { .. }
+        ActionError::Plan { .. }
+            | ActionError::Bootstrap { .. }
             | ActionError::Restore { .. }
             | ActionError::EndsAtOnce { .. }
             | ActionError::VolumeFull { .. }

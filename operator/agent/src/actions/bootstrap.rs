@@ -104,13 +104,14 @@ async fn recover(
     timeline: Option<TimelineId>,
 ) -> Result<SourceReport, ActionError> {
     agent.board.say(Phase::Restoring, "looking for the backup");
+    let unplanned = |what| move |why: String| ActionError::Plan { what, why };
     let failed = |what| move |why: String| ActionError::Bootstrap { what, why };
     let store = ObjectStore::connect(&from.cluster.store)
         .await
-        .map_err(|error| failed("failed to reach the object store")(describe_chain(&error)))?;
+        .map_err(|error| unplanned("failed to reach the object store")(describe_chain(&error)))?;
     let (location, record, history) = plan(&store, from, &target, timeline)
         .await
-        .map_err(|error| failed("this recovery is not possible")(describe_chain(&error)))?;
+        .map_err(|error| unplanned("this recovery is not possible")(describe_chain(&error)))?;
     let follow = history.as_ref().map(|history| history.timeline);
     agent.board.say(Phase::Restoring, format!("restoring backup {}", record.id));
     let cancel = CancellationToken::new();

@@ -91,6 +91,14 @@ pub enum ActionError {
         /// Why it failed.
         why: String,
     },
+    /// What the first data directory is to be made from is not there or can't be reached; nothing of it was read.
+    #[error("{what}: {why}")]
+    Plan {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        why: String,
+    },
     /// The first data directory could not be made.
     #[error("{what}: {why}")]
     Bootstrap {
@@ -143,7 +151,7 @@ impl ActionError {
     #[must_use]
     pub fn name_cause(&self) -> &'static str {
         match self {
-            Self::Bootstrap { what, .. } | Self::Copy { what, .. } => what,
+            Self::Plan { what, .. } | Self::Bootstrap { what, .. } | Self::Copy { what, .. } => what,
             _ => "",
         }
     }
