@@ -8,6 +8,7 @@ use pgherd_core::{
     instance::{Phase, SourceReport},
     lsn::Lsn,
     register::Register,
+    timeline::TimelineHistory,
 };
 use tokio::time::Instant;
 
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    kept_wal,
+    file_work, kept_wal,
     layout::slot_name,
     local_state::LocalState,
     postgres::{
@@ -183,7 +184,7 @@ async fn rewind_or_copy(
     agent.server.stop(StopMode::Fast, STOP_PATIENCE).await;
     agent.set_role(None);
     let started = Instant::now();
-    match rewind(agent, upstream).await {
+    match rewind(agent, upstream, &theirs.history).await {
         Ok(()) => {
             let local = LocalState { sealed_term: old.sealed_term, ..LocalState::new_member() };
             data_dir::complete(agent, &local, &theirs.system_id)?;
@@ -211,7 +212,7 @@ fn report(agent: &Agent, pod: &str, started: Instant) {
     agent.board.update(|status| status.source = Some(source));
 }
 
-async fn rewind(agent: &Agent, upstream: &Upstream) -> Result<(), ActionError> {
+async fn rewind(agent: &Agent, upstream: &Upstream, history: &TimelineHistory) -> Result<(), ActionError> {
     let binaries = Binaries::observe()?;
     let layout = &agent.layout;
     data_dir::mark(layout, Purpose::Rewind)?;
@@ -235,7 +236,10 @@ async fn rewind(agent: &Agent, upstream: &Upstream) -> Result<(), ActionError> {
         args.push(OsStr::new("--restore-target-wal"));
     }
     binaries.run("pg_rewind", &args, &[]).await?;
-    Ok(())
+    let (pg_wal, history) = (layout.pgdata.join("pg_wal"), history.clone());
+    let cut = file_work::run(move || wal_dir::cut_left_timelines(&pg_wal, &history)).await;
+    let cut = cut.map_err(std::io::Error::other).and_then(|cut| cut);
+    cut.map_err(|source| ActionError::Files { action: "cut the WAL in", path: layout.pgdata.join("pg_wal"), source })
 }
 
 /// [`move_aside`] for a standby that holds nothing beyond the primary's history. Where the volume has no room for both, what it has is

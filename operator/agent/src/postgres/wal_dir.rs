@@ -1,12 +1,15 @@
-//! What pg_wal holds: on which timeline a position lies, and the history files. Only reads names and history files;
+//! What pg_wal holds: on which timeline a position lies, and the history files. But for what pg_rewind leaves it only reads names and history files;
 //! PostgreSQL has no function that tells a standby's timeline once its receiver is gone.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use pgherd_core::{
     lsn::Lsn,
     timeline::{TimelineHistory, TimelineId},
 };
+use pgherd_stream::wal::cut_at_switch;
+
+use crate::local_state::write_durably;
 
 /// The timeline of the WAL just before `lsn`: the highest one of which pg_wal holds that very segment. PostgreSQL names
 /// recycled segments ahead of the position, never at it, so a name at the position was written.
@@ -73,6 +76,30 @@ pub fn is_diverged(mine: &TimelineHistory, lsn: Lsn, theirs: &TimelineHistory) -
     !theirs.contains(mine.timeline, lsn) || !shared.eq(mine.ancestors.iter())
 }
 
+/// Takes away what lies behind the position at which a timeline was left for the next one of `history`. pg_rewind leaves such
+/// segments of its target, and those that it fetched: PostgreSQL would replay them where it finds the next timeline's own segment neither
+/// in the archive nor here, and never get to that timeline.
+///
+/// # Errors
+/// A file can't be read, written or removed.
+pub fn cut_left_timelines(pg_wal: &Path, history: &TimelineHistory) -> io::Result<()> {
+    for name in list(pg_wal).into_iter().filter(|name| is_segment_name(name)) {
+        let path = pg_wal.join(&name);
+        let segment_bytes = fs::metadata(&path)?.len().max(1);
+        let goes_on = parse_segment_name(&name, segment_bytes).is_some_and(|(timeline, number)| {
+            let end = Lsn(number.saturating_add(1).saturating_mul(segment_bytes));
+            history.ancestors.iter().any(|entry| entry.timeline == timeline && end > entry.switch_lsn)
+        });
+        if goes_on {
+            match cut_at_switch(fs::read(&path)?, &name, history) {
+                Some(content) => write_durably(&path, &content)?,
+                None => fs::remove_file(&path)?,
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use pgherd_core::timeline::HistoryEntry;
@@ -100,6 +127,29 @@ mod tests {
         // A position at the very end of a segment belongs to that segment.
         assert_eq!(timeline_at(folder.path(), Lsn(0x400_0000), SEGMENT), Some(TimelineId(2)));
         assert_eq!(timeline_at(folder.path(), Lsn(0x900_0000), SEGMENT), None);
+    }
+
+    #[test]
+    fn what_goes_on_behind_the_position_at_which_its_timeline_was_left_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::write(folder.path().join(name), [7; 1024]).unwrap();
+        [
+            "000000010000000000000001",
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000020000000000000002",
+        ]
+        .map(write);
+        // With segments of 1 KiB as these are: it was left within the second one.
+        let read = |name: &str| fs::read(folder.path().join(name)).ok();
+        let left = history(2, &[(1, 2 * 1024 + 100)]);
+        let number = parse_segment_name("000000010000000000000002", 1024).unwrap().1;
+        assert_eq!(number, 2);
+        cut_left_timelines(folder.path(), &left).unwrap();
+        assert_eq!(read("000000010000000000000001"), Some(vec![7; 1024]));
+        assert_eq!(read("000000010000000000000002"), Some([vec![7; 100], vec![0; 924]].concat()));
+        assert_eq!(read("000000010000000000000003"), None);
+        assert_eq!(read("000000020000000000000002"), Some(vec![7; 1024]));
     }
 
     #[test]
