@@ -132,14 +132,14 @@ mod tests {
     #[test]
     fn what_goes_on_behind_the_position_at_which_its_timeline_was_left_is_cut() {
         let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str| fs::write(folder.path().join(name), [7; 1024]).unwrap();
-        [
+        for name in [
             "000000010000000000000001",
             "000000010000000000000002",
             "000000010000000000000003",
             "000000020000000000000002",
-        ]
-        .map(write);
+        ] {
+            fs::write(folder.path().join(name), [7; 1024]).unwrap();
+        }
         // With segments of 1 KiB as these are: it was left within the second one.
         let read = |name: &str| fs::read(folder.path().join(name)).ok();
         let left = history(2, &[(1, 2 * 1024 + 100)]);
