@@ -47,8 +47,8 @@ pub struct RecoveryQuestion {
 pub struct ProvenRecovery {
     /// The backup that it begins with.
     pub backup: BackupRecord,
-    /// The timeline whose history it follows.
-    pub timeline: TimelineId,
+    /// The history that it follows.
+    pub history: TimelineHistory,
     /// Room that the restore needs, in bytes: a chain is put together beside its members.
     pub needed_bytes: u64,
 }
@@ -218,7 +218,7 @@ pub async fn prove_recovery(
     {
         archive.prove_stop(lsn).await?;
     }
-    Ok(ProvenRecovery { backup, timeline: history.timeline, needed_bytes })
+    Ok(ProvenRecovery { backup, history, needed_bytes })
 }
 
 /// What the archive lacks behind the end of the backup, whose own WAL is in it.
@@ -238,7 +238,7 @@ async fn list_missing(
     missing_segments(store, location, history, from, to, bytes).await
 }
 
-/// What a recovery of somebody else's data begins with, and the timeline that it follows (None up to the end of the backup: then the
+/// What a recovery of somebody else's data begins with, and the history that it follows (None up to the end of the backup: then the
 /// archive isn't needed). Nothing is written before it is clear that the target can be reached, and that `tablespaces` can be placed.
 ///
 /// # Errors
@@ -249,7 +249,7 @@ pub async fn plan_recovery(
     target: &RecoveryTarget,
     tablespaces: bool,
     now: Timestamp,
-) -> Result<(BackupLocation, BackupRecord, Option<TimelineId>), ProofError> {
+) -> Result<(BackupLocation, BackupRecord, Option<TimelineHistory>), ProofError> {
     if *target == RecoveryTarget::Immediate {
         let (location, record) = resolve(store, from).await?;
         if !tablespaces {
@@ -267,7 +267,7 @@ pub async fn plan_recovery(
         RecoveryQuestion { backup_id, target: target.clone(), timeline: None, written: None, tablespaces, now };
     let proven = prove_recovery(store, &cluster, &question).await?;
     let location = BackupLocation { cluster, backup_id: proven.backup.id.clone() };
-    Ok((location, proven.backup, Some(proven.timeline)))
+    Ok((location, proven.backup, Some(proven.history)))
 }
 
 /// A target that can be compared with backups.

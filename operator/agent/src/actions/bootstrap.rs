@@ -150,15 +150,12 @@ async fn plan(
     target: &RecoveryTarget,
     timeline: Option<TimelineId>,
 ) -> Result<(BackupLocation, BackupRecord, Option<TimelineHistory>), ProofError> {
-    let (location, record, follow) = match timeline {
-        Some(_) => resolve(store, from).await.map(|(location, record)| (location, record, timeline))?,
-        None => plan_recovery(store, from, target, false, Timestamp::now()).await?,
+    let Some(timeline) = timeline else {
+        return plan_recovery(store, from, target, false, Timestamp::now()).await;
     };
-    let history = match follow {
-        Some(timeline) => Some(read_history(store, &location.cluster, timeline).await?),
-        None => None,
-    };
-    Ok((location, record, history))
+    let (location, record) = resolve(store, from).await?;
+    let history = read_history(store, &location.cluster, timeline).await?;
+    Ok((location, record, Some(history)))
 }
 
 async fn import(

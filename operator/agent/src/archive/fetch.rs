@@ -32,8 +32,9 @@ pub(super) async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str
     if is_from_the_future(agent, name) {
         return Answer::Absent;
     }
-    // Without a server it is pg_rewind that asks, which has no other source.
-    if agent.role().is_some() && agent.has_met_upstream_within(STREAM_FIRST) {
+    // pg_rewind has no other source, and reads what the history that is followed left behind, to know what to bring back.
+    let is_rewind = agent.role().is_none();
+    if !is_rewind && agent.has_met_upstream_within(STREAM_FIRST) {
         return Answer::Failed("the primary is asked first".to_owned());
     }
     let Some(location) = own_location(agent) else {
@@ -43,9 +44,8 @@ pub(super) async fn fetch_for_standby(agent: &Agent, shared: &Shared, name: &str
     if failed_before {
         return Answer::Failed("the object store failed a moment ago".to_owned());
     }
-    // It follows nobody whom it has not met: what that primary's history left behind is not for it, whatever the archive has. pg_rewind
-    // reads just that, to know what to bring back.
-    let history = agent.role().and_then(|_| agent.upstream_history());
+    // It follows nobody whom it has not met: what that primary's history left behind is not for it, whatever the archive has.
+    let history = if is_rewind { None } else { agent.upstream_history() };
     let source = RecoverySource { location, history };
     let answer = fetch(&source, shared, dest, name, ObjectStore::with_short_patience).await;
     *shared.failed_at.lock().await = matches!(answer, Answer::Failed(_)).then(Instant::now);

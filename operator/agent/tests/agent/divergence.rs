@@ -1,21 +1,16 @@
 //! A former primary that wrote what nobody else has: its tail is kept and reported, and a rewind that is cut off leads to a
 //! new copy.
 
-use std::{
-    fs,
-    os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use crate::support::{
     Cluster, Instance,
     archive::CLIENT,
     minio::{self, Minio},
-    ran_as_postgres_with,
+    programs::ran_with_rewind,
     takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
 };
-use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};
+use pgherd_agent::{actions::seal::seal, register_store::MemoryRegister};
 use pgherd_core::register::Term;
 use tokio::time::{Instant, sleep};
 
@@ -73,32 +68,17 @@ async fn the_divergent_tail_is_kept_in_the_store_and_still_shown_after_a_restart
     second.terminate().await;
 }
 
-/// PostgreSQL's programs, with a pg_rewind that destroys its target and then hangs.
-fn write_programs(folder: &Path) {
-    let real = Binaries::observe().unwrap();
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    for name in ["initdb", "postgres", "pg_controldata"] {
-        symlink(real.program(name), folder.join(name)).unwrap();
-    }
-    let script = "#!/bin/sh\nfor a in \"$@\"; do case $a in --target-pgdata=*) d=${a#*=};; esac; done\n\
-        rm -f \"$d/global/pg_control\"\ntouch \"$d/../rewinding\"\nexec sleep 600\n";
-    fs::write(folder.join("pg_rewind"), script).unwrap();
-    fs::set_permissions(folder.join("pg_rewind"), fs::Permissions::from_mode(0o755)).unwrap();
-}
+/// A pg_rewind that destroys its target and then hangs.
+const CUT_OFF: &str = "#!/bin/sh\nfor a in \"$@\"; do case $a in --target-pgdata=*) d=${a#*=};; esac; done\n\
+    rm -f \"$d/global/pg_control\"\ntouch \"$d/../rewinding\"\nexec sleep 600\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_until_that_streams() {
     const NAME: &str =
         "divergence::a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_until_that_streams";
-    let programs = tempfile::tempdir_in("/tmp").unwrap();
-    if std::env::var_os("PGHERD_FAKE_REWIND").is_none() {
-        write_programs(programs.path());
-    }
-    let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap());
-    if ran_as_postgres_with(NAME, &[("PATH", path), ("PGHERD_FAKE_REWIND", "1".to_owned())]) {
+    if ran_with_rewind(NAME, CUT_OFF) {
         return;
     }
-    assert!(std::env::var_os("PGHERD_FAKE_REWIND").is_some(), "this test must be started as root");
     let cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
     let mut all = bring_up(&cluster, 2).await;
     let (second, first) = (all.pop().unwrap(), all.pop().unwrap());

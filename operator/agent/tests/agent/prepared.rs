@@ -1,13 +1,12 @@
 //! Transactions that are prepared in a copy, recovered into a cluster that has no place for any by its configuration.
 
-use std::{fs, path::Path, process::Command};
-
 use bytes::Bytes;
 use pgherd_agent::{postgres::sql::Session, register_store::MemoryRegister};
 use pgherd_core::instance::{Bootstrap, Phase, RecoveryTarget};
 
 use crate::support::{
-    Cluster, Instance,
+    Cluster,
+    copies::copy_as_tar,
     minio::{self, Minio},
     takeover::{bring_up, first_register, session, wait_for, wait_write},
 };
@@ -16,26 +15,6 @@ const LEFT: &str = "SELECT count(*)::text FROM pg_prepared_xacts";
 
 async fn ask(session: &Session, sql: &str) -> String {
     session.query(sql, &[]).await.unwrap()[0].get(0)
-}
-
-/// A copy of the running server, whose WAL prepares a transaction; as a tar.
-async fn copy_with_prepared(source: &Instance, root: &Path) -> Vec<u8> {
-    let (data, copy) = (&source.agent.layout.pgdata, root.join("copy"));
-    let backup = session(source, "postgres").await;
-    backup.query("SELECT pg_backup_start('test', true)::text", &[]).await.unwrap();
-    assert!(Command::new("cp").arg("-a").args([data, &copy]).status().unwrap().success());
-    let prepare = "BEGIN; INSERT INTO public.t VALUES (1); PREPARE TRANSACTION 'left'";
-    session(source, "app").await.execute(prepare).await.unwrap();
-    let label = ask(&backup, "SELECT labelfile FROM pg_backup_stop(false)").await;
-    fs::write(copy.join("backup_label"), label).unwrap();
-    for name in ["pg_wal", "postmaster.pid", "pgherd.json"] {
-        let place = copy.join(name);
-        let _ = if place.is_dir() { fs::remove_dir_all(place) } else { fs::remove_file(place) };
-    }
-    assert!(Command::new("cp").arg("-a").args([data.join("pg_wal"), copy.join("pg_wal")]).status().unwrap().success());
-    let tar = Command::new("tar").arg("-C").arg(&copy).args(["-cf", "-", "."]).output().unwrap();
-    assert!(tar.status.success());
-    tar.stdout
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,7 +28,11 @@ async fn a_copy_with_a_prepared_transaction_is_recovered_without_the_setting() {
     let minio = Minio::start(source.root.path()).await;
     let old = bring_up(&source, 1).await.pop().unwrap();
     wait_write(&old, "CREATE TABLE public.t (id int)").await;
-    let tar = copy_with_prepared(&old, source.root.path()).await;
+    let tar = copy_as_tar(&old, source.root.path(), async |_| {
+        let prepare = "BEGIN; INSERT INTO public.t VALUES (1); PREPARE TRANSACTION 'left'";
+        session(&old, "app").await.execute(prepare).await.unwrap();
+    })
+    .await;
     minio.store().await.put("old.tar", Bytes::from(tar)).await.unwrap();
     old.terminate().await;
 

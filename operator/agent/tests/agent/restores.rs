@@ -3,10 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use pgherd_agent::{archive::own_location, register_store::MemoryRegister};
-use pgherd_core::{
-    backup::StoreConfig,
-    instance::{Bootstrap, InstanceConfig, Phase, REPLICATION_ROLE, RecoveryTarget, ReplicaSourcePolicy},
-};
+use pgherd_core::instance::{Bootstrap, InstanceConfig, Phase, REPLICATION_ROLE, RecoveryTarget, ReplicaSourcePolicy};
 use pgherd_stream::{
     backup::{BackupOptions, BackupProgress, run_backup},
     replication::ConnectOptions,
@@ -23,6 +20,7 @@ use crate::support::{
     minio::{self, Minio},
     ran_as_postgres,
     takeover::{PATIENCE, bring_up, first_register, streams, wait_for},
+    unserved_store,
 };
 
 async fn back_up(primary: &Instance) {
@@ -79,21 +77,6 @@ async fn a_backup_is_held_until_the_replica_that_was_made_from_it_streams() {
     primary.terminate().await;
 }
 
-/// No credentials are there.
-fn import_from_nowhere() -> Bootstrap {
-    let store = StoreConfig {
-        endpoint: "http://127.0.0.1:9".into(),
-        bucket: "b".into(),
-        prefix: String::new(),
-        region: None,
-        path_style: true,
-        credentials_dir: "/nowhere".into(),
-        ca_file: None,
-        encryption: None,
-    };
-    Bootstrap::Import { store, key: "none".into(), target: RecoveryTarget::Latest }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_fails_says_when_it_is_tried_again_and_a_new_configuration_is_tried_at_once() {
     const NAME: &str =
@@ -102,7 +85,8 @@ async fn a_restore_that_fails_says_when_it_is_tried_again_and_a_new_configuratio
         return;
     }
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 1);
-    cluster.config.bootstrap = import_from_nowhere();
+    cluster.config.bootstrap =
+        Bootstrap::Import { store: unserved_store(), key: "none".into(), target: RecoveryTarget::Latest };
     let instance = cluster.start("c-0", "uid-0");
     // Each message stands for one try; the third is 1 s and 2 s after the first.
     let mut told: Vec<String> = Vec::new();

@@ -1,6 +1,6 @@
 //! pg_rewind reads the target's WAL back to the last checkpoint that both share; what the target has removed comes from the archive.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::fs;
 
 use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};
 use pgherd_core::register::Term;
@@ -8,42 +8,28 @@ use pgherd_core::register::Term;
 use crate::support::{
     Cluster,
     archive::CLIENT,
-    minio::{self, Minio},
-    ran_as_postgres_with,
+    minio::Minio,
+    programs::ran_with_rewind,
     takeover::{bring_up, claim, first_register, session, streams, wait_for, wait_write, wake},
 };
 
-/// PostgreSQL's programs. Before pg_rewind runs, its target has removed all of its WAL but the newest segment.
-fn write_programs(folder: &Path) {
-    let real = Binaries::observe().unwrap();
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    for name in ["initdb", "postgres", "pg_controldata"] {
-        std::os::unix::fs::symlink(real.program(name), folder.join(name)).unwrap();
-    }
-    let script = format!(
+/// pg_rewind, but before it runs its target has removed all of its WAL but the newest segment.
+fn write_rewind() -> String {
+    format!(
         "#!/bin/sh\nfor a in \"$@\"; do case $a in --target-pgdata=*) d=${{a#*=}};; esac; done\n\
          cd \"$d/pg_wal\" || exit 1\n\
          for n in $(ls archive_status | sed -n 's/^\\([0-9A-F]\\{{24\\}}\\)[.]done$/\\1/p'); do rm -fv $n; done >../../../removed\n\
          cd /\nexec {} \"$@\"\n",
-        real.program("pg_rewind").display()
-    );
-    fs::write(folder.join("pg_rewind"), script).unwrap();
-    fs::set_permissions(folder.join("pg_rewind"), fs::Permissions::from_mode(0o755)).unwrap();
+        Binaries::observe().unwrap().program("pg_rewind").display()
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewind_takes_from_the_archive_what_its_target_has_removed() {
     const NAME: &str = "rewind_wal::a_rewind_takes_from_the_archive_what_its_target_has_removed";
-    if std::env::var_os("PGHERD_FAKE_REWIND").is_none() {
-        assert!(nix::unistd::getuid().is_root(), "this test must be started as root");
-        let (programs, shared) = (tempfile::tempdir_in("/tmp").unwrap(), tempfile::tempdir_in("/tmp").unwrap());
-        write_programs(programs.path());
-        let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap());
-        let env = [("PATH", path), ("PGHERD_FAKE_REWIND", "1".to_owned()), minio::share(shared.path())];
-        assert!(ran_as_postgres_with(NAME, &env));
+    if ran_with_rewind(NAME, &write_rewind()) {
         return;
     }
-    assert!(!ran_as_postgres_with(NAME, &[]));
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
     let minio = Minio::start(cluster.root.path()).await;
     cluster.stand_in(CLIENT);

@@ -1,9 +1,9 @@
 //! WAL that a primary could not archive before it lost its role, while the replica has removed it already: once the store is back,
 //! the archive gets all of it, by whichever way the former primary came back.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::fs;
 
-use pgherd_agent::{actions::seal::seal, postgres::binaries::Binaries, register_store::MemoryRegister};
+use pgherd_agent::{actions::seal::seal, register_store::MemoryRegister};
 use pgherd_core::{
     backup::ClusterLocation,
     instance::InstanceStatus,
@@ -17,7 +17,7 @@ use crate::support::{
     Cluster, Instance,
     archive::CLIENT,
     minio::{self, Minio},
-    ran_as_postgres_with,
+    programs::ran_with_rewind,
     takeover::{
         bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_released, wait_write, wake,
     },
@@ -142,30 +142,13 @@ async fn a_former_primary_that_is_rewound_archives_what_it_had() {
     expect_everything(scene, "rewind").await;
 }
 
-/// PostgreSQL's programs, with a pg_rewind that fails.
-fn write_programs(folder: &Path) {
-    let real = Binaries::observe().unwrap();
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    for name in ["initdb", "postgres", "pg_controldata"] {
-        std::os::unix::fs::symlink(real.program(name), folder.join(name)).unwrap();
-    }
-    fs::write(folder.join("pg_rewind"), "#!/bin/sh\nexit 1\n").unwrap();
-    fs::set_permissions(folder.join("pg_rewind"), fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_former_primary_that_is_built_anew_archives_what_it_had() {
     const NAME: &str = "unarchived::a_former_primary_that_is_built_anew_archives_what_it_had";
-    if std::env::var_os("PGHERD_FAKE_REWIND").is_none() {
-        assert!(nix::unistd::getuid().is_root(), "this test must be started as root");
-        let (programs, shared) = (tempfile::tempdir_in("/tmp").unwrap(), tempfile::tempdir_in("/tmp").unwrap());
-        write_programs(programs.path());
-        let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap());
-        let env = [("PATH", path), ("PGHERD_FAKE_REWIND", "1".to_owned()), minio::share(shared.path())];
-        assert!(ran_as_postgres_with(NAME, &env));
+    // A pg_rewind that fails.
+    if ran_with_rewind(NAME, "#!/bin/sh\nexit 1\n") {
         return;
     }
-    assert!(!ran_as_postgres_with(NAME, &[]));
     let scene = lose_the_store().await;
     diverge(&scene).await;
     expect_everything(scene, "instance").await;

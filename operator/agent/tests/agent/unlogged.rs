@@ -1,6 +1,6 @@
 //! Files of an unlogged relation in a copy whose init fork comes only by WAL: PostgreSQL's recovery ends on them once.
 
-use std::{fs, path::Path, process::Command};
+use std::fs;
 
 use bytes::Bytes;
 use pgherd_agent::register_store::MemoryRegister;
@@ -8,34 +8,13 @@ use pgherd_core::instance::{Bootstrap, Phase, RecoveryTarget};
 
 use crate::support::{
     Cluster, Instance,
+    copies::copy_as_tar,
     minio::{self, Minio},
     takeover::{bring_up, claim, first_register, seal_all, session, streams, wait_for, wait_write},
 };
 
 async fn ask(instance: &Instance, sql: &str) -> String {
     session(instance, "app").await.query(sql, &[]).await.unwrap()[0].get(0)
-}
-
-/// A copy of the running server in which an unlogged table has its main fork and not yet its init fork; as a tar.
-async fn copy_in_between(source: &Instance, root: &Path) -> Vec<u8> {
-    let (data, copy) = (&source.agent.layout.pgdata, root.join("copy"));
-    let backup = session(source, "postgres").await;
-    backup.query("SELECT pg_backup_start('test', true)::text", &[]).await.unwrap();
-    assert!(Command::new("cp").arg("-a").args([data, &copy]).status().unwrap().success());
-    wait_write(source, "CREATE UNLOGGED TABLE public.u AS SELECT 1 AS n").await;
-    let path = ask(source, "SELECT pg_relation_filepath('public.u')").await;
-    fs::copy(data.join(&path), copy.join(&path)).unwrap();
-    assert!(!copy.join(format!("{path}_init")).exists() && data.join(format!("{path}_init")).exists());
-    let label: String = backup.query("SELECT labelfile FROM pg_backup_stop(false)", &[]).await.unwrap()[0].get(0);
-    fs::write(copy.join("backup_label"), label).unwrap();
-    for name in ["pg_wal", "postmaster.pid", "pgherd.json"] {
-        let place = copy.join(name);
-        let _ = if place.is_dir() { fs::remove_dir_all(place) } else { fs::remove_file(place) };
-    }
-    assert!(Command::new("cp").arg("-a").args([data.join("pg_wal"), copy.join("pg_wal")]).status().unwrap().success());
-    let tar = Command::new("tar").arg("-C").arg(&copy).args(["-cf", "-", "."]).output().unwrap();
-    assert!(tar.status.success());
-    tar.stdout
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +26,14 @@ async fn a_copy_made_while_an_unlogged_relation_came_to_be_is_recovered() {
     let minio = Minio::start(source.root.path()).await;
     let mut all = bring_up(&source, 2).await;
     let (replica, old) = (all.pop().unwrap(), all.pop().unwrap());
-    let tar = copy_in_between(&old, source.root.path()).await;
+    // The table has its main fork in the copy, and not yet its init fork.
+    let tar = copy_as_tar(&old, source.root.path(), async |copy| {
+        wait_write(&old, "CREATE UNLOGGED TABLE public.u AS SELECT 1 AS n").await;
+        let (path, data) = (ask(&old, "SELECT pg_relation_filepath('public.u')").await, &old.agent.layout.pgdata);
+        fs::copy(data.join(&path), copy.join(&path)).unwrap();
+        assert!(!copy.join(format!("{path}_init")).exists() && data.join(format!("{path}_init")).exists());
+    })
+    .await;
     minio.store().await.put("old.tar", Bytes::from(tar)).await.unwrap();
     replica.terminate().await;
     old.terminate().await;

@@ -87,11 +87,11 @@ pub fn restore(args: &RestoreArgs) -> Outcome {
     let location = args.location.read()?;
     let places = args.places()?;
     let target = args.recovery_target()?;
-    let (outcome, location, timeline) = build_runtime()?.block_on(async {
+    let (outcome, location, history) = build_runtime()?.block_on(async {
         let cancel = CancellationToken::new();
         super::backup::cancel_on_signal(&cancel);
         let store = ObjectStore::connect(&location.cluster.store).await?;
-        let (location, record, timeline) = match &target {
+        let (location, record, history) = match &target {
             Some(target) => plan_recovery(&store, &location, target, true, Timestamp::now()).await?,
             None => resolve(&store, &location).await.map(|(location, record)| (location, record, None))?,
         };
@@ -99,8 +99,9 @@ pub fn restore(args: &RestoreArgs) -> Outcome {
         let (sender, _receiver) = watch::channel(RestoreProgress::default());
         let store = store.with_long_patience(LONG_PATIENCE, &cancel);
         let outcome = restore_backup_with(&store, &location, &args.target, &settings, sender, cancel).await?;
-        Ok::<_, Box<dyn Error>>((outcome, location, timeline))
+        Ok::<_, Box<dyn Error>>((outcome, location, history))
     })?;
+    let timeline = history.map(|history| history.timeline);
     recovery::write_recovery(&args.target, &location, target.as_ref(), timeline)?;
     print(&json!({
         "id": outcome.record.id,

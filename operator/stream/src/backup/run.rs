@@ -188,8 +188,7 @@ impl Run<'_> {
         self.options.part_bytes.max(MIN_PART_BYTES)
     }
 
-    /// Does the work while the claim is renewed and what dead attempts left is removed. The work is never dropped: what it
-    /// has on its way it ends itself.
+    /// Does the work while the claim is renewed and what dead attempts left is removed.
     async fn beside_renewal<T>(
         &self,
         claim: &Claim<'_>,
@@ -198,16 +197,8 @@ impl Run<'_> {
         work: impl Future<Output = Result<T, BackupError>>,
     ) -> Result<T, BackupError> {
         let work = async { tokio::join!(work, self.sweep(location, own_id)).0 };
-        tokio::pin!(work);
-        let lost = tokio::select! {
-            biased;
-            done = &mut work => return done,
-            lost = claim.renew() => lost,
-        };
-        self.cancel.cancel();
         // Whatever became of it: the backup is not ours any more.
-        let _ = work.await;
-        Err(lost)
+        self.unless_lost(work, claim.renew()).await
     }
 
     /// [`Self::stream`] while the slot is there: without it the server may remove WAL that the backup needs, which would show at its
@@ -217,17 +208,25 @@ impl Run<'_> {
         stream: &mut Stream,
         slot: &mut ReplicationClient,
     ) -> Result<(ScannedBackup, StoredBackup), BackupError> {
-        let work = self.stream(stream);
+        self.unless_lost(self.stream(stream), async { BackupError::SlotLost(slot.watch().await) }).await
+    }
+
+    /// Does the work for as long as what it needs is not lost; then it is cancelled, but never dropped: what it has on its way it ends
+    /// itself.
+    async fn unless_lost<T>(
+        &self,
+        work: impl Future<Output = Result<T, BackupError>>,
+        lost: impl Future<Output = BackupError>,
+    ) -> Result<T, BackupError> {
         tokio::pin!(work);
         let lost = tokio::select! {
             biased;
             done = &mut work => return done,
-            lost = slot.watch() => lost,
+            lost = lost => lost,
         };
         self.cancel.cancel();
-        // It is not dropped: what it has on its way it ends itself.
         let _ = work.await;
-        Err(BackupError::SlotLost(lost))
+        Err(lost)
     }
 
     /// Reads, compresses and uploads at the same time.

@@ -79,9 +79,9 @@ impl Archived {
     async fn plan(&self, id: &str, target: RecoveryTarget) -> Result<(String, Option<TimelineId>), ProofError> {
         let unnamed = ClusterLocation { system_id: String::new(), ..self.location.clone() };
         let from = BackupLocation { cluster: unnamed, backup_id: id.to_owned() };
-        let (location, record, timeline) = plan_recovery(&self.store, &from, &target, false, Timestamp::now()).await?;
+        let (location, record, history) = plan_recovery(&self.store, &from, &target, false, Timestamp::now()).await?;
         assert_eq!((&location.backup_id, &location.cluster), (&record.id, &self.location));
-        Ok((record.id, timeline))
+        Ok((record.id, history.map(|history| history.timeline)))
     }
 }
 

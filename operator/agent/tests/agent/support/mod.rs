@@ -2,7 +2,9 @@
 #![allow(unreachable_pub, reason = "a test")]
 
 pub mod archive;
+pub mod copies;
 pub mod minio;
+pub mod programs;
 pub mod takeover;
 pub mod watched;
 
@@ -116,6 +118,20 @@ pub fn write_certificates(folder: &Path) {
     }
 }
 
+/// An object store that nobody serves; there are no credentials for it either.
+pub fn unserved_store() -> StoreConfig {
+    StoreConfig {
+        endpoint: "http://127.0.0.1:9".into(),
+        bucket: "b".into(),
+        prefix: String::new(),
+        region: None,
+        path_style: true,
+        credentials_dir: "/nowhere".into(),
+        ca_file: None,
+        encryption: None,
+    }
+}
+
 /// A cluster `c` of some instances under one folder.
 pub struct Cluster {
     pub root: tempfile::TempDir,
@@ -193,16 +209,7 @@ impl Cluster {
         self.executable = self.root.path().join("executable");
         fs::write(&self.executable, script).unwrap();
         fs::set_permissions(&self.executable, fs::Permissions::from_mode(0o755)).unwrap();
-        self.config.store = Some(StoreConfig {
-            endpoint: "http://127.0.0.1:9".into(),
-            bucket: "b".into(),
-            prefix: String::new(),
-            region: None,
-            path_style: true,
-            credentials_dir: "/nowhere".into(),
-            ca_file: None,
-            encryption: None,
-        });
+        self.config.store = Some(unserved_store());
     }
 
     /// Starts an agent for a pod; `uid` tells a new pod of an old name apart.
