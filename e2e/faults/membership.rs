@@ -45,6 +45,27 @@ pub(crate) async fn switchover(scene: &Scene) -> Result<()> {
     scene.writer.wait_progress(50).await.map(drop)
 }
 
+/// The one that a switchover names dies as soon as the register has the request: the role goes to another one, or back.
+pub(crate) async fn switchover_target_dies(scene: &Scene) -> Result<()> {
+    let target = scene.replicas().into_iter().next().ok_or("there is no replica")?;
+    let container = scene.container(&target)?;
+    let ask = format!("{SWITCHOVER}={target}");
+    kubectl(scene.namespace(), &["annotate", "postgrescluster", &scene.cluster.name, &ask, "--overwrite"]).await?;
+    let begun = until("the switchover to begin", PATIENCE, async || {
+        let register = scene.register().await?;
+        let term = register["sealTerm"].as_u64().max(register["term"].as_u64());
+        let begun = !register["handover"].is_null() || term > scene.before.term;
+        Ok(if begun { Look::Done(register) } else { Look::NotYet("no handover in the register".to_string()) })
+    })
+    .await?;
+    container.signal("KILL", &[Kind::Supervisor]).await?;
+    scene.note(format!("{target} was killed while the register had handover {}", begun["handover"]));
+    scene.writer.wait_progress(50).await?;
+    let status = scene.cluster.status().await?;
+    scene.note(format!("afterwards {:?} is primary", status.primary));
+    Ok(())
+}
+
 /// The node of the primary is drained: its pod is evicted, which its disruption budget has to allow at some time.
 pub(crate) async fn drained(scene: &Scene) -> Result<()> {
     let node = scene.cluster.node_of(&scene.primary()?).await?;

@@ -111,6 +111,76 @@ pub(crate) async fn without_operator(scene: &Scene) -> Result<()> {
         .await
 }
 
+/// Cuts each of these pods from the others that are named, the API server and the operators, for the time of the work.
+async fn while_zone_is_cut(
+    scene: &Scene,
+    zone: &[String],
+    others: &[String],
+    work: impl AsyncFnOnce() -> Result<()>,
+) -> Result<()> {
+    let mut away = scene.addresses(others).await?;
+    away.push(API_ADDRESS.to_string());
+    away.extend(operator_addresses().await?);
+    let mut containers = Vec::new();
+    let mut outcome = Ok(());
+    for pod in zone {
+        let container = scene.container(pod)?;
+        outcome = outcome.and(partition::cut(&container, &away, Direction::Both).await);
+        containers.push(container);
+    }
+    let outcome = match outcome {
+        Ok(()) => work().await,
+        failed => failed,
+    };
+    for container in &containers {
+        partition::heal(container).await;
+    }
+    outcome
+}
+
+/// The primary and one replica on one side, the other replica, the operators and the API server on the other. The voter beside
+/// the primary keeps its promise to it, and the one on the other side can't prove alone that it has everything.
+pub(crate) async fn zone_without_api(scene: &Scene) -> Result<()> {
+    let (near, far) = sides(scene)?;
+    scene
+        .nothing_moves(async || {
+            while_zone_is_cut(scene, &near, &far, async || scene.watch_no_failover(LONG).await).await
+        })
+        .await
+}
+
+/// The same, and the replica on the other side is cut from the API server as well.
+pub(crate) async fn zones_without_api(scene: &Scene) -> Result<()> {
+    let (near, far) = sides(scene)?;
+    let work = async || while_zone_is_cut(scene, &far, &near, async || scene.watch_no_failover(LONG).await).await;
+    scene.nothing_moves(async || while_zone_is_cut(scene, &near, &far, work).await).await
+}
+
+/// The primary alone is cut from everybody, and no replica reaches the API server: nobody can take over, and the primary must not go on.
+pub(crate) async fn isolated_and_nobody_has_api(scene: &Scene) -> Result<()> {
+    let (primary, replicas) = (vec![scene.primary()?], scene.replicas());
+    let container = scene.primary_container()?;
+    let mut since = 0;
+    let work = async || {
+        since = unix_ms();
+        scene.watch_no_promotion(SHORT).await?;
+        scene.wait_silent(&container, PATIENCE).await
+    };
+    let replicas_cut = async || while_zone_is_cut(scene, &replicas, &primary, work).await;
+    while_zone_is_cut(scene, &primary, &replicas, replicas_cut).await?;
+    let last = scene.note_last_ack_of(&container, since);
+    claim(last <= 2_000, || format!("commits were acknowledged for {last} ms without a replica"))?;
+    scene.writer.wait_progress(50).await.map(drop)
+}
+
+/// The primary with one replica, and the other replica.
+fn sides(scene: &Scene) -> Result<(Vec<String>, Vec<String>)> {
+    match scene.replicas().as_slice() {
+        [near, far @ ..] if !far.is_empty() => Ok((vec![scene.primary()?, near.clone()], far.to_vec())),
+        few => Err(format!("{} replicas instead of two", few.len()).into()),
+    }
+}
+
 async fn one_way(scene: &Scene, from: From, direction: Direction) -> Result<()> {
     while_cut(scene, from, direction, async || {
         // The time that the fault is defined by.

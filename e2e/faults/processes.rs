@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use pgherd_e2e::{Result, containers::Kind};
+use pgherd_e2e::{Result, containers::Kind, postgres::psql};
 
 use crate::scene::{Scene, claim, unix_ms};
 
+/// Memory that the container may take beyond what it has, in bytes.
+const OOM_ROOM: u64 = 64 << 20;
 /// The fencing time (8 s), a second for SIGKILL, and a second for a busy machine.
 const FENCED_WITHIN_MS: i64 = 10_000;
 
@@ -30,6 +32,20 @@ pub(crate) async fn backend_killed(scene: &Scene) -> Result<()> {
         container.processes.iter().find(|process| process.title.contains("[local]") || process.title.contains(" app "));
     let session = session.ok_or_else(|| format!("no session among {:?}", container.processes))?;
     pgherd_e2e::containers::send("KILL", &[session.pid]).await?;
+    scene.writer.wait_progress(50).await.map(drop)
+}
+
+/// A session asks for more memory than the container may have, and the kernel kills it; PostgreSQL starts anew.
+pub(crate) async fn out_of_memory(scene: &Scene) -> Result<()> {
+    let (primary, container) = (scene.primary()?, scene.primary_container()?);
+    let limit = container.limit_memory(OOM_ROOM)?;
+    let greedy = "SELECT length(string_agg(repeat(g::text, 100000), '')) FROM generate_series(1, 1500) g";
+    let outcome = psql(scene.namespace(), &primary, "postgres", greedy).await;
+    limit.lift()?;
+    scene.note(format!("the session: {}", outcome.map_or_else(|error| error.to_string(), |out| format!("got {out}"))));
+    let kills = limit.kills()?;
+    claim(kills > 0, || "the kernel killed nobody".to_string())?;
+    scene.note(format!("{kills} processes were killed"));
     scene.writer.wait_progress(50).await.map(drop)
 }
 

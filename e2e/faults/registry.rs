@@ -82,6 +82,9 @@ impl Fault {
     pub(crate) fn goal_ms(&self) -> Option<u64> {
         match (self.number, self.name.ends_with("-off")) {
             ("1" | "5", _) => Some(5_000),
+            ("41", _) if self.name.starts_with("zone") => Some(2_000),
+            // It lasts as long as the cut.
+            ("41", _) if self.name.starts_with("isolated") => None,
             ("41" | "10", false) => Some(10_000),
             ("44", _) => Some(3_000),
             ("2" | "3" | "4" | "6" | "7" | "8" | "10" | "34" | "35" | "41", _) => Some(20_000),
@@ -179,8 +182,9 @@ fn faults_of_decisions() -> Vec<Fault> {
         "22" "successor-dies" "the primary dies, then its successor" required (succession::successor_dies);
         "23" "outdated-returns-alone" "a replica that missed commits is the only one up" required (succession::outdated_returns_alone);
         "24" "candidate-killed" "the winner is killed as soon as the register names it" required (succession::candidate_killed);
-        "24" "candidate-killed-at-each-step" "the winner dies before and after each other step of the promotion" not ("needs hooks inside the agent; the simulation crashes it at every step");
-        "25" "promotion-crashes-twice" "two promotions crash and choose the same timeline" not ("needs a hook inside the agent; the model has it");
+        "24" "candidate-killed-at-promotion" "the winner is killed as soon as it has written down that it leads" required (succession::candidate_killed_at_promotion);
+        "24" "candidate-killed-at-history" "the winner is killed as soon as its new timeline has a history" required (succession::candidate_killed_at_history);
+        "25" "one-timeline-twice-off" "two promotions that don't know of each other take the same timeline" off (succession::one_timeline_twice);
         "26" "replica-promoted-by-hand" "a replica is promoted by hand and written to" required (succession::promoted_by_hand);
         "27" "old-primary-ahead" "the old primary returns with WAL that nobody acknowledged" required (succession::old_primary_ahead);
         "28" "ahead-replica-returns" "a replica that is ahead of the promoted one returns" off (succession::ahead_replica_returns);
@@ -199,11 +203,13 @@ fn faults_of_surroundings() -> Vec<Fault> {
         "32" "disk-read-only" "the primary's file system becomes read-only" disk (volumes::read_only);
         "33" "disk-slow-500ms" "every write to the primary's disk waits up to 0.5 s" disk (volumes::slow_500ms);
         "33" "disk-slow-5s" "every write to the primary's disk waits up to 5 s" disk (volumes::slow_5s);
+        "33" "disk-slow-30s" "every write to the primary's disk waits up to 30 s" disk (volumes::slow_30s);
         "34" "disk-dead" "writes to the primary's disk never end, its network lives" disk (volumes::dead);
         "35" "backend-killed" "kill -9 of a session's process" required (processes::backend_killed);
+        "35" "out-of-memory" "a session takes more memory than the primary's container may have" required (processes::out_of_memory);
         "35" "agent-killed" "kill -9 of the primary's agent" required (processes::agent_killed);
         "36" "starved" "the primary's container gets 2 % of a processor for 60 s" required (processes::starved);
-        "37" "clock-steps" "clocks step by an hour, drift, differ between pods" not ("all nodes share one kernel's clock, and pgherd reads CLOCK_BOOTTIME only; the simulation has a clock per host");
+        "37" "clock-steps" "clocks step by an hour, drift, differ between pods" not ("all nodes share this machine's clock; pgherd decides by CLOCK_BOOTTIME, which nobody can set, and compares no time of one machine with another's; in the simulation a paused machine's clock stands still");
         "38" "node-paused-5s" "the primary's node hangs for 5 s" required (pods::paused_5);
         "38" "node-paused-12s" "the primary's node hangs for 12 s" required (pods::paused_12);
         "38" "node-paused-40s" "the primary's node hangs for 40 s" required (pods::paused_40);
@@ -214,12 +220,16 @@ fn faults_of_surroundings() -> Vec<Fault> {
         "41" "node-cut" "the primary's node is cut from everything" short (node_faults::node_cut);
         "41" "node-cut-off" "the same in mode Off" off (node_faults::node_cut);
         "41" "node-cut-with-leader" "the node of the primary and of the leading operator is cut off" required (node_faults::node_cut_with_leader);
+        "41" "zone-without-api" "the primary and one replica are cut from the other replica, the operators and the API server" required (network::zone_without_api);
+        "41" "zones-without-api" "the same, and the other replica is cut from the API server as well" required (network::zones_without_api);
+        "41" "isolated-and-nobody-has-api" "the primary is cut from everybody, and the replicas from the API server" required (network::isolated_and_nobody_has_api);
         "42" "query-on-replica" "the replay of both replicas is held up by open transactions while the primary hangs" required (clients::query_on_replica);
         "42" "wait-cancelled" "waits for replicas are cancelled" required (clients::wait_cancelled);
         "42" "wait-terminated" "sessions that wait for replicas are ended" required (clients::wait_terminated);
         "43" "acknowledgements-changed" "W 1, 2, 1 under load, then the primary dies" required (membership::acknowledgements_changed);
         "43" "scaled" "3, 5, 2, 3 instances under load" required (membership::scaled);
         "44" "switchover" "a switchover is asked for" short (membership::switchover);
+        "44" "switchover-target-dies" "the target of a switchover dies midway" required (membership::switchover_target_dies);
         "44" "node-drained" "the primary's node is drained" required (membership::drained);
         "45" "operator-killed-in-a-loop" "all operators are killed every few seconds while the primary hangs" required (operator::killed_in_a_loop);
         "46" "two-operators" "a second operator that knows nothing of the first" required (operator::two);

@@ -11,6 +11,7 @@ use pgherd_e2e::{
     Result,
     cluster::{Cluster, PATIENCE, describe},
     containers::{self, Container, Kind},
+    kubectl::kubectl,
     overlap::{last_acknowledged, last_before_silence},
     probes::Probes,
     wait::{Look, until},
@@ -124,6 +125,14 @@ impl Scene {
         let all = self.cluster.pods().await?;
         let wanted = all.into_iter().filter(|pod| pod.metadata.name.as_ref().is_some_and(|name| pods.contains(name)));
         Ok(wanted.filter_map(|pod| pod.status.and_then(|status| status.pod_ip)).collect())
+    }
+
+    /// The register as the Lease has it now.
+    pub(crate) async fn register(&self) -> Result<serde_json::Value> {
+        let text = kubectl(self.namespace(), &["get", "lease", &self.cluster.name, "-o", "json"]).await?;
+        let lease: serde_json::Value = serde_json::from_str(&text)?;
+        let register = &lease["metadata"]["annotations"][pgherd_core::register::REGISTER_ANNOTATION];
+        Ok(serde_json::from_str(register.as_str().unwrap_or("{}"))?)
     }
 
     /// Waits for a later term with a primary, and notes how it came about.

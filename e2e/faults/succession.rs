@@ -1,12 +1,15 @@
 //! Faults one after the other: the new primary dies as well, instances return in the wrong order, a replica that was promoted by
 //! hand, a new data directory, a copy that is killed. Numbers 22 to 24 and 26 to 30.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use pgherd_e2e::{
     Result,
     cluster::PATIENCE,
-    containers::Kind,
+    containers::{Container, Kind},
     kubectl::kubectl,
     partition::{self, Direction},
     postgres::psql,
@@ -71,24 +74,121 @@ pub(crate) async fn outdated_returns_alone(scene: &Scene) -> Result<()> {
 /// The one that was chosen is killed as soon as the register names it.
 pub(crate) async fn candidate_killed(scene: &Scene) -> Result<()> {
     let primary = scene.primary()?;
-    scene.primary_container()?.set_frozen(true)?;
-    let outcome = async {
-        let chosen = until("somebody to be chosen", PATIENCE, async || {
-            let text = kubectl(scene.namespace(), &["get", "lease", &scene.cluster.name, "-o", "json"]).await?;
-            let lease: serde_json::Value = serde_json::from_str(&text)?;
-            let register = &lease["metadata"]["annotations"][pgherd_core::register::REGISTER_ANNOTATION];
-            let register: serde_json::Value = serde_json::from_str(register.as_str().unwrap_or("{}"))?;
+    kill_candidate(scene, "the register named it", async || {
+        until("somebody to be chosen", PATIENCE, async || {
+            let register = scene.register().await?;
             let holder = register["holder"]["pod"].as_str().unwrap_or_default().to_string();
             Ok(if holder.is_empty() || holder == primary { Look::NotYet(holder) } else { Look::Done(holder) })
         })
-        .await?;
-        scene.container(&chosen)?.signal("KILL", &[Kind::Supervisor]).await?;
-        scene.note(format!("{chosen} was killed as soon as the register named it"));
+        .await
+    })
+    .await
+}
+
+/// It is killed as soon as it has written down that it leads the new term: before PostgreSQL is told.
+pub(crate) async fn candidate_killed_at_promotion(scene: &Scene) -> Result<()> {
+    let term = scene.before.term.unwrap_or_default();
+    kill_candidate(scene, "it had the new term on its disk", async || {
+        until_on_disk(scene, |pgdata| {
+            let text = std::fs::read_to_string(pgdata.join(LOCAL_STATE)).unwrap_or_default();
+            let state: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            state["term"].as_u64() > Some(term) && state["wasPrimary"] == true
+        })
+        .await
+    })
+    .await
+}
+
+/// It is killed as soon as PostgreSQL has written the history of its new timeline: before anybody is led to it.
+pub(crate) async fn candidate_killed_at_history(scene: &Scene) -> Result<()> {
+    let known = newest_history(&pgdata_of(&scene.primary_container()?)?);
+    kill_candidate(scene, "its new timeline had a history", async || {
+        until_on_disk(scene, |pgdata| newest_history(pgdata) > known).await
+    })
+    .await
+}
+
+/// The file of a data directory in which an agent keeps what must survive it.
+const LOCAL_STATE: &str = pgherd_agent::local_state::FILE_NAME;
+
+/// The data directory of an instance, as this machine sees it.
+fn pgdata_of(container: &Container) -> Result<PathBuf> {
+    let pids = container.pids(&[Kind::Supervisor]);
+    let pid = pids.first().ok_or_else(|| format!("{} has no supervisor", container.pod))?;
+    Ok(PathBuf::from(format!("/proc/{pid}/root{}", pgherd_core::instance::paths::PGDATA)))
+}
+
+/// The newest timeline of this data directory that has a history: the name of its file.
+fn newest_history(pgdata: &Path) -> Option<String> {
+    let files = std::fs::read_dir(pgdata.join("pg_wal")).into_iter().flatten().flatten();
+    files.filter_map(|file| file.file_name().into_string().ok()).filter(|name| name.ends_with(".history")).max()
+}
+
+/// The first replica of which this holds, looked at as often as possible: what is waited for lasts milliseconds.
+async fn until_on_disk(scene: &Scene, holds: impl Fn(&Path) -> bool) -> Result<String> {
+    let replicas = scene.replicas().into_iter().map(|pod| Ok((pgdata_of(&scene.container(&pod)?)?, pod)));
+    let replicas: Vec<(PathBuf, String)> = replicas.collect::<Result<_>>()?;
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if let Some((_, pod)) = replicas.iter().find(|(pgdata, _)| holds(pgdata)) {
+            return Ok(pod.clone());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Err("no replica was promoted".into())
+}
+
+/// The primary hangs, and its successor is killed in the middle of its promotion.
+async fn kill_candidate(scene: &Scene, when: &str, chosen: impl AsyncFnOnce() -> Result<String>) -> Result<()> {
+    let primary = scene.primary()?;
+    let containers = scene.replicas().into_iter().map(|pod| scene.container(&pod)).collect::<Result<Vec<_>>>()?;
+    scene.primary_container()?.set_frozen(true)?;
+    let outcome = async {
+        let chosen = chosen().await?;
+        let container = containers.iter().find(|container| container.pod == chosen);
+        container.ok_or_else(|| format!("{chosen} is no replica"))?.signal("KILL", &[Kind::Supervisor]).await?;
+        scene.note(format!("{chosen} was killed as soon as {when}"));
         scene.writer.wait_progress(50).await.map(drop)
     }
     .await;
     // It is gone if its liveness probe has failed meanwhile.
     drop(scene.container(&primary).map(|container| container.set_frozen(false)));
+    outcome
+}
+
+/// The timeline that a server writes.
+async fn timeline(scene: &Scene, pod: &str) -> Result<String> {
+    psql(scene.namespace(), pod, "postgres", "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)").await
+}
+
+/// Mode `Off`: the replicas don't hear each other. One is promoted and written to, hangs, and the other one is promoted from where
+/// the first one was: both promotions take the same number, and pg_rewind alone would see no difference between them.
+pub(crate) async fn one_timeline_twice(scene: &Scene) -> Result<()> {
+    let (one, other) = two_replicas(scene)?;
+    let cut = scene.container(&one)?;
+    partition::cut(&cut, &scene.addresses(std::slice::from_ref(&other)).await?, Direction::Both).await?;
+    let primary = scene.primary_container()?;
+    primary.set_frozen(true)?;
+    let mut frozen = vec![primary];
+    let outcome = async {
+        let first = scene.wait_failover().await?;
+        scene.writer.wait_progress(50).await?;
+        let taken = timeline(scene, &first.to).await?;
+        let winner = scene.container(&first.to)?;
+        winner.set_frozen(true)?;
+        frozen.push(winner);
+        let second = scene.wait_term_after(first.term).await?;
+        scene.writer.wait_progress(50).await?;
+        let taken = (taken, timeline(scene, &second.to).await?);
+        scene.note(format!("{} took timeline {}, {} took {}", first.to, taken.0, second.to, taken.1));
+        claim(first.to != second.to && taken.0 == taken.1, || "the promotions did not take one number".to_string())
+    }
+    .await;
+    partition::heal(&cut).await;
+    for container in frozen {
+        // It is gone if its liveness probe has failed meanwhile.
+        drop(container.set_frozen(false));
+    }
     outcome
 }
 

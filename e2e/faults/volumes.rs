@@ -217,6 +217,10 @@ pub(crate) async fn slow_5s(scene: &Scene) -> Result<()> {
     slow(scene, Duration::from_secs(5)).await
 }
 
+pub(crate) async fn slow_30s(scene: &Scene) -> Result<()> {
+    slow(scene, Duration::from_secs(30)).await
+}
+
 /// Takes the disks and volumes away; nothing uses them any more.
 pub(crate) async fn forget() {
     for node in NODES {

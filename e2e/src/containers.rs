@@ -149,6 +149,19 @@ fn kind_of(title: &str, first: bool) -> Kind {
 }
 
 impl Container {
+    /// Lets the container take no more than so many bytes beyond what it has now.
+    ///
+    /// # Errors
+    /// The control group can't be read or written.
+    pub fn limit_memory(&self, room: u64) -> Result<MemoryLimit> {
+        let folder = self.cgroup_in("memory");
+        let [used, limit, _] = memory_files(&folder);
+        let (before, kills_before) = (fs::read_to_string(&limit)?, oom_kills(&folder)?);
+        let used: u64 = fs::read_to_string(used)?.trim().parse()?;
+        fs::write(&limit, (used + room).to_string()).map_err(|error| format!("{}: {error}", limit.display()))?;
+        Ok(MemoryLimit { folder, before, kills_before })
+    }
+
     /// The processes of these kinds.
     #[must_use]
     pub fn pids(&self, kinds: &[Kind]) -> Vec<u32> {
@@ -208,6 +221,49 @@ impl Container {
             fs::write(folder.join("cpu.max"), format!("{quota} 100000"))?;
         }
         Ok(())
+    }
+}
+
+/// A limit of memory that is in force until [`MemoryLimit::lift`].
+#[derive(Debug)]
+pub struct MemoryLimit {
+    folder: PathBuf,
+    before: String,
+    kills_before: u64,
+}
+
+/// The files of a control group: what is used, the limit, and the counter of kills.
+fn memory_files(folder: &Path) -> [PathBuf; 3] {
+    let names = match folder.join("memory.max").exists() {
+        true => ["memory.current", "memory.max", "memory.events"],
+        false => ["memory.usage_in_bytes", "memory.limit_in_bytes", "memory.oom_control"],
+    };
+    names.map(|name| folder.join(name))
+}
+
+fn oom_kills(folder: &Path) -> Result<u64> {
+    let [.., events] = memory_files(folder);
+    let text = fs::read_to_string(events)?;
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    Ok(count.ok_or("the kernel counts no kills")?.trim().parse()?)
+}
+
+impl MemoryLimit {
+    /// As it was before.
+    ///
+    /// # Errors
+    /// The control group can't be written.
+    pub fn lift(&self) -> Result<()> {
+        let [_, limit, _] = memory_files(&self.folder);
+        fs::write(limit, self.before.trim()).map_err(Into::into)
+    }
+
+    /// How many processes the kernel has killed since the limit began.
+    ///
+    /// # Errors
+    /// The control group can't be read.
+    pub fn kills(&self) -> Result<u64> {
+        Ok(oom_kills(&self.folder)?.saturating_sub(self.kills_before))
     }
 }
 

@@ -64,6 +64,8 @@ struct Summary<'a> {
     p95_ms: Option<u64>,
     max_ms: Option<u64>,
     goal_p95_ms: u64,
+    /// None where nothing was measured.
+    goal_met: Option<bool>,
     cloud_native_pg: &'a str,
     detect_median_ms: Option<u64>,
     seal_median_ms: Option<u64>,
@@ -82,6 +84,20 @@ fn percentile(values: &[u64], percent: usize) -> Option<u64> {
     sorted.get(rank - 1).copied()
 }
 
+/// Ways whose goal was missed, or of which a run failed: one sentence each.
+pub(crate) fn missed(all: &[Figures]) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for figures in all {
+        let summary = figures.summarise();
+        if summary.goal_met == Some(false) {
+            let p95 = summary.p95_ms.unwrap_or_default();
+            sentences.push(format!("{}: p95 {p95} ms, goal {} ms", summary.way, summary.goal_p95_ms));
+        }
+        sentences.extend(summary.notes.iter().map(|note| format!("{}: a run failed: {note}", summary.way)));
+    }
+    sentences
+}
+
 impl Figures {
     pub(crate) fn new(way: Way) -> Self {
         Self { way, runs: Vec::new(), notes: Vec::new() }
@@ -97,13 +113,15 @@ impl Figures {
             let parts: Vec<u64> = self.runs.iter().filter_map(part).filter_map(|ms| u64::try_from(ms).ok()).collect();
             percentile(&parts, 50)
         };
+        let p95 = percentile(&gaps, 95);
         Summary {
             way: self.way.name(),
             runs: self.runs.len(),
             median_ms: percentile(&gaps, 50),
-            p95_ms: percentile(&gaps, 95),
+            p95_ms: p95,
             max_ms: percentile(&gaps, 100),
             goal_p95_ms: self.way.goal_p95_ms(),
+            goal_met: p95.map(|p95| p95 <= self.way.goal_p95_ms()),
             cloud_native_pg: self.way.peer(),
             detect_median_ms: median(|run| run.detect_ms),
             seal_median_ms: median(|run| run.seal_ms),

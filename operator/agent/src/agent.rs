@@ -475,7 +475,7 @@ impl Agent {
         if sample.in_recovery {
             *lock(&self.wal_rate) = WalRate::default();
         } else {
-            lock(&self.wal_rate).note(sample.at.0 / 1_000_000, sample.received);
+            lock(&self.wal_rate).note(sample.at.0 / 1_000_000, sample.received, sample.segment_bytes);
         }
         self.samples.send_replace(Some(sample));
     }

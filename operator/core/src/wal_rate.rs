@@ -18,8 +18,8 @@ pub struct WalRate {
 }
 
 impl WalRate {
-    /// The primary had flushed `lsn` at `now_ms` of a clock that never goes back.
-    pub fn note(&mut self, now_ms: u64, lsn: Lsn) {
+    /// The primary had flushed `lsn` at `now_ms` of a clock that never goes back; its WAL segments have `segment_bytes`.
+    pub fn note(&mut self, now_ms: u64, lsn: Lsn, segment_bytes: u64) {
         let Some((then_ms, from)) = self.seen else {
             self.seen = Some((now_ms, lsn));
             return;
@@ -34,7 +34,7 @@ impl WalRate {
         let faded = self.bytes_per_second.checked_shr(halvings).unwrap_or(0);
         let rest = u128::from(took_ms % HALF_LIFE_MS);
         let faded = u128::from(faded) * (2 * u128::from(HALF_LIFE_MS) - rest) / (2 * u128::from(HALF_LIFE_MS));
-        let now = u128::from(lsn.bytes_since(from)) * 1000 / u128::from(took_ms);
+        let now = u128::from(written(from, lsn, segment_bytes)) * 1000 / u128::from(took_ms);
         self.bytes_per_second = u64::try_from(faded.max(now)).unwrap_or(u64::MAX);
     }
 
@@ -46,15 +46,28 @@ impl WalRate {
     }
 }
 
+/// Bytes that were written on the way. Where one segment ended, the rest of it may have been passed over: `pg_switch_wal`, which
+/// also an archive's timeout and a promotion cause, writes next to nothing and moves the position by up to a whole segment.
+fn written(from: Lsn, to: Lsn, segment_bytes: u64) -> u64 {
+    let way = to.bytes_since(from);
+    let segment = |lsn: Lsn| lsn.0.checked_div(segment_bytes).unwrap_or(0);
+    match to.0.checked_rem(segment_bytes) {
+        Some(offset) if segment(to) == segment(from) + 1 => way.min(offset),
+        _ => way,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SEGMENT: u64 = 16 << 20;
 
     #[test]
     fn a_steady_writer_may_come_twice_as_far_as_it_would() {
         let mut rate = WalRate::default();
         for second in 0..10 {
-            rate.note(second * 1000, Lsn(second * 5000));
+            rate.note(second * 1000, Lsn(second * 5000), SEGMENT);
         }
         assert_eq!(rate.position(Lsn(45_000), 10_000).limit, Lsn(45_000 + 2 * 50_000));
     }
@@ -62,30 +75,46 @@ mod tests {
     #[test]
     fn a_burst_fades() {
         let mut rate = WalRate::default();
-        rate.note(0, Lsn(0));
-        rate.note(1000, Lsn(8000));
-        rate.note(31_000, Lsn(8000));
+        rate.note(0, Lsn(0), SEGMENT);
+        rate.note(1000, Lsn(8000), SEGMENT);
+        rate.note(31_000, Lsn(8000), SEGMENT);
         assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000 + 8000));
-        rate.note(46_000, Lsn(8000));
+        rate.note(46_000, Lsn(8000), SEGMENT);
         assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000 + 6000));
-        rate.note(10_000_000, Lsn(8000));
+        rate.note(10_000_000, Lsn(8000), SEGMENT);
         assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000));
     }
 
     #[test]
     fn looks_that_follow_each_other_at_once_make_no_rate_and_lose_nothing() {
         let mut rate = WalRate::default();
-        rate.note(0, Lsn(0));
-        rate.note(1, Lsn(1_000_000));
-        rate.note(1000, Lsn(1_000_000));
+        rate.note(0, Lsn(0), SEGMENT);
+        rate.note(1, Lsn(1_000_000), SEGMENT);
+        rate.note(1000, Lsn(1_000_000), SEGMENT);
         assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(2_000_000));
     }
 
     #[test]
     fn a_server_that_lost_wal_counts_from_there() {
         let mut rate = WalRate::default();
-        rate.note(0, Lsn(9000));
-        rate.note(1000, Lsn(1000));
+        rate.note(0, Lsn(9000), SEGMENT);
+        rate.note(1000, Lsn(1000), SEGMENT);
         assert_eq!(rate.position(Lsn(1000), 1000).limit, Lsn(1000));
+    }
+
+    #[test]
+    fn a_segment_that_is_ended_early_is_no_burst() {
+        let mut rate = WalRate::default();
+        rate.note(0, Lsn(SEGMENT + 100), SEGMENT);
+        rate.note(1000, Lsn(2 * SEGMENT + 300), SEGMENT);
+        assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(600));
+    }
+
+    #[test]
+    fn a_real_burst_over_several_segments_counts_whole() {
+        let mut rate = WalRate::default();
+        rate.note(0, Lsn(0), SEGMENT);
+        rate.note(1000, Lsn(5 * SEGMENT), SEGMENT);
+        assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(10 * SEGMENT));
     }
 }

@@ -178,6 +178,10 @@ async fn run_pod(world: Arc<World>, name: String, uid: String, ordinal: u32) {
         if gone {
             break;
         }
+        if instance.was_fenced() {
+            // The supervisor lives on and starts an agent anew.
+            continue;
+        }
         show(&world, &instance, ordinal, None);
         restarts += 1;
         sleep(Duration::from_secs(u64::from(restarts.min(8)))).await;

@@ -163,6 +163,10 @@ impl Instance {
         self.scope.kill();
     }
 
+    pub(crate) fn was_fenced(&self) -> bool {
+        *self.ended.borrow() == Some(EXIT_FENCED)
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.ended.borrow().is_some()
     }

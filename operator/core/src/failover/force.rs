@@ -1,6 +1,6 @@
-//! Promotion by hand while no quorum can be had: what somebody may ask for, and whether it is granted. It gives up the
-//! promise that nothing acknowledged is lost, therefore it names the term that it was meant for: an old manifest that is
-//! applied again asks for nothing.
+//! Promotion by hand while no quorum can be had, or while the only one that may be chosen never becomes primary: what somebody
+//! may ask for, and whether it is granted. It gives up the promise that nothing acknowledged is lost, therefore it names the
+//! term that it was meant for: an old manifest that is applied again asks for nothing.
 
 use crate::{
     instance::SealReport,
@@ -55,7 +55,15 @@ pub fn parse_force(text: &str, present: Term) -> Result<ForceRequest, ForceError
     parsed.filter(|request| !request.pod.is_empty()).ok_or_else(|| ForceError::Malformed(text.to_owned(), present))
 }
 
-/// Whether the request may be granted now. `reports` are those of the election that was found blocked; None when none is.
+/// The holder was chosen again, though an earlier claim of its had come to nothing, and has not become primary since: nobody
+/// else may be chosen, and without help it may go on so for ever.
+#[must_use]
+pub fn is_chosen_in_vain(register: &Register) -> bool {
+    register.timeline.is_none() && register.failover.as_ref().is_some_and(|note| note.again)
+}
+
+/// Whether the request may be granted now. `reports` are those of the election that was found blocked, or chose in vain again;
+/// None when there is none.
 ///
 /// # Errors
 /// [`ForceError`] says why not.

@@ -10,7 +10,7 @@ pub mod restore;
 pub mod step;
 pub mod suspicion;
 
-pub use force::{ForceError, ForceRequest, decide_force, parse_force};
+pub use force::{ForceError, ForceRequest, decide_force, is_chosen_in_vain, parse_force};
 pub use handover::{HandoverCause, HandoverInput, HandoverVerdict, decide_handover};
 pub use observation::{MAX_GAP_MS, Observation, PodView, Probe};
 pub use rebuild::{RebuildError, decide_rebuild};

@@ -100,7 +100,13 @@ fn a_second_operator_that_is_slow_needs_the_compare_and_swap() {
 
 #[test]
 fn the_user_may_change_w_at_any_time() {
-    holds("W changes", Bounds { writes: 2, budget: Budget { wishes: 2, ..NOTHING }, ..Bounds::SMALL });
+    let bounds = Bounds { writes: 2, budget: Budget { wishes: 2, ..NOTHING }, ..Bounds::SMALL };
+    holds("W changes", bounds);
+    // Between what a primary applies and what the register says of it, in either order.
+    let crash = Bounds { budget: Budget { crashes: 1, ..bounds.budget }, ..bounds };
+    holds("W changes, and a crash", crash);
+    needs("W changes, and a crash", crash, Rule::Barrier, &[I1]);
+    needs("W changes, and a crash", crash, Rule::PendingProven, &[I1, I2]);
 }
 
 #[test]

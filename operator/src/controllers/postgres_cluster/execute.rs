@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::future::join_all;
 use kube::runtime::events::EventType;
 use pgherd_core::{
-    failover::Step,
+    failover::{Step, is_chosen_in_vain},
     instance::{InstanceStatus, SealReport},
     register::{LeaseView, Register},
 };
@@ -235,8 +235,18 @@ impl Round<'_> {
                     (lease, step, sealed) = (Some(seen), next, reports);
                 }
                 Step::Claim { pod, pod_uid, member, fork, candidates, possible_loss_bytes } => {
-                    let winner =
-                        claim::Winner { pod, pod_uid, member, fork, candidates, possible_loss_bytes, forced: None };
+                    let holder = seen.register.holder.as_ref().and_then(|holder| holder.member.as_ref());
+                    let in_vain = is_chosen_in_vain(&seen.register) && holder == Some(&member);
+                    let forced = if in_vain { self.grant_force(&seen, &sealed, &candidates).await } else { None };
+                    let winner = forced.unwrap_or(claim::Winner {
+                        pod,
+                        pod_uid,
+                        member,
+                        fork,
+                        candidates,
+                        possible_loss_bytes,
+                        forced: None,
+                    });
                     return self.claim(&seen, winner, memory).await;
                 }
                 Step::Blocked { missing, why, candidates } => {

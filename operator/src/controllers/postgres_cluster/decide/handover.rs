@@ -10,7 +10,7 @@ use pgherd_core::{
     failover::{
         ForceError, HandoverCause, HandoverInput, HandoverVerdict, decide_force, decide_handover,
         handover::{PATIENCE_MS, RELEASE_WITHIN_MS},
-        parse_force, register_handed_over, register_handover_withdrawn,
+        is_chosen_in_vain, parse_force, register_handed_over, register_handover_withdrawn,
     },
     register::Register,
 };
@@ -242,12 +242,12 @@ fn answer_while_busy(scene: &Scene<'_>) -> Option<Answer> {
 }
 
 /// A force-promotion that can't be granted whatever the members answer. One that could is looked at when the election was
-/// found blocked.
+/// found blocked, or chooses in vain again.
 fn answer_force(scene: &Scene<'_>) -> Option<Answer> {
     let value = scene.cluster.requests.force_promote.clone()?;
     let asked = parse_force(&value, scene.register.term);
     let refused = match asked.and_then(|request| decide_force(scene.register, None, &request).map(|_| ())) {
-        Err(ForceError::NotBlocked) if scene.register.is_sealing() => return None,
+        Err(ForceError::NotBlocked) if scene.register.is_sealing() || is_chosen_in_vain(scene.register) => return None,
         Err(error) => error.to_string(),
         Ok(()) => return None,
     };

@@ -7,9 +7,12 @@ use std::{
 };
 
 use pgherd_core::{
+    failover::Probe,
     instance::{AGENT_PORT, InstanceStatus, Phase, Receiver},
+    lineage::{Fork, register_forked},
     lsn::Lsn,
-    register::{Register, Term, VoterSet},
+    register::{FailoverKind, FailoverNote, Register, Term, VoterSet},
+    timeline::TimelineId,
 };
 use pgherd_crds::names::keys;
 
@@ -268,8 +271,8 @@ async fn a_target_that_is_behind_is_waited_for_and_refused_after_a_minute() {
         let mut status = seen.pods[2].status().unwrap().clone();
         let mut primary = seen.pods[0].status().unwrap().clone();
         (status.replayed_lsn, primary.received_lsn) = (Lsn(0x100_0000), Lsn(0x300_0000));
-        seen.pods[2].probe = pgherd_core::failover::Probe::Reachable(Box::new(status));
-        seen.pods[0].probe = pgherd_core::failover::Probe::Reachable(Box::new(primary));
+        seen.pods[2].probe = Probe::Reachable(Box::new(status));
+        seen.pods[0].probe = Probe::Reachable(Box::new(primary));
     };
     let mut memory = Memory::default();
     for _ in 0..60 {
@@ -381,7 +384,7 @@ async fn a_forced_promotion_needs_a_blocked_failover_and_the_present_term() {
         let mut memory = Memory::default();
         let blocked = |seen: &mut Observed| {
             for pod in &mut seen.pods[..2] {
-                pod.probe = pgherd_core::failover::Probe::Unreachable;
+                pod.probe = Probe::Unreachable;
             }
         };
         let done = shop.round(&mut memory, blocked).await.unwrap();
@@ -394,4 +397,44 @@ async fn a_forced_promotion_needs_a_blocked_failover_and_the_present_term() {
             assert!(record.reason.contains("forced"), "{}", record.reason);
         }
     }
+}
+
+#[tokio::test]
+async fn where_the_same_instance_is_chosen_in_vain_a_forced_promotion_waits_for_the_election_and_is_granted() {
+    let note = FailoverNote {
+        from: "shop-0".into(),
+        reason: "the Lease ran out".into(),
+        detect_ms: 1,
+        began_at_ms: 1,
+        claimed_at_ms: Some(2),
+        kind: FailoverKind::LeaseExpired,
+        candidates: Vec::new(),
+        possible_loss_bytes: None,
+        again: true,
+    };
+    let fork = Fork { term: Term(1), parent_term: Term(0), parent_timeline: TimelineId(1) };
+    let chosen = Register { timeline: None, failover: Some(note), ..held_by_0(voters(&[1, 2], 1)) };
+    let chosen = register_forked(chosen, fork);
+    let silent = Manners { answers: false, ..WELL };
+    let ahead = Manners { lsn: WELL.lsn + 0x200, ..WELL };
+    let mut shop = Shop::new(47, REQUIRED, voters(&[1, 2], 1), [ahead, silent, WELL]).await;
+    shop.ask(keys::FORCE_PROMOTE, "shop-2@1");
+    let mut memory = Memory::default();
+    let stuck = |seen: &mut Observed| {
+        seen.pods[0].probe = Probe::Reachable(Box::new(InstanceStatus { phase: Phase::Sealed, ..replica(0) }));
+        seen.pods[1].probe = Probe::Unreachable;
+    };
+    let put = |shop: &Shop, register: &Register| {
+        let lease = Api::with(register).lock().unwrap().lease.clone();
+        shop.api.lock().unwrap().lease = lease;
+    };
+    put(&shop, &chosen);
+    shop.round(&mut memory, stuck).await.unwrap();
+    assert!(shop.api.lock().unwrap().requests.contains_key(keys::FORCE_PROMOTE), "{:?}", shop.log());
+    put(&shop, &Register { seal_term: Term(2), ..chosen });
+    shop.round(&mut memory, stuck).await.unwrap();
+    let holder = shop.register().holder.unwrap().pod;
+    assert_eq!((holder.as_str(), shop.register().term), ("shop-2", Term(2)), "{:?}", shop.log());
+    assert!(shop.api.lock().unwrap().requests.is_empty());
+    assert_eq!(memory.last_failover.unwrap().forced, Some(true));
 }

@@ -1,19 +1,22 @@
 //! Sealing: the register says that a higher term is coming, then every member is asked for its promise.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use kube::runtime::events::EventType;
 use pgherd_core::{
     election::reach,
-    failover::{Step, SuspicionReason, register_sealed},
+    failover::{Step, SuspicionReason, is_chosen_in_vain, register_sealed},
     instance::{SealReport, SealRequest},
     register::{FailoverKind, FailoverNote, LeaseView, Register, Term},
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{ExecuteError, Round};
-use crate::controllers::postgres_cluster::decide::{FailoverProgress, Memory, decide_failover_step};
+use crate::controllers::postgres_cluster::{
+    decide::{FailoverProgress, Memory, decide_failover_step},
+    observe::ObservedPod,
+};
 
 /// All promises together.
 const SEALS_WITHIN: Duration = Duration::from_secs(12);
@@ -21,7 +24,7 @@ const SEALS_WITHIN: Duration = Duration::from_secs(12);
 /// it; it spares those that are ahead by what nobody was promised from being rewound.
 const GRACE: Duration = Duration::from_millis(250);
 /// Without a quorum every member that answers counts: above all the old primary, which has everything but may have to
-/// recover first.
+/// recover first. Who is known to be ahead of those that have answered, and has yet to replay, is waited for to the end.
 const GRACE_WITHOUT_QUORUM: Duration = Duration::from_secs(2);
 /// With a quorum the old primary is asked only if the voters have not decided by then: starting it costs time that the
 /// others need.
@@ -51,7 +54,7 @@ impl Round<'_> {
             candidates: Vec::new(),
             possible_loss_bytes: None,
             // Until it is known who is chosen now.
-            again: is_stuck(&seen.register),
+            again: is_chosen_in_vain(&seen.register),
         };
         let next = Register { failover: Some(note.clone()), ..register_sealed(&seen.register) };
         let written = match (reason, &self.observed.register) {
@@ -87,7 +90,7 @@ impl Round<'_> {
         let by_quorum = seen.register.quorum.acks > 0;
         let is_holder = |pod: &str| seen.register.holder.as_ref().is_some_and(|holder| holder.pod == pod);
         let addresses: Vec<_> = pods.iter().filter_map(|pod| self.observed.pod(pod)?.address(self.cluster)).collect();
-        let mut others_left = addresses.iter().filter(|address| !is_holder(&address.pod)).count();
+        let mut waiting: BTreeSet<String> = addresses.iter().map(|address| address.pod.clone()).collect();
         let mut pending: FuturesUnordered<_> = addresses
             .into_iter()
             .map(|address| {
@@ -96,21 +99,21 @@ impl Round<'_> {
                     if is_holder && by_quorum {
                         sleep(HOLDER_LATER).await;
                     }
-                    (is_holder, agents.seal(&address, &request).await)
+                    let answer = agents.seal(&address, &request).await;
+                    (address.pod, answer)
                 }
             })
             .collect();
-        let grace = if by_quorum { GRACE } else { GRACE_WITHOUT_QUORUM };
-        let mut deadline = Instant::now() + SEALS_WITHIN;
+        let latest = Instant::now() + SEALS_WITHIN;
+        let (mut deadline, mut grace_ends) = (latest, None);
         let mut reports = Vec::new();
-        let mut decided = false;
         loop {
             let answer = tokio::select! {
                 answer = pending.next() => answer,
                 () = sleep_until(deadline) => None,
             };
-            let Some((is_holder, answer)) = answer else { break };
-            others_left = others_left.saturating_sub(usize::from(!is_holder));
+            let Some((asked, answer)) = answer else { break };
+            waiting.remove(&asked);
             match answer {
                 Ok(report) if report.sealed_term == term => reports.push(report),
                 Ok(report) => {
@@ -124,16 +127,25 @@ impl Round<'_> {
                 Err(error) => tracing::warn!(error = error.to_string(), "not sealed"),
             }
             let Step::Claim { pod, .. } = self.step_with(seen, &reports, memory) else { continue };
-            if others_left == 0 && (by_quorum || has_everything(seen, &reports, &pod)) {
+            let mut others = waiting.iter().filter(|pod| !is_holder(pod)).peekable();
+            if others.peek().is_none() && (by_quorum || has_everything(seen, &reports, &pod)) {
                 break;
             }
-            if !decided {
-                decided = true;
-                deadline = deadline.min(Instant::now() + grace);
-            }
+            let grace = if by_quorum { GRACE } else { GRACE_WITHOUT_QUORUM };
+            let grace_ends = *grace_ends.get_or_insert_with(|| Instant::now() + grace);
+            let best = reports.iter().find(|report| report.pod == pod);
+            let is_worth_it = !by_quorum && best.is_some_and(|best| others.any(|pod| self.was_ahead(pod, best)));
+            deadline = if is_worth_it { latest } else { latest.min(grace_ends) };
         }
         let next = self.step_with(seen, &reports, memory);
         (reports, next)
+    }
+
+    /// When it was last asked, this pod had WAL that the other one does not have.
+    fn was_ahead(&self, pod: &str, of: &SealReport) -> bool {
+        let Some(status) = self.observed.pod(pod).and_then(ObservedPod::status) else { return false };
+        let timeline = status.history.as_ref().map(|history| history.timeline);
+        (timeline, status.received_lsn.max(status.replayed_lsn)) > (Some(of.history.timeline), reach(of))
     }
 
     fn step_with(&self, seen: &LeaseView, reports: &[SealReport], memory: &Memory) -> Step {
@@ -154,11 +166,6 @@ impl Round<'_> {
 fn has_everything(seen: &LeaseView, reports: &[SealReport], winner: &str) -> bool {
     let planned = seen.register.handover.is_some() && seen.register.released;
     planned && reports.iter().any(|report| report.pod == winner && reach(report) >= seen.position.flushed)
-}
-
-/// The holder was chosen again, though its claim had come to nothing, and has not become primary since.
-fn is_stuck(register: &Register) -> bool {
-    register.timeline.is_none() && register.failover.as_ref().is_some_and(|note| note.again)
 }
 
 fn kind(reason: SuspicionReason) -> FailoverKind {

@@ -13,7 +13,9 @@ use kube::{
     runtime::events::{Recorder, Reporter},
 };
 use pgherd_core::{
+    failover::Probe,
     instance::{AGENT_PORT, InstanceStatus, Phase},
+    lsn::Lsn,
     register::{REGISTER_ANNOTATION, Register, Term},
 };
 use serde_json::{Value, json};
@@ -238,6 +240,20 @@ async fn serve_agent(pki: &Pki, api: &Arc<Mutex<Api>>, net: u8, ordinal: u32, ls
     pki.serve_on(&name, (address, AGENT_PORT), answer).await;
 }
 
+/// As [`serve_agent`], but it takes its time to seal, and reports more than the others.
+async fn serve_slowly(pki: &Pki, net: u8, ordinal: u32, delay: Duration) {
+    let address = Ipv4Addr::new(127, 77, net, ordinal as u8 + 1);
+    let answer = move |path: &str| match path {
+        "/v1/seal" => {
+            std::thread::sleep(delay);
+            (200, serde_json::to_string(&sealed(ordinal, 0x300_0900)).unwrap())
+        }
+        "/v1/status" => (200, serde_json::to_string(&replica(ordinal)).unwrap()),
+        _ => (204, String::new()),
+    };
+    pki.serve_on(&format!("shop-{ordinal}.shop-pods.web.svc"), (address, AGENT_PORT), answer).await;
+}
+
 pub(super) fn at_address(net: u8, mut pod: ObservedPod) -> ObservedPod {
     pod.ip = Some(Ipv4Addr::new(127, 77, net, pod.ordinal as u8 + 1).into());
     pod
@@ -328,4 +344,33 @@ async fn a_holder_that_renews_between_looking_and_sealing_is_not_sealed() {
     }
     execute(&context, &cluster, &pki.identity(), &seen, &plan, &mut memory).await.unwrap();
     assert!(!api.lock().unwrap().register().is_sealing());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn without_a_quorum_a_replica_that_is_ahead_is_waited_for_until_it_has_replayed() {
+    let pki = Pki::new();
+    let sealing = Register { seal_term: Term(2), ..held_by_0(voters(&[1, 2], 0)) };
+    let api = Api::with(&sealing);
+    serve_agent(&pki, &api, 4, 1, 0x300_0000).await;
+    // Longer than anybody is waited for who has nothing that the others don't have.
+    let (mut slow, mut seen) = (Duration::from_secs(4), Vec::new());
+    for (net, ahead) in [(4, true), (5, false)] {
+        serve_slowly(&pki, net, 2, slow).await;
+        slow = Duration::from_secs(6);
+        if net == 5 {
+            serve_agent(&pki, &api, 5, 1, 0x300_0000).await;
+        }
+        api.lock().unwrap().lease = Api::with(&sealing).lock().unwrap().lease.clone();
+        let client = client(&api);
+        let (context, cluster) = (context(&client), validated("{instances: 3, storage: {size: 10Gi}}"));
+        let mut pods = pods_without_primary(net);
+        if let (true, Probe::Reachable(status)) = (ahead, &mut pods[2].probe) {
+            status.received_lsn = Lsn(0x300_0900);
+        }
+        let (observed, mut memory) = (see(&client, 1, pods).await, Memory::default());
+        let plan = decide(&cluster, &observed, &mut memory, at(1));
+        execute(&context, &cluster, &pki.identity(), &observed, &plan, &mut memory).await.unwrap();
+        seen.push(api.lock().unwrap().register().holder.unwrap().pod);
+    }
+    assert_eq!(seen, ["shop-2", "shop-1"]);
 }

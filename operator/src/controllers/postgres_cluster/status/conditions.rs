@@ -1,13 +1,16 @@
 //! The conditions. Each says what is so, in words that help; the most pressing reason is Ready's.
 
 use jiff::Timestamp;
-use pgherd_core::{conditions::Condition, instance::Phase};
-use pgherd_crds::v1alpha1::{
-    conditions::{
-        ARCHIVING, COLLATIONS_CURRENT, FAILOVER_BLOCKED, INSTANCES_CURRENT, PRIMARY_AVAILABLE, READY, RECONCILING,
-        REPLICAS_READY, STALLED, SUSPENDED,
+use pgherd_core::{conditions::Condition, failover::is_chosen_in_vain, instance::Phase};
+use pgherd_crds::{
+    names::keys,
+    v1alpha1::{
+        conditions::{
+            ARCHIVING, COLLATIONS_CURRENT, FAILOVER_BLOCKED, INSTANCES_CURRENT, PRIMARY_AVAILABLE, READY, RECONCILING,
+            REPLICAS_READY, STALLED, SUSPENDED,
+        },
+        postgres_cluster::MemberStatus,
     },
-    postgres_cluster::MemberStatus,
 };
 
 use super::{backups::backup_healthy, scene::Scene};
@@ -250,14 +253,15 @@ fn failover_blocked(scene: &Scene<'_>) -> Draft {
 
 /// The same instance is chosen again and again and does not become primary, since nobody else can be chosen.
 fn chosen_in_vain(scene: &Scene<'_>) -> Option<String> {
-    let register = scene.register.as_ref().filter(|register| register.timeline.is_none())?;
-    register.failover.as_ref().filter(|note| note.again)?;
+    let register = scene.register.as_ref().filter(|register| is_chosen_in_vain(register))?;
     let pod = &register.holder.as_ref()?.pod;
     (!scene.primary_available()).then(|| {
         format!(
             "{pod} was chosen again though it had not become primary before, since nobody else may be as long as other \
              registered voters are missing or behind it, and has not become primary since: see its log and its entry in \
-             status.members; if it can't reach or read the API server, repair that"
+             status.members; if it can't reach or read the API server, repair that; else \
+             {}=POD@TERM promotes another one and gives up what only {pod} has",
+            keys::FORCE_PROMOTE
         )
     })
 }
