@@ -65,10 +65,15 @@ pub(crate) async fn provide() -> Result<()> {
     pgherd_e2e::kubectl::apply("default", &manifest).await.map(drop)
 }
 
-/// With the option by which Debian mounts its file systems: an error makes it read-only.
+/// With the option by which Debian mounts its file systems: an error makes it read-only. On a block device of its own: `mount -o loop`
+/// takes the device that an old mount still has, and with it the file system that is broken.
 async fn mount(node: &str) -> Result<()> {
     let (mounted, file) = (folder(node), folder(node).with_extension("ext4"));
-    run("mount", &["-o", "loop,errors=remount-ro", &text(&file), &text(&mounted)], None).await.map(drop)
+    let device = run("losetup", &["--find", "--show", &text(&file)], None).await?;
+    let outcome = run("mount", &["-o", "errors=remount-ro", device.trim(), &text(&mounted)], None).await;
+    // It goes once nothing is mounted from it.
+    run("losetup", &["--detach", device.trim()], None).await?;
+    outcome.map(drop)
 }
 
 /// Makes every disk writable again.
@@ -157,6 +162,7 @@ async fn broken(scene: &Scene, how: impl AsyncFnOnce(&str) -> Result<()>) -> Res
     scene.writer.wait_progress(50).await?;
     scene.note_last_ack_of(&container, since);
     mount_anew(&node).await?;
+    claim(takes_writes(&node), || format!("the disk of {node} takes no writes although it was mounted anew"))?;
     run("kubectl", &["-n", scene.namespace(), "delete", "pod", &pod, "--wait=false"], None).await.map(drop)
 }
 

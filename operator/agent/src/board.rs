@@ -47,6 +47,7 @@ impl Board {
             cancelled_waits: 0,
             pending_restart: Vec::new(),
             stale_collations: None,
+            weak_commits: None,
             silence: None,
             divergent: None,
         };

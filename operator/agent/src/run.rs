@@ -17,7 +17,7 @@ use crate::{
     agent::Agent,
     archive, archive_window,
     board::Board,
-    collations,
+    catalog,
     fencer::Fencer,
     gate::keep_gate,
     kubernetes_store::KubernetesRegister,
@@ -133,7 +133,7 @@ async fn run_tasks(agent: Arc<Agent>, certificates: watch::Receiver<u64>) {
         tokio::spawn(archive::keep_history(Arc::clone(&agent))),
         tokio::spawn(archive_window::keep_window(Arc::clone(&agent))),
         tokio::spawn(leftovers::keep_bringing(Arc::clone(&agent))),
-        tokio::spawn(collations::keep_collations(Arc::clone(&agent))),
+        tokio::spawn(catalog::keep_looking(Arc::clone(&agent))),
     ]);
     divergent::show_recorded(&agent);
     let _volume = tokio::select! {

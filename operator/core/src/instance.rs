@@ -463,6 +463,10 @@ pub struct InstanceStatus {
     /// while that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_collations: Option<Vec<String>>,
+    /// On a primary: roles and databases that have a `synchronous_commit` of their own which waits for no replica's disk; none while
+    /// that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weak_commits: Option<Vec<String>>,
     /// What an earlier primary had beyond the history, and where it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergent: Option<DivergentTail>,

@@ -213,6 +213,10 @@ pub struct SynchronousStatus {
     /// Commits that were acknowledged although their wait was cancelled, since the primary started; they may be lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled_waits: Option<i64>,
+    /// Roles and databases whose own `synchronous_commit` waits for no replica's disk: what they commit may be lost in a failover,
+    /// whatever the mode. The first ten; only where commits are to wait.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exempt: Vec<String>,
 }
 
 /// A planned change of the primary.

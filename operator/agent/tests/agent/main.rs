@@ -4,7 +4,7 @@
 
 mod archive_ahead;
 mod cancelled_waits;
-mod collations;
+mod catalog;
 mod divergence;
 mod failsafe;
 mod fencing;

@@ -60,12 +60,11 @@ pub fn decide_events(old: &PostgresClusterStatus, new: &PostgresClusterStatus) -
             push(EventType::Warning, "DivergentWal", "Rejoin", note);
         }
     }
-    let cancelled = |status: &PostgresClusterStatus| status.synchronous.as_ref().and_then(|now| now.cancelled_waits);
-    if let Some(number) = cancelled(new).filter(|number| *number > cancelled(old).unwrap_or(0)) {
-        let note = format!(
-            "{number} commit(s) were acknowledged although their wait for replicas was cancelled: a failover could lose them"
-        );
+    if let Some(note) = cancelled(old, new) {
         push(EventType::Warning, "SynchronousWaitCancelled", "Observe", note);
+    }
+    if let Some(note) = exempted(old, new) {
+        push(EventType::Warning, "CommitsExempt", "Observe", note);
     }
     for member in &new.members {
         if let Some(note) = built(old, member) {
@@ -91,6 +90,24 @@ pub fn decide_events(old: &PostgresClusterStatus, new: &PostgresClusterStatus) -
         push(EventType::Normal, "Ready", "Reconcile", condition.message.clone());
     }
     events
+}
+
+/// Commits that were acknowledged before a replica had them.
+fn cancelled(old: &PostgresClusterStatus, new: &PostgresClusterStatus) -> Option<String> {
+    let waits = |status: &PostgresClusterStatus| status.synchronous.as_ref().and_then(|now| now.cancelled_waits);
+    let number = waits(new).filter(|number| *number > waits(old).unwrap_or(0))?;
+    Some(format!(
+        "{number} commit(s) were acknowledged although their wait for replicas was cancelled: a failover could lose them"
+    ))
+}
+
+/// Roles and databases that were exempted from the wait.
+fn exempted(old: &PostgresClusterStatus, new: &PostgresClusterStatus) -> Option<String> {
+    let known = old.synchronous.as_ref().map(|old| old.exempt.as_slice()).unwrap_or_default();
+    let now = new.synchronous.as_ref().map(|now| now.exempt.as_slice()).unwrap_or_default();
+    let added: Vec<&str> = now.iter().filter(|whom| !known.contains(whom)).map(String::as_str).collect();
+    let names = added.join(", ");
+    (!added.is_empty()).then(|| format!("{names}: what they commit waits for no replica, and a failover could lose it"))
 }
 
 fn find<'a>(status: &'a PostgresClusterStatus, type_: &str) -> Option<&'a Condition> {

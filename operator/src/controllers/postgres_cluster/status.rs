@@ -181,19 +181,28 @@ fn render_version(number: u32) -> String {
     format!("{}.{}", number / 10_000, number % 10_000)
 }
 
+/// So many roles and databases are named whose commits wait for nobody.
+const EXEMPT_SHOWN: usize = 10;
+
 /// What commits wait for: of two sets in force the weaker promise is the one that holds.
 fn synchronous(scene: &Scene<'_>) -> Option<SynchronousStatus> {
     let register = scene.register.as_ref().filter(|register| register.holder.is_some())?;
-    let cancelled = scene.holder_status().filter(|status| status.is_primary).map(|status| status.cancelled_waits);
+    let primary = scene.holder_status().filter(|status| status.is_primary);
     let published = scene.cluster.status.synchronous.as_ref();
+    let weak = primary.and_then(|primary| primary.weak_commits.as_deref());
+    let exempt = match weak.or(published.map(|published| published.exempt.as_slice())) {
+        Some(known) if scene.cluster.acks > 0 => known.get(..EXEMPT_SHOWN).unwrap_or(known).to_vec(),
+        _ => Vec::new(),
+    };
     Some(SynchronousStatus {
         mode: scene.cluster.synchronous_mode,
         replicas: scene.cluster.acks,
         effective: register.quorum.acks.min(register.quorum_to_apply().acks),
-        cancelled_waits: match cancelled {
-            Some(cancelled) => i64::try_from(cancelled).ok().filter(|number| *number > 0),
+        cancelled_waits: match primary {
+            Some(primary) => i64::try_from(primary.cancelled_waits).ok().filter(|number| *number > 0),
             None => published.and_then(|published| published.cancelled_waits),
         },
+        exempt,
     })
 }
 

@@ -13,9 +13,12 @@ use pgherd_core::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{ExecuteError, Round};
-use crate::controllers::postgres_cluster::{
-    decide::{FailoverProgress, Memory, decide_failover_step},
-    observe::ObservedPod,
+use crate::{
+    controllers::postgres_cluster::{
+        decide::{FailoverProgress, Memory, decide_failover_step},
+        observe::ObservedPod,
+    },
+    kubernetes::agent_client::AgentCallError,
 };
 
 /// All promises together.
@@ -114,18 +117,7 @@ impl Round<'_> {
             };
             let Some((asked, answer)) = answer else { break };
             waiting.remove(&asked);
-            match answer {
-                Ok(report) if report.sealed_term == term => reports.push(report),
-                Ok(report) => {
-                    tracing::warn!(
-                        pod = report.pod,
-                        promised = report.sealed_term.0,
-                        term = term.0,
-                        "promised another term"
-                    );
-                }
-                Err(error) => tracing::warn!(error = error.to_string(), "not sealed"),
-            }
+            reports.extend(promised(answer, term));
             let Step::Claim { pod, .. } = self.step_with(seen, &reports, memory) else { continue };
             let mut others = waiting.iter().filter(|pod| !is_holder(pod)).peekable();
             if others.peek().is_none() && (by_quorum || has_everything(seen, &reports, &pod)) {
@@ -160,6 +152,18 @@ impl Round<'_> {
             _ => Step::Nothing,
         }
     }
+}
+
+/// The report of a member that has promised this term.
+fn promised(answer: Result<SealReport, AgentCallError>, term: Term) -> Option<SealReport> {
+    match answer {
+        Ok(report) if report.sealed_term == term => return Some(report),
+        Ok(report) => {
+            tracing::warn!(pod = report.pod, promised = report.sealed_term.0, term = term.0, "promised another term");
+        }
+        Err(error) => tracing::warn!(error = error.to_string(), "not sealed"),
+    }
+    None
 }
 
 /// After a planned stop the Lease tells where the old primary's WAL ended: who reaches that far has all of it.

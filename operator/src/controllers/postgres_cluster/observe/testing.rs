@@ -80,6 +80,7 @@ pub(crate) fn empty_agent(ordinal: u32) -> InstanceStatus {
         cancelled_waits: 0,
         pending_restart: Vec::new(),
         stale_collations: None,
+        weak_commits: None,
         silence: None,
         divergent: None,
     }

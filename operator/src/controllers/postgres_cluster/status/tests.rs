@@ -104,6 +104,24 @@ fn collations_of_another_version_are_told_until_the_primary_says_that_they_are_n
 }
 
 #[test]
+fn roles_whose_commits_wait_for_nobody_are_named_where_commits_are_to_wait() {
+    for (spec, acks, named) in [(MINIMAL, 0, false), (REQUIRED, 1, true)] {
+        let mut round = Round::new(spec, settled(at(1), "1", acks));
+        let mut with = |weak: Option<&[&str]>| {
+            if let Probe::Reachable(status) = &mut round.observed.pods[0].probe {
+                status.weak_commits = weak.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+            }
+            round.next().synchronous.unwrap().exempt
+        };
+        let wanted: &[&str] = if named { &["role app: synchronous_commit=off"] } else { &[] };
+        assert!(with(Some(&[])).is_empty());
+        assert_eq!(with(Some(&["role app: synchronous_commit=off"])), wanted);
+        assert_eq!(with(None), wanted, "while a new primary has not looked yet");
+        assert!(with(Some(&[])).is_empty());
+    }
+}
+
+#[test]
 fn what_takes_effect_with_a_restart_is_said_and_no_reason_to_be_unready() {
     let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
     round.observed.revision = Some("r1".to_owned());
