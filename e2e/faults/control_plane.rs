@@ -1,8 +1,12 @@
-//! Faults of the API server while all pods run: stopped, killed, slow, and gone together with a replica. Numbers 14 to 16.
+//! Faults of the API server while all pods run: stopped, killed, slow, wrong, and gone together with a replica. Numbers 14 to 18.
 
 use std::time::Duration;
 
-use pgherd_e2e::{Result, control_plane};
+use pgherd_e2e::{
+    Result,
+    control_plane::{self, Trouble, Whose},
+    operators,
+};
 
 use crate::scene::{Scene, claim};
 
@@ -98,4 +102,51 @@ pub(crate) async fn slow_3(scene: &Scene) -> Result<()> {
 
 pub(crate) async fn slow_10(scene: &Scene) -> Result<()> {
     slow(scene, Duration::from_secs(10)).await
+}
+
+/// Of eight requests of any pod one is answered with 500 and another one with 429.
+pub(crate) async fn errors(scene: &Scene) -> Result<()> {
+    let work = async || scene.watch_no_failover(Duration::from_secs(45)).await;
+    scene
+        .nothing_moves(async || {
+            let (refused, ()) =
+                control_plane::while_troubled(&scene.program, Trouble::Errors, Whose::default(), work).await?;
+            scene.note(format!("{refused} requests were refused"));
+            Ok(())
+        })
+        .await
+}
+
+/// No pod hears of any change, and the primary hangs: what decides is asked for.
+pub(crate) async fn stuck_watches(scene: &Scene) -> Result<()> {
+    let primary = scene.primary_container()?;
+    let work = async || {
+        // Until every watch that was open has ended and come again through the proxy.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        scene.writer.reset_gap().await?;
+        primary.set_frozen(true)?;
+        scene.wait_failover().await?;
+        scene.writer.wait_progress(50).await.map(drop)
+    };
+    let outcome = control_plane::while_troubled(&scene.program, Trouble::StuckWatches, Whose::default(), work).await;
+    // It is gone if its liveness probe has failed meanwhile.
+    drop(primary.set_frozen(false));
+    let (stuck, ()) = outcome?;
+    scene.note(format!("{stuck} watches said nothing"));
+    Ok(())
+}
+
+/// Mode `Off`, in which an unchanged Lease alone is a reason: the operators read it, and all else of the cluster, as it was at first.
+pub(crate) async fn stale_reads(scene: &Scene) -> Result<()> {
+    let from: Vec<String> = operators::pods().await?.into_iter().map(|(_, _, address)| address).collect();
+    let within = format!("/namespaces/{}/", scene.namespace());
+    let whose = Whose { from: &from, within: &within };
+    let work = async || scene.watch_no_failover(Duration::from_secs(40)).await;
+    scene
+        .nothing_moves(async || {
+            let (stale, ()) = control_plane::while_troubled(&scene.program, Trouble::StaleReads, whose, work).await?;
+            scene.note(format!("{stale} reads were stale"));
+            Ok(())
+        })
+        .await
 }

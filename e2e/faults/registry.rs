@@ -170,9 +170,9 @@ fn faults_of_decisions() -> Vec<Fault> {
         "16" "api-slow-1s" "every request to the API server arrives 1 s late" required (control_plane::slow_1);
         "16" "api-slow-3s" "every request to the API server arrives 3 s late" required (control_plane::slow_3);
         "16" "api-slow-10s" "every request to the API server arrives 10 s late" required (control_plane::slow_10);
-        "16" "api-errors" "500 and 429 from the API server" not ("answers are inside TLS, and the API server has no switch for them; the simulation's API answers so");
-        "17" "watch-stuck" "watches without events, 410 Gone" not ("events are inside TLS; the simulation's API server swallows them");
-        "18" "stale-read" "the operator reads an old state" not ("one API server with one etcd reads no old state; the simulation has lists that are late");
+        "16" "api-errors" "a quarter of all requests to the API server is answered with 500 or 429" required (control_plane::errors);
+        "17" "watch-stuck" "watches say nothing and end with 410 Gone while the primary hangs" required (control_plane::stuck_watches);
+        "18" "stale-read-off" "the operators read the Lease and all else of the cluster as it was 40 s ago" off (control_plane::stale_reads);
         "19" "lease-deleted" "the Lease is deleted by hand" required (register::deleted);
         "19" "lease-malformed" "the register becomes malformed JSON by hand" required (register::malformed);
         "19" "lease-other-holder" "another pod is written into the register by hand" required (register::other_holder);

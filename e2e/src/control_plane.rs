@@ -1,4 +1,4 @@
-//! What happens to the API server of the embedded Kubernetes: stopped, killed, slow. Whatever a fault does, the API server is
+//! What happens to the API server of the embedded Kubernetes: stopped, killed, slow, and answers that are wrong. Whatever a fault does, the API server is
 //! back and as fast as before when it ends.
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
@@ -18,9 +18,12 @@ const TABLE: [&str; 2] = ["inet", "e2e_faults"];
 /// Addresses of pods: nodes and their kubelets go on as before.
 const PODS: &str = "10.244.0.0/16";
 
+fn state_folder() -> PathBuf {
+    std::env::var("PGHERD_CLUSTER_DIR").unwrap_or_else(|_| "/var/lib/pgherd-cluster".into()).into()
+}
+
 fn pid_file() -> PathBuf {
-    let state = std::env::var("PGHERD_CLUSTER_DIR").unwrap_or_else(|_| "/var/lib/pgherd-cluster".into());
-    PathBuf::from(state).join("run/apiserver.pid")
+    state_folder().join("run/apiserver.pid")
 }
 
 /// The API server's process on this machine.
@@ -89,7 +92,61 @@ async fn forget_filters() {
 /// # Errors
 /// The detour can't be made, or the work's error.
 pub async fn while_slow<T>(program: &str, delay: Duration, work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
-    let _proxy = start_proxy(program, delay)?;
+    let delay = delay.as_millis().to_string();
+    while_detoured(program, &["slow-proxy", "--delay-ms", &delay], work).await
+}
+
+/// What befalls the requests of pods to the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Of eight answers one is 500 and one 429; watches go on.
+    Errors,
+    /// Watches say nothing, and end with 410 after a while.
+    StuckWatches,
+    /// What is asked for with GET is answered as the first time.
+    StaleReads,
+}
+
+/// Whose requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Whose<'a> {
+    /// Of these addresses of pods; of all if there are none.
+    pub from: &'a [String],
+    /// Those whose path has this text.
+    pub within: &'a str,
+}
+
+/// Lets trouble befall requests while the work is done. The number of requests that it befell, and what the work gave.
+///
+/// # Errors
+/// As [`while_slow`]; or nothing was befallen.
+pub async fn while_troubled<T>(
+    program: &str,
+    trouble: Trouble,
+    whose: Whose<'_>,
+    work: impl AsyncFnOnce() -> Result<T>,
+) -> Result<(u64, T)> {
+    let fault = match trouble {
+        Trouble::Errors => "errors",
+        Trouble::StuckWatches => "stuck-watches",
+        Trouble::StaleReads => "stale-reads",
+    };
+    let (pki, hits) = (state_folder().join("pki"), state_folder().join("api-proxy.hits"));
+    drop(std::fs::remove_file(&hits));
+    let (pki, counter) = (pki.to_string_lossy(), hits.to_string_lossy());
+    let mut arguments =
+        vec!["api-proxy", "--pki", &pki, "--fault", fault, "--hits", &counter, "--within", whose.within];
+    for address in whose.from {
+        arguments.extend(["--from", address.as_str()]);
+    }
+    let outcome = while_detoured(program, &arguments, work).await?;
+    let count = std::fs::read_to_string(&hits).map_err(|_| "no request met the trouble")?;
+    Ok((count.trim().parse()?, outcome))
+}
+
+/// Leads the requests of pods to the API server through a proxy.
+async fn while_detoured<T>(program: &str, proxy: &[&str], work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+    let _proxy = start_proxy(program, proxy)?;
     forget_filters().await;
     // What is open already does not pass the translation of addresses: it is reset and comes again.
     let rules = format!(
@@ -104,20 +161,10 @@ pub async fn while_slow<T>(program: &str, delay: Duration, work: impl AsyncFnOnc
     outcome
 }
 
-fn start_proxy(program: &str, delay: Duration) -> Result<Child> {
-    let delay = delay.as_millis().to_string();
-    let arguments = [
-        "netns",
-        "exec",
-        NETWORK,
-        program,
-        "slow-proxy",
-        "--listen",
-        "0.0.0.0:6444",
-        "--to",
-        "127.0.0.1:6443",
-        "--delay-ms",
-    ];
-    let child = Command::new("ip").args(arguments).arg(delay).stdin(Stdio::null()).kill_on_drop(true).spawn();
-    child.map_err(|error| format!("failed to start {program} slow-proxy: {error}").into())
+fn start_proxy(program: &str, proxy: &[&str]) -> Result<Child> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", NETWORK, program]).args(proxy);
+    command.args(["--listen", "0.0.0.0:6444", "--to", "127.0.0.1:6443"]);
+    let child = command.stdin(Stdio::null()).kill_on_drop(true).spawn();
+    child.map_err(|error| format!("failed to start {program} {proxy:?}: {error}").into())
 }

@@ -1,13 +1,15 @@
 //! The program of the test image: inserts rows without pause and remembers which were acknowledged.
 //!
 //! `pgherd-e2e writer --host shop-rw.demo.svc` runs in a pod; the API server's pod proxy leads to its HTTP port 8080. The other
-//! commands run on the machine of the nodes: a client inside a pod's network, and a slow way to the API server. One more runs in a pod: the way to the
+//! commands run on the machine of the nodes: a client inside a pod's network, a slow way to the API server, and one on which things go wrong. One more runs in a pod: the way to the
 //! object store on which things go wrong.
 #![forbid(unsafe_code)]
 
+mod api_proxy;
 mod insert;
 mod lists;
 mod probe;
+mod relay;
 mod session;
 mod slow_proxy;
 mod store_proxy;
@@ -94,6 +96,8 @@ enum Command {
         #[arg(long)]
         delay_ms: u64,
     },
+    /// Hand requests on to the API server, and let a fault befall them.
+    ApiProxy(api_proxy::Options),
     /// Hand requests on to an object store, and let faults befall them.
     StoreProxy {
         /// Folder with `tls.crt` and `tls.key`.
@@ -117,6 +121,7 @@ async fn main() -> Result<()> {
         Command::SlowProxy { listen, to, delay_ms } => {
             slow_proxy::run(listen, to, Duration::from_millis(delay_ms)).await
         }
+        Command::ApiProxy(options) => api_proxy::run(options).await,
         Command::StoreProxy { certificate, to, ca } => store_proxy::run(&certificate, &to, &ca).await,
     }
 }

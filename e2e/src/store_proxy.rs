@@ -18,17 +18,12 @@ use pgherd_e2e::{
     Result,
     store_faults::{ErrorCode, Rule, StoreFault},
 };
-use rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::ServerName};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncWriteExt, BufReader},
+    net::TcpListener,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-/// A head is no longer than this, a body (a part of an upload) no longer than that.
-const MAX_HEAD: usize = 64 << 10;
-const MAX_BODY: u64 = 64 << 20;
+use crate::relay::{Client, Request, Upstream, build_acceptor};
 
 /// What is to befall requests, and how many it befell.
 #[derive(Default)]
@@ -39,18 +34,13 @@ struct Plan {
 
 type Shared = Arc<Mutex<Plan>>;
 
-/// The store behind it.
-struct Store {
-    address: String,
-    name: ServerName<'static>,
-    connector: TlsConnector,
-}
-
 /// Serves for ever. `certificate` is a folder with `tls.crt` and `tls.key`, `to` is `host:port` of the store, `ca` signed its
 /// certificate.
 pub(crate) async fn run(certificate: &Path, to: &str, ca: &Path) -> Result<()> {
     let plan = Shared::default();
-    let (acceptor, store) = (build_acceptor(certificate)?, Arc::new(build_store(to, ca)?));
+    let acceptor = build_acceptor(&certificate.join("tls.crt"), &certificate.join("tls.key"))?;
+    let (host, _) = to.rsplit_once(':').ok_or("--to must be HOST:PORT")?;
+    let store = Arc::new(Upstream::new(to, host, ca)?);
     let routes = Router::new()
         .route(
             "/rules",
@@ -69,28 +59,10 @@ pub(crate) async fn run(certificate: &Path, to: &str, ca: &Path) -> Result<()> {
         tokio::spawn(async move {
             // A connection that breaks is what this is for.
             if let Ok(client) = acceptor.accept(client).await {
-                drop(serve(client, &store, &plan).await);
+                drop(serve(BufReader::new(client), &store, &plan).await);
             }
         });
     }
-}
-
-fn build_acceptor(folder: &Path) -> Result<TlsAcceptor> {
-    let chain = CertificateDer::pem_file_iter(folder.join("tls.crt"))?.collect::<std::result::Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(folder.join("tls.key"))?;
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-fn build_store(to: &str, ca: &Path) -> Result<Store> {
-    let (host, _) = to.rsplit_once(':').ok_or("--to must be HOST:PORT")?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca)? {
-        roots.add(certificate?)?;
-    }
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    let name = ServerName::try_from(host.to_string())?;
-    Ok(Store { address: to.to_string(), name, connector: TlsConnector::from(Arc::new(config)) })
 }
 
 fn lock(plan: &Mutex<Plan>) -> std::sync::MutexGuard<'_, Plan> {
@@ -106,26 +78,18 @@ fn choose_fault(plan: &Mutex<Plan>, line: &str) -> Option<StoreFault> {
     Some(fault)
 }
 
-async fn serve(client: server::TlsStream<TcpStream>, store: &Store, plan: &Mutex<Plan>) -> io::Result<()> {
-    let mut client = BufReader::new(client);
-    let head = read_head(&mut client).await?;
-    let line = head.lines().next().unwrap_or_default();
-    let fault = choose_fault(plan, line);
+async fn serve(mut client: Client, store: &Upstream, plan: &Mutex<Plan>) -> io::Result<()> {
+    let mut request = Request::read(&mut client).await?;
+    let fault = choose_fault(plan, request.line());
     if fault == Some(StoreFault::Down) {
         return Ok(());
     }
-    let length = read_length(&head);
-    if length > MAX_BODY {
-        return Err(io::Error::other(format!("a request of {length} bytes")));
-    }
-    let mut body = Vec::new();
-    (&mut client).take(length).read_to_end(&mut body).await?;
     if fault == Some(StoreFault::FlipRequest) {
-        flip(&mut body);
+        flip(&mut request.body);
     }
     let answer = match fault {
         Some(StoreFault::Refuse(status, code)) => render_refusal(status, code),
-        _ => ask(store, &head, &body).await?,
+        _ => store.ask(&request).await?,
     };
     if let Some(StoreFault::Late(milliseconds)) = fault {
         tokio::time::sleep(Duration::from_millis(milliseconds)).await;
@@ -135,39 +99,6 @@ async fn serve(client: server::TlsStream<TcpStream>, store: &Store, plan: &Mutex
     }
     client.write_all(&damage(answer, fault)).await?;
     client.shutdown().await
-}
-
-/// The answer to a request: head and body.
-async fn ask(store: &Store, head: &str, body: &[u8]) -> io::Result<Vec<u8>> {
-    let tcp = TcpStream::connect(&store.address).await?;
-    let mut stream: client::TlsStream<TcpStream> = store.connector.connect(store.name.clone(), tcp).await?;
-    // Then its end is the answer's end.
-    let head = format!("{}Connection: close\r\n\r\n", head.trim_end_matches("\r\n").to_string() + "\r\n");
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body).await?;
-    stream.flush().await?;
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer).await {
-        // Not every store says goodbye.
-        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
-        _ => Ok(answer),
-    }
-}
-
-async fn read_head(client: &mut BufReader<server::TlsStream<TcpStream>>) -> io::Result<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if client.read_until(b'\n', &mut head).await? == 0 || head.len() > MAX_HEAD {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    String::from_utf8(head).map_err(io::Error::other)
-}
-
-fn read_length(head: &str) -> u64 {
-    let fields = head.lines().filter_map(|line| line.split_once(':'));
-    let mut lengths = fields.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    lengths.next().and_then(|(_, value)| value.trim().parse().ok()).unwrap_or_default()
 }
 
 /// Where the body of an answer begins.
@@ -221,6 +152,6 @@ mod tests {
         assert!(damage(answer.clone(), Some(StoreFault::CutAnswer)).ends_with(b"4\r\n\r\nab"));
         assert!(damage(answer.clone(), Some(StoreFault::FlipAnswer)).ends_with(b"absd"));
         assert_eq!(damage(answer.clone(), Some(StoreFault::Late(1))), answer);
-        assert_eq!(read_length("PUT / HTTP/1.1\r\nContent-Length: 17\r\n\r\n"), 17);
+        assert_eq!(crate::relay::read_length("PUT / HTTP/1.1\r\nContent-Length: 17\r\n\r\n"), 17);
     }
 }
