@@ -178,7 +178,7 @@ fn faults_of_decisions() -> Vec<Fault> {
         "19" "lease-other-holder" "another pod is written into the register by hand" required (register::other_holder);
         "19" "lease-contended" "a foreign writer changes the Lease without pause" required (register::contended);
         "20" "replica-without-operator" "a replica streams but the operator can't reach it; the primary dies" required (network::replica_without_operator);
-        "21" "voter-dies-after-decision" "a voter dies between decision and promotion" not ("needs a hook inside the operator; the model checks every order of these steps");
+        "21" "voter-dies-after-decision" "the other voter hangs as soon as the register names the winner" required (succession::voter_dies_after_decision);
         "22" "successor-dies" "the primary dies, then its successor" required (succession::successor_dies);
         "23" "outdated-returns-alone" "a replica that missed commits is the only one up" required (succession::outdated_returns_alone);
         "24" "candidate-killed" "the winner is killed as soon as the register names it" required (succession::candidate_killed);

@@ -1,5 +1,5 @@
 //! Faults one after the other: the new primary dies as well, instances return in the wrong order, a replica that was promoted by
-//! hand, a new data directory, a copy that is killed. Numbers 22 to 24 and 26 to 30.
+//! hand, a new data directory, a copy that is killed. Numbers 21 to 30.
 
 use std::{
     path::{Path, PathBuf},
@@ -71,18 +71,50 @@ pub(crate) async fn outdated_returns_alone(scene: &Scene) -> Result<()> {
     scene.writer.wait_progress(50).await.map(drop)
 }
 
-/// The one that was chosen is killed as soon as the register names it.
-pub(crate) async fn candidate_killed(scene: &Scene) -> Result<()> {
+/// The one that the register names instead of the primary before the fault.
+async fn chosen(scene: &Scene) -> Result<String> {
     let primary = scene.primary()?;
-    kill_candidate(scene, "the register named it", async || {
-        until("somebody to be chosen", PATIENCE, async || {
-            let register = scene.register().await?;
-            let holder = register["holder"]["pod"].as_str().unwrap_or_default().to_string();
-            Ok(if holder.is_empty() || holder == primary { Look::NotYet(holder) } else { Look::Done(holder) })
-        })
-        .await
+    until("somebody to be chosen", PATIENCE, async || {
+        let register = scene.register().await?;
+        let holder = register["holder"]["pod"].as_str().unwrap_or_default().to_string();
+        Ok(if holder.is_empty() || holder == primary { Look::NotYet(holder) } else { Look::Done(holder) })
     })
     .await
+}
+
+/// The one that was chosen is killed as soon as the register names it.
+pub(crate) async fn candidate_killed(scene: &Scene) -> Result<()> {
+    kill_candidate(scene, "the register named it", async || chosen(scene).await).await
+}
+
+/// The other voter hangs as soon as the register names the winner: who is promoted then has nobody who could acknowledge, and
+/// must let no client see what only it has.
+pub(crate) async fn voter_dies_after_decision(scene: &Scene) -> Result<()> {
+    let primary = scene.primary_container()?;
+    let replicas = scene.replicas().into_iter().map(|pod| scene.container(&pod)).collect::<Result<Vec<_>>>()?;
+    primary.set_frozen(true)?;
+    let mut frozen = vec![&primary];
+    let outcome = async {
+        let winner = chosen(scene).await?;
+        let other = replicas.iter().find(|container| container.pod != winner).ok_or("there is no other replica")?;
+        other.set_frozen(true)?;
+        frozen.push(other);
+        scene.writer.reset_gap().await?;
+        // The span that is watched.
+        tokio::time::sleep(BLOCKED).await;
+        let silent = scene.writer.ledger().await?.since_last_ack_ms;
+        scene.note(format!("{winner} was chosen, {} hung; no commit for {silent} ms", other.pod));
+        claim(silent + 2_000 >= BLOCKED.as_millis() as u64, || {
+            "a commit was acknowledged that no replica has".to_string()
+        })
+    }
+    .await;
+    for container in frozen {
+        // It is gone if its liveness probe has failed meanwhile.
+        drop(container.set_frozen(false));
+    }
+    outcome?;
+    scene.writer.wait_progress(50).await.map(drop)
 }
 
 /// It is killed as soon as it has written down that it leads the new term: before PostgreSQL is told.
