@@ -44,22 +44,25 @@ pub(crate) async fn objects_damaged(scene: &Scene) -> Result<()> {
         let backed = scene.backed()?;
         let expected = digest(&scene.cluster.primary().await?).await?;
         let copy = Cluster::new(&scene.cluster.client, NAMESPACE, "damaged");
-        let damage = |part: &str| [Rule::of(StoreFault::FlipAnswer, "GET", &[part])];
+        let histories = scene.cluster.status().await?.timeline > Some(1);
+        let mut kinds: Vec<(&[&str], &str)> = vec![
+            (&["/backup.json"], "backup.json"),
+            (&["/backup_manifest"], "backup_manifest"),
+            (&["/index.json"], "index.json.zst"),
+            (&["/base.tar.zst.0000"], "base.tar.zst.0000"),
+        ];
+        // A cluster that has always been on its first timeline has none.
+        kinds.extend(histories.then_some((&["/wal/", ".history"][..], ".history is damaged")));
+        kinds.push((&["/wal/", ".zst"], "could not restore file"));
         let mut applied = false;
-        for (part, name) in [
-            ("/backup.json", "backup.json"),
-            ("/backup_manifest", "backup_manifest"),
-            ("/index.json", "index.json.zst"),
-            ("/base.tar.zst.0000", "base.tar.zst.0000"),
-            ("/wal/0", "could not restore file"),
-        ] {
-            backed.proxy.befall(&damage(part)).await?;
+        for (parts, name) in kinds {
+            backed.proxy.befall(&[Rule::of(StoreFault::FlipAnswer, "GET", parts)]).await?;
             if !applied {
                 apply(NAMESPACE, &single("damaged", &backed.recovery(Mode::Backed.cluster(), ""))).await?;
                 applied = true;
             }
             let said = wait_said(&copy, name).await?;
-            scene.note(format!("{part}: {said}"));
+            scene.note(format!("{}: {said}", parts.join("…")));
         }
         backed.proxy.heal().await?;
         copy.wait_ready(1).await?;
