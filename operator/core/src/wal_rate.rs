@@ -10,10 +10,13 @@ const HEADROOM: u64 = 2;
 /// Two looks closer together than this (milliseconds) say little about a rate.
 const SHORTEST_MS: u64 = 200;
 
-/// The highest rate seen lately.
+/// The highest rate seen lately that lasted from one look to the next but one: what is over in an instant, such as the copy of a
+/// template for a new database or the start of a base backup, says nothing of the next seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WalRate {
     seen: Option<(u64, Lsn)>,
+    /// Of the last look alone.
+    latest: u128,
     bytes_per_second: u64,
 }
 
@@ -35,7 +38,9 @@ impl WalRate {
         let rest = u128::from(took_ms % HALF_LIFE_MS);
         let faded = u128::from(faded) * (2 * u128::from(HALF_LIFE_MS) - rest) / (2 * u128::from(HALF_LIFE_MS));
         let now = u128::from(written(from, lsn, segment_bytes)) * 1000 / u128::from(took_ms);
-        self.bytes_per_second = u64::try_from(faded.max(now)).unwrap_or(u64::MAX);
+        let lasted = now.min(self.latest);
+        self.latest = now;
+        self.bytes_per_second = u64::try_from(faded.max(lasted)).unwrap_or(u64::MAX);
     }
 
     /// Where the primary is, and how far it may come within `window_ms` from when `flushed` was looked at.
@@ -77,12 +82,14 @@ mod tests {
         let mut rate = WalRate::default();
         rate.note(0, Lsn(0), SEGMENT);
         rate.note(1000, Lsn(8000), SEGMENT);
-        rate.note(31_000, Lsn(8000), SEGMENT);
-        assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000 + 8000));
-        rate.note(46_000, Lsn(8000), SEGMENT);
-        assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000 + 6000));
-        rate.note(10_000_000, Lsn(8000), SEGMENT);
-        assert_eq!(rate.position(Lsn(8000), 1000).limit, Lsn(8000));
+        rate.note(2000, Lsn(16_000), SEGMENT);
+        assert_eq!(rate.position(Lsn(16_000), 1000).limit, Lsn(16_000 + 16_000));
+        rate.note(32_000, Lsn(16_000), SEGMENT);
+        assert_eq!(rate.position(Lsn(16_000), 1000).limit, Lsn(16_000 + 8000));
+        rate.note(47_000, Lsn(16_000), SEGMENT);
+        assert_eq!(rate.position(Lsn(16_000), 1000).limit, Lsn(16_000 + 6000));
+        rate.note(10_000_000, Lsn(16_000), SEGMENT);
+        assert_eq!(rate.position(Lsn(16_000), 1000).limit, Lsn(16_000));
     }
 
     #[test]
@@ -91,6 +98,7 @@ mod tests {
         rate.note(0, Lsn(0), SEGMENT);
         rate.note(1, Lsn(1_000_000), SEGMENT);
         rate.note(1000, Lsn(1_000_000), SEGMENT);
+        rate.note(2000, Lsn(2_000_000), SEGMENT);
         assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(2_000_000));
     }
 
@@ -103,18 +111,30 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_is_ended_early_is_no_burst() {
+    fn what_is_over_with_one_look_is_no_pace() {
         let mut rate = WalRate::default();
-        rate.note(0, Lsn(SEGMENT + 100), SEGMENT);
-        rate.note(1000, Lsn(2 * SEGMENT + 300), SEGMENT);
-        assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(600));
+        rate.note(0, Lsn(0), SEGMENT);
+        rate.note(1000, Lsn(8_000_000), SEGMENT);
+        rate.note(2000, Lsn(8_000_100), SEGMENT);
+        rate.note(3000, Lsn(8_000_300), SEGMENT);
+        assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(200));
     }
 
     #[test]
-    fn a_real_burst_over_several_segments_counts_whole() {
+    fn segments_that_are_ended_early_are_no_pace() {
+        let mut rate = WalRate::default();
+        rate.note(0, Lsn(SEGMENT + 100), SEGMENT);
+        rate.note(1000, Lsn(2 * SEGMENT + 300), SEGMENT);
+        rate.note(2000, Lsn(3 * SEGMENT + 200), SEGMENT);
+        assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(400));
+    }
+
+    #[test]
+    fn a_load_over_several_segments_counts_whole() {
         let mut rate = WalRate::default();
         rate.note(0, Lsn(0), SEGMENT);
         rate.note(1000, Lsn(5 * SEGMENT), SEGMENT);
+        rate.note(2000, Lsn(10 * SEGMENT), SEGMENT);
         assert_eq!(rate.position(Lsn(0), 1000).limit, Lsn(10 * SEGMENT));
     }
 }
