@@ -241,8 +241,8 @@ fn build_container(image: &str, mounts: Vec<VolumeMount>) -> Container {
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         resources: Some(ResourceRequirements {
             requests: Some(BTreeMap::from([("cpu".to_owned(), Quantity("100m".to_owned())), memory("128Mi")])),
-            // About 450 bytes a file for index and manifest come on top of what docs/backup.md adds up: 256 MiB was passed by 400,000
-            // files, and a database of many partitions has millions. What is not used costs nothing.
+            // Far above what docs/backup.md adds up: the parent's manifest of an incremental backup is 140 bytes a file, and a database
+            // of many partitions has millions. What is not used costs nothing.
             limits: Some(BTreeMap::from([memory("1Gi")])),
             ..ResourceRequirements::default()
         }),
