@@ -72,6 +72,8 @@ pub struct JobInput<'a> {
     pub location: ClusterLocation,
     /// The levels of compression that the user asks for.
     pub compression: Option<CompressionConfig>,
+    /// Kilobytes per second that are read at most.
+    pub max_rate: Option<u32>,
     /// An incremental backup is wanted.
     pub incremental: Option<IncrementalConfig>,
     /// The agent beside the instance is to read its files.
@@ -124,6 +126,7 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
         },
         location: build_location(input),
         compression: input.compression,
+        max_rate: input.max_rate,
         incremental: input.incremental.clone(),
         local: input.local.then_some(LocalConfig { agent_port: AGENT_PORT }),
     };
