@@ -244,6 +244,12 @@ pub struct BackupConfig {
     /// sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<BackupCompression>,
+    /// A backup reads at most so many bytes a second from its instance, such as 100Mi; from 32Ki to 1Gi, as PostgreSQL has it. Without
+    /// it: no limit.
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('32Ki')) >= 0 && quantity(self).compareTo(quantity('1Gi')) <= 0").message("maxRate must be a quantity from 32Ki to 1Gi, such as 100Mi: bytes per second"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub max_rate: Option<String>,
     /// How data directories are read for backups; a Backup can say otherwise. Without it: `Stream`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<BackupMethod>,

@@ -23,6 +23,9 @@ pub struct LocalBackupRequest {
     /// The highest level of zstd, as far as the user says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_level: Option<i32>,
+    /// Kilobytes per second that are read at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<u32>,
 }
 
 /// What the process of one such backup reads from its standard input.

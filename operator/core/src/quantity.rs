@@ -11,6 +11,9 @@ pub enum QuantityError {
     /// Not a duration.
     #[error("\"{0}\" is not a duration; expected numbers with units s, m, h, d or w: 30s, 12h, 30d, 1h30m")]
     Duration(String),
+    /// Not what `MAX_RATE` of PostgreSQL takes.
+    #[error("\"{0}\" is not a rate from 32Ki to 1Gi; expected bytes per second: 512Ki, 100Mi, 1Gi")]
+    Rate(String),
     /// Too large to count.
     #[error("\"{0}\" is too large")]
     TooLarge(String),
@@ -39,6 +42,16 @@ pub fn parse_bytes(text: &str) -> Result<u64, QuantityError> {
     let bytes =
         value.checked_mul(times).ok_or_else(too_large)?.div_ceil(scale.checked_mul(divided_by).ok_or_else(too_large)?);
     u64::try_from(bytes).map_err(|_| too_large())
+}
+
+/// Bytes per second as a Kubernetes quantity; returns kilobytes per second, within what `MAX_RATE` of PostgreSQL takes.
+///
+/// # Errors
+/// [`QuantityError::Rate`].
+pub fn parse_rate(text: &str) -> Result<u32, QuantityError> {
+    let kilobytes =
+        parse_bytes(text).ok().filter(|bytes| (32 << 10..=1 << 30).contains(bytes)).map(|bytes| bytes >> 10);
+    kilobytes.and_then(|rate| u32::try_from(rate).ok()).ok_or_else(|| QuantityError::Rate(shorten(text)))
 }
 
 /// A unit as (factor, divisor).
@@ -157,6 +170,16 @@ mod tests {
             assert!(error.contains("10Gi"), "{error}");
         }
         assert_eq!(parse_bytes("99Ei"), Err(QuantityError::TooLarge("99Ei".to_owned())));
+    }
+
+    #[test]
+    fn rates_are_those_that_postgres_takes() {
+        for (text, kilobytes) in [("32Ki", 32), ("32768", 32), ("100M", 97_656), ("100Mi", 102_400), ("1Gi", 1 << 20)] {
+            assert_eq!(parse_rate(text), Ok(kilobytes), "{text}");
+        }
+        for text in ["", "fast", "0", "31Ki", "1025Mi", "99Ei", "-1Mi"] {
+            assert_eq!(parse_rate(text), Err(QuantityError::Rate(text.to_owned())));
+        }
     }
 
     #[test]

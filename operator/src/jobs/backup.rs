@@ -141,7 +141,7 @@ async fn perform(config: &BackupJobConfig) -> BackupOutcome {
 
 fn build_options(config: &BackupJobConfig, levels: LevelBounds) -> BackupOptions {
     let mut options = BackupOptions::new(build_connect_options(&config.source), config.location.clone());
-    options.levels = levels;
+    (options.levels, options.max_rate) = (levels, config.max_rate);
     options.owner = Some(BackupOwner { id: config.backup_uid.clone(), attempt: config.attempt });
     options.incremental = config.incremental.as_ref().map(|wanted| IncrementalOptions {
         parent: ParentChoice::Newest,

@@ -1,11 +1,14 @@
 //! `index.json.zst`: where each frame lies and what each archive holds, so that a restore can run in parallel. Without it
 //! a backup can still be restored one byte after the other.
 
-use std::io::{Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::tar::{TarEntry, TarKind};
+use crate::{
+    spool::{Spool, SpoolWriter},
+    tar::{TarEntry, TarKind},
+};
 
 /// Version of the index format.
 pub const INDEX_FORMAT: u32 = 1;
@@ -66,7 +69,7 @@ impl IndexEntry {
 pub enum IndexError {
     /// zstd refused.
     #[error("the index is not readable zstd")]
-    Zstd(#[from] std::io::Error),
+    Zstd(#[from] io::Error),
     /// Not JSON of the known form.
     #[error("the index is malformed")]
     Json(#[from] serde_json::Error),
@@ -76,18 +79,19 @@ pub enum IndexError {
 }
 
 impl BackupIndex {
-    /// Serialises and compresses in one pass.
+    /// The index as it is stored.
     ///
     /// # Errors
     /// [`IndexError`].
     pub fn encode(&self) -> Result<Vec<u8>, IndexError> {
-        let mut encoder = zstd::Encoder::new(Vec::new(), 3)?;
-        encoder.include_checksum(true)?;
-        let mut buffered = std::io::BufWriter::new(encoder);
-        serde_json::to_writer(&mut buffered, self)?;
-        buffered.flush()?;
-        let encoder = buffered.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        Ok(encoder.finish()?)
+        let encode = |archive: &ArchiveIndex| {
+            let mut entries = EntriesWriter::begin()?;
+            archive.entries.iter().try_for_each(|entry| entries.push(entry))?;
+            let (name, segments) = (archive.name.clone(), archive.segments.clone());
+            Ok::<_, IndexError>(EncodedArchive { name, segments, entries: entries.finish()? })
+        };
+        let archives: Vec<_> = self.archives.iter().map(encode).collect::<Result<_, _>>()?;
+        Ok(encode_index(self.format, archives)?.into_pieces().collect::<Vec<_>>().concat())
     }
 
     /// Reads what [`BackupIndex::encode`] wrote.
@@ -96,9 +100,65 @@ impl BackupIndex {
     /// [`IndexError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
         let decoder = zstd::Decoder::new(bytes)?.take(MAX_INDEX_BYTES);
-        let index: Self = serde_json::from_reader(std::io::BufReader::new(decoder))?;
+        let index: Self = serde_json::from_reader(BufReader::new(decoder))?;
         if index.format == INDEX_FORMAT { Ok(index) } else { Err(IndexError::Format(index.format)) }
     }
+}
+
+/// The entries of an archive as they pass: a part of the index, compressed already.
+pub(crate) struct EntriesWriter {
+    writer: SpoolWriter,
+    separator: &'static [u8],
+}
+
+impl EntriesWriter {
+    pub(crate) fn begin() -> Result<Self, IndexError> {
+        Ok(Self { writer: Spool::writer()?, separator: b"[" })
+    }
+
+    pub(crate) fn push(&mut self, entry: &IndexEntry) -> Result<(), IndexError> {
+        let text = serde_json::to_vec(entry)?;
+        self.writer.write_all(self.separator)?;
+        self.separator = b",";
+        Ok(self.writer.write_all(&text)?)
+    }
+
+    pub(crate) fn finish(mut self) -> Result<Spool, IndexError> {
+        self.writer.write_all(if self.separator == b"[" { b"[]" } else { b"]" })?;
+        Ok(self.writer.finish()?)
+    }
+}
+
+/// An archive whose entries have passed.
+#[derive(Debug)]
+pub(crate) struct EncodedArchive {
+    pub(crate) name: String,
+    pub(crate) segments: Vec<Vec<(u32, u32)>>,
+    /// Of an [`EntriesWriter`].
+    pub(crate) entries: Spool,
+}
+
+/// A [`BackupIndex`] as it is stored. The entries stay compressed as they are: zstd frames one after the other are zstd.
+pub(crate) fn encode_index(
+    format: u32,
+    archives: impl IntoIterator<Item = EncodedArchive>,
+) -> Result<Spool, IndexError> {
+    let mut index = Spool::default();
+    let mut before = format!("{{\"format\":{format},\"archives\":[");
+    for EncodedArchive { name, segments, entries } in archives {
+        let mut writer = BufWriter::new(Spool::writer()?);
+        write!(writer, "{before}{{\"name\":{},\"segments\":", serde_json::Value::from(name))?;
+        serde_json::to_writer(&mut writer, &segments)?;
+        writer.write_all(b",\"entries\":")?;
+        index.append(writer.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?);
+        index.append(entries);
+        before = "},".to_owned();
+    }
+    let end = if before == "}," { "}]}".to_owned() } else { format!("{before}]}}") };
+    let mut writer = Spool::writer()?;
+    writer.write_all(end.as_bytes())?;
+    index.append(writer.finish()?);
+    Ok(index)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub mod proof;
 pub mod prune;
 pub mod replication;
 pub mod restore;
+mod spool;
 pub mod store;
 pub mod tar;
 pub mod tls;

@@ -1,14 +1,15 @@
 //! `backup_manifest`: what PostgreSQL says a backup holds, parsed, proven by its own checksum, and compared with what was
 //! seen. Nothing is repaired: any difference is an error that names the file.
 
-use std::collections::HashMap;
+mod reader;
+
+use std::collections::{HashMap, HashSet};
 
 use pgherd_core::{lsn::Lsn, timeline::TimelineId};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 /// A file by the manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ManifestFile {
     /// Path below the data directory.
     pub path: String,
@@ -31,9 +32,9 @@ pub struct WalRange {
 
 /// A parsed manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Manifest {
-    /// All files but WAL.
-    pub files: Vec<ManifestFile>,
+pub struct Manifest<Files = Vec<ManifestFile>> {
+    /// All files but WAL, or what was kept of them.
+    pub files: Files,
     /// The WAL that belongs to the backup.
     pub wal_ranges: Vec<WalRange>,
     /// The system identifier (PostgreSQL 17 and later).
@@ -47,6 +48,39 @@ pub struct SeenFile {
     pub size: u64,
     /// CRC32C of the content.
     pub crc32c: u32,
+}
+
+/// A list of files without the files, but for WAL: what tells it from any other list, or from another order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FilesSummary {
+    sum: Sha256,
+    /// Few, and no manifest has them all: the server lists nothing but the `.done` files of the archiver.
+    pub(crate) wal: Vec<ManifestFile>,
+}
+
+impl FilesSummary {
+    pub(crate) fn add(&mut self, file: ManifestFile) {
+        if is_wal(&file.path) {
+            return self.wal.push(file);
+        }
+        // No path has a zero byte.
+        self.sum.update(file.path.as_bytes());
+        self.sum.update([0, u8::from(file.crc32c.is_some())]);
+        self.sum.update(file.size.to_le_bytes());
+        self.sum.update(file.crc32c.unwrap_or_default().to_le_bytes());
+    }
+
+    /// Whether a manifest with this list holds for what was seen, in the same order. If not, [`Manifest::compare`] knows more.
+    pub(crate) fn fits(&self, seen: &Self) -> bool {
+        let wal: HashSet<&ManifestFile> = seen.wal.iter().collect();
+        self.sum.clone().finalize() == seen.sum.clone().finalize() && self.wal.iter().all(|file| wal.contains(file))
+    }
+}
+
+impl Extend<ManifestFile> for FilesSummary {
+    fn extend<T: IntoIterator<Item = ManifestFile>>(&mut self, files: T) {
+        files.into_iter().for_each(|file| self.add(file));
+    }
 }
 
 /// Why a manifest is not acceptable, or does not fit what was seen.
@@ -102,60 +136,13 @@ pub enum ManifestError {
     },
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct RawManifest {
-    #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
-    version: u32,
-    #[serde(rename = "System-Identifier")]
-    system_id: Option<u64>,
-    files: Vec<RawFile>,
-    #[serde(rename = "WAL-Ranges")]
-    wal_ranges: Vec<RawRange>,
-    #[serde(rename = "Manifest-Checksum")]
-    checksum: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct RawFile {
-    path: Option<String>,
-    #[serde(rename = "Encoded-Path")]
-    encoded_path: Option<String>,
-    size: u64,
-    #[serde(rename = "Checksum-Algorithm")]
-    algorithm: Option<String>,
-    checksum: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawRange {
-    #[serde(rename = "Timeline")]
-    timeline: u32,
-    #[serde(rename = "Start-LSN")]
-    start: Lsn,
-    #[serde(rename = "End-LSN")]
-    end: Lsn,
-}
-
 impl Manifest {
     /// Parses a manifest and proves it by its own SHA-256 line.
     ///
     /// # Errors
     /// [`ManifestError`].
     pub fn parse(text: &[u8]) -> Result<Self, ManifestError> {
-        let raw: RawManifest = serde_json::from_slice(text)?;
-        validate_checksum(text, &raw.checksum)?;
-        if !(1..=2).contains(&raw.version) {
-            return Err(ManifestError::Version(raw.version));
-        }
-        let files = raw.files.into_iter().map(parse_file).collect::<Result<_, _>>()?;
-        let range = |range: RawRange| WalRange {
-            timeline: TimelineId(range.timeline),
-            start_lsn: range.start,
-            end_lsn: range.end,
-        };
-        Ok(Self { files, wal_ranges: raw.wal_ranges.into_iter().map(range).collect(), system_id: raw.system_id })
+        Self::read(text)
     }
 
     /// Compares with what was seen: each file of the manifest with its size and checksum, and nothing else but WAL.
@@ -179,11 +166,13 @@ impl Manifest {
         if counted == listed {
             return Ok(());
         }
-        let known: std::collections::HashSet<&str> = self.files.iter().map(|file| file.path.as_str()).collect();
+        let known: HashSet<&str> = self.files.iter().map(|file| file.path.as_str()).collect();
         let extra = seen.keys().find(|path| !is_wal(path) && !known.contains(path.as_str()));
         Err(ManifestError::Extra(extra.cloned().unwrap_or_default()))
     }
+}
 
+impl<Files> Manifest<Files> {
     /// Checks that the WAL ranges end on `timeline` and reach from `start_lsn` to `stop_lsn`.
     ///
     /// # Errors
@@ -204,18 +193,6 @@ pub fn is_wal(path: &str) -> bool {
     path.starts_with("pg_wal/")
 }
 
-/// The checksum covers everything before its own line.
-fn validate_checksum(text: &[u8], stated: &str) -> Result<(), ManifestError> {
-    const MARK: &[u8] = b"\n\"Manifest-Checksum\"";
-    let at = text.windows(MARK.len()).rposition(|window| window == MARK).ok_or(ManifestError::NoChecksum)?;
-    let covered = text.get(..=at).unwrap_or_default();
-    if render_hex(&Sha256::digest(covered)) == stated.to_ascii_lowercase() {
-        Ok(())
-    } else {
-        Err(ManifestError::Checksum)
-    }
-}
-
 /// Lower-case hexadecimal digits.
 pub(crate) fn render_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -226,27 +203,6 @@ fn parse_hex(text: &str) -> Option<Vec<u8>> {
         return None;
     }
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
-}
-
-fn parse_file(raw: RawFile) -> Result<ManifestFile, ManifestError> {
-    let encoded = || parse_hex(raw.encoded_path.as_deref()?).and_then(|bytes| String::from_utf8(bytes).ok());
-    let path = raw.path.clone().or_else(encoded).ok_or_else(|| ManifestError::Entry {
-        path: raw.encoded_path.clone().unwrap_or_default(),
-        problem: "no path in UTF-8",
-    })?;
-    crate::tar::validate_path(&path)
-        .map_err(|_| ManifestError::Entry { path: path.clone(), problem: "an unsafe path" })?;
-    let crc32c = match (raw.algorithm.as_deref(), raw.checksum.as_deref()) {
-        // PostgreSQL writes the bytes of the number as they lie in the memory of a little-endian machine.
-        (Some("CRC32C"), Some(text)) => {
-            let bytes: Option<[u8; 4]> = parse_hex(text).and_then(|bytes| bytes.try_into().ok());
-            let bytes = bytes.ok_or(ManifestError::Entry { path: path.clone(), problem: "a malformed CRC32C" })?;
-            Some(u32::from_le_bytes(bytes))
-        }
-        (None, None) => None,
-        _ => return Err(ManifestError::Entry { path, problem: "a checksum other than CRC32C" }),
-    };
-    Ok(ManifestFile { path, size: raw.size, crc32c })
 }
 
 #[cfg(test)]
@@ -298,6 +254,18 @@ mod tests {
         );
         let short = seen(&[("backup_label", b"label")]);
         assert!(matches!(manifest.compare(&short), Err(ManifestError::Missing(_))));
+    }
+
+    #[test]
+    fn a_summary_fits_the_same_files_in_the_same_order_alone() {
+        let summary = |files: &[(&str, &[u8])]| Manifest::<FilesSummary>::read(&render(files)[..]).unwrap().files;
+        let [label, rows, wal, done] = ["backup_label", "base/1/1259", "pg_wal/0", "pg_wal/archive_status/0.done"]
+            .map(|path| (path, path.as_bytes()));
+        let manifest = summary(&[label, rows, done]);
+        assert!(manifest.fits(&summary(&[wal, label, done, rows])));
+        for other in [&[rows, label, done][..], &[label, done], &[label, rows], &[label, (rows.0, b"r0ws"), done]] {
+            assert!(!manifest.fits(&summary(other)), "{other:?}");
+        }
     }
 
     #[test]

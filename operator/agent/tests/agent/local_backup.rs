@@ -33,8 +33,14 @@ async fn wait_until(what: &str, mut check: impl FnMut() -> bool) {
 fn render_request(instance: &Instance, change: impl FnOnce(&mut LocalBackupRequest)) -> String {
     let mut location = own_location(&instance.agent).unwrap();
     location.store.credentials_dir = "/of/the/job".into();
-    let mut request =
-        LocalBackupRequest { backup_uid: "u".into(), attempt: 1, location, min_level: None, max_level: Some(3) };
+    let mut request = LocalBackupRequest {
+        backup_uid: "u".into(),
+        attempt: 1,
+        location,
+        min_level: None,
+        max_level: Some(3),
+        max_rate: None,
+    };
     change(&mut request);
     serde_json::to_string(&request).unwrap()
 }

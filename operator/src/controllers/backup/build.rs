@@ -72,6 +72,8 @@ pub struct JobInput<'a> {
     pub location: ClusterLocation,
     /// The levels of compression that the user asks for.
     pub compression: Option<CompressionConfig>,
+    /// Kilobytes per second that are read at most.
+    pub max_rate: Option<u32>,
     /// An incremental backup is wanted.
     pub incremental: Option<IncrementalConfig>,
     /// The agent beside the instance is to read its files.
@@ -124,6 +126,7 @@ pub fn build_job(input: &JobInput<'_>) -> Result<Job, BackupError> {
         },
         location: build_location(input),
         compression: input.compression,
+        max_rate: input.max_rate,
         incremental: input.incremental.clone(),
         local: input.local.then_some(LocalConfig { agent_port: AGENT_PORT }),
     };
@@ -241,8 +244,8 @@ fn build_container(image: &str, mounts: Vec<VolumeMount>) -> Container {
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         resources: Some(ResourceRequirements {
             requests: Some(BTreeMap::from([("cpu".to_owned(), Quantity("100m".to_owned())), memory("128Mi")])),
-            // About 450 bytes a file for index and manifest come on top of what docs/backup.md adds up: 256 MiB was passed by 400,000
-            // files, and a database of many partitions has millions. What is not used costs nothing.
+            // Far above what docs/backup.md adds up: the parent's manifest of an incremental backup is 140 bytes a file, and a database
+            // of many partitions has millions. What is not used costs nothing.
             limits: Some(BTreeMap::from([memory("1Gi")])),
             ..ResourceRequirements::default()
         }),

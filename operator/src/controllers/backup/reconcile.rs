@@ -7,7 +7,11 @@ use kube::{
     Api, Resource, ResourceExt,
     runtime::{controller::Action, events::EventType},
 };
-use pgherd_core::{backup::ClusterLocation, chain::DEFAULT_MAX_CHAIN, quantity::render_bytes};
+use pgherd_core::{
+    backup::ClusterLocation,
+    chain::DEFAULT_MAX_CHAIN,
+    quantity::{parse_rate, render_bytes},
+};
 use pgherd_crds::{
     Backup, BackupSpec, BackupStatus, PostgresCluster,
     names::keys,
@@ -183,6 +187,7 @@ impl Round<'_> {
             attempt,
             source_pod,
             compression: find_compression(cluster),
+            max_rate: find_max_rate(cluster),
             incremental,
             local,
             identity_secret: store.identity_secret.as_deref(),
@@ -249,6 +254,11 @@ impl Round<'_> {
 fn find_compression(cluster: &PostgresCluster) -> Option<CompressionConfig> {
     let compression = cluster.spec.backup.as_ref()?.compression?;
     Some(CompressionConfig { min_level: compression.min_level, max_level: compression.max_level })
+}
+
+/// Kilobytes per second. What is no rate was refused with the rest of the spec.
+fn find_max_rate(cluster: &PostgresCluster) -> Option<u32> {
+    parse_rate(cluster.spec.backup.as_ref()?.max_rate.as_deref()?).ok()
 }
 
 /// Whether the agent beside the instance reads its files. An incremental backup is the server's to make; and what did not come to a

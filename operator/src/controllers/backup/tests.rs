@@ -351,6 +351,7 @@ fn input<'a>() -> JobInput<'a> {
         source_pod: "shop-2",
         location: encrypted(location()),
         compression: Some(CompressionConfig { min_level: Some(-3), max_level: None }),
+        max_rate: Some(102_400),
         incremental: None,
         local: false,
         identity_secret: Some("age"),

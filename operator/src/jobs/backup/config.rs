@@ -33,6 +33,9 @@ pub struct BackupJobConfig {
     /// Within which levels it is compressed; those of the backup where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionConfig>,
+    /// Kilobytes per second that are read at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<u32>,
     /// An incremental backup is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<IncrementalConfig>,

@@ -1,8 +1,10 @@
 //! The end of a backup: prove it by the manifest, then write what belongs to it. Nothing here makes it visible.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    io::{BufReader, Read},
+};
 
-use bytes::Bytes;
 use pgherd_core::{
     backup::{
         AGE_SUFFIX, ArchiveRecord, BackupRecord, EncryptionRecord, FULL_FORMAT, INCREMENTAL_FORMAT, ParentRecord,
@@ -14,14 +16,14 @@ use sha2::{Digest, Sha256};
 
 use super::{
     BackupError,
+    object::ObjectWriter,
     source::{ScannedArchive, ScannedBackup},
     upload::StoredArchive,
 };
 use crate::{
-    age::{Recipient, seal},
-    index::{ArchiveIndex, BackupIndex, INDEX_FORMAT, IndexEntry},
-    manifest::{Manifest, SeenFile, render_hex},
-    store::ObjectStore,
+    index::{EncodedArchive, INDEX_FORMAT, IndexEntry, IndexError, encode_index},
+    manifest::{FilesSummary, Manifest, ManifestFile, SeenFile, render_hex},
+    spool::Spool,
     tar::TarKind,
     wal::segment_names,
 };
@@ -30,6 +32,9 @@ use crate::{
 pub(crate) const INDEX_NAME: &str = "index.json.zst";
 /// Name of the manifest object, and of its file in a data directory.
 pub(crate) const MANIFEST_NAME: &str = "backup_manifest";
+
+/// The manifest is decoded in pieces of this size.
+const COPY_BYTES: usize = 64 << 10;
 
 /// What is known of a backup before its first byte.
 #[derive(Clone, Debug)]
@@ -61,34 +66,42 @@ pub(super) fn validate_backup(identity: &BackupIdentity, scanned: &ScannedBackup
     if scanned.stop_timeline != identity.timeline {
         return Err(BackupError::TimelineChanged { start: identity.timeline, stop: scanned.stop_timeline });
     }
-    let manifest = Manifest::parse(&scanned.manifest)?;
+    let text = scanned.manifest.clone().decode().map_err(BackupError::Spool)?;
+    let manifest = Manifest::<FilesSummary>::read(text)?;
     if manifest.system_id.is_some_and(|id| id.to_string() != identity.system_id) {
         return Err(BackupError::WrongSystem {
             expected: identity.system_id.clone(),
             found: manifest.system_id.unwrap_or_default().to_string(),
         });
     }
+    if !manifest.files.fits(&scanned.files) {
+        compare_each(scanned)?;
+    }
+    manifest.validate_wal(identity.timeline, identity.start_lsn, scanned.stop_lsn)?;
+    validate_wal_files(&scanned.files.wal, identity, scanned.stop_lsn)
+}
+
+/// As the server sends them, the files come in the manifest's order, and nothing needs to be looked up. In another order, or where
+/// something differs and has to be named, all of them come into memory.
+fn compare_each(scanned: &ScannedBackup) -> Result<(), BackupError> {
     let mut seen = HashMap::new();
     for archive in &scanned.archives {
-        let files = archive.entries.iter().filter(|entry| entry.kind == TarKind::File);
+        let entries = archive.entries.clone().decode().map_err(BackupError::Spool)?;
+        let entries: Vec<IndexEntry> = serde_json::from_reader(BufReader::new(entries)).map_err(IndexError::Json)?;
+        let files = entries.into_iter().filter(|entry| entry.kind == TarKind::File);
         seen.extend(files.map(|entry| {
             let file = SeenFile { size: entry.size, crc32c: entry.crc32c };
             (render_data_path(&archive.name, &entry.path), file)
         }));
     }
-    manifest.compare(&seen)?;
-    manifest.validate_wal(identity.timeline, identity.start_lsn, scanned.stop_lsn)?;
-    validate_wal_files(&scanned.archives, identity, scanned.stop_lsn)
+    let text = scanned.manifest.clone().decode().map_err(BackupError::Spool)?;
+    let manifest: Manifest = Manifest::read(text)?;
+    Ok(manifest.compare(&seen)?)
 }
 
-fn validate_wal_files(
-    archives: &[ScannedArchive],
-    identity: &BackupIdentity,
-    stop_lsn: Lsn,
-) -> Result<(), BackupError> {
-    let base = archives.iter().filter(|archive| archive.name == "base").flat_map(|archive| &archive.entries);
-    let whole = |entry: &&IndexEntry| entry.size == identity.wal_segment_bytes;
-    let present: HashSet<&str> = base.filter(whole).filter_map(|entry| entry.path.strip_prefix("pg_wal/")).collect();
+fn validate_wal_files(wal: &[ManifestFile], identity: &BackupIdentity, stop_lsn: Lsn) -> Result<(), BackupError> {
+    let whole = wal.iter().filter(|file| file.size == identity.wal_segment_bytes);
+    let present: HashSet<&str> = whole.filter_map(|file| file.path.strip_prefix("pg_wal/")).collect();
     let mut needed = segment_names(identity.timeline, identity.start_lsn, stop_lsn, identity.wal_segment_bytes);
     match needed.find(|name| !present.contains(name.as_str())) {
         None => Ok(()),
@@ -96,15 +109,15 @@ fn validate_wal_files(
     }
 }
 
-/// Builds the index and the record.
+/// Builds the record and the index.
 pub(super) fn build_record(
     identity: BackupIdentity,
     scanned: ScannedBackup,
     stored: Vec<StoredArchive>,
     stopped_at: String,
     encryption: Option<EncryptionRecord>,
-) -> Result<(BackupRecord, BackupIndex, Vec<u8>), BackupError> {
-    let ScannedBackup { archives, manifest, stop_lsn, .. } = scanned;
+) -> Result<(BackupRecord, Spool), BackupError> {
+    let ScannedBackup { archives, manifest_sha256, stop_lsn, .. } = scanned;
     if archives.len() != stored.len() {
         return Err(BackupError::Interrupted);
     }
@@ -120,7 +133,7 @@ pub(super) fn build_record(
         started_at: identity.started_at,
         stopped_at,
         archives: Vec::new(),
-        manifest_sha256: render_hex(&Sha256::digest(&manifest)),
+        manifest_sha256,
         tar_bytes: 0,
         stored_bytes: 0,
         wal_segment_bytes: identity.wal_segment_bytes,
@@ -130,7 +143,7 @@ pub(super) fn build_record(
         method: identity.method,
         checksum: None,
     };
-    let mut index = BackupIndex { format: INDEX_FORMAT, archives: Vec::new() };
+    let mut encoded = Vec::new();
     for (ScannedArchive { name, path, entries, tar_bytes }, StoredArchive { segments, sizes }) in
         archives.into_iter().zip(stored)
     {
@@ -141,32 +154,37 @@ pub(super) fn build_record(
         record.tar_bytes += tar_bytes;
         record.stored_bytes += sizes.iter().sum::<u64>();
         record.archives.push(ArchiveRecord { name: name.clone(), tablespace_path: path, segments: sizes, tar_bytes });
-        index.archives.push(ArchiveIndex { name, segments, entries });
+        encoded.push(EncodedArchive { name, segments, entries });
     }
-    Ok((record, index, manifest))
+    Ok((record, encode_index(INDEX_FORMAT, encoded)?))
 }
 
-/// Writes index and manifest, encrypted for the recipients if there are any; returns the SHA-256 of the plain index.
+/// Writes index and manifest; returns the SHA-256 of the index as it is before it is encrypted.
 pub(super) async fn write_companions(
-    store: &ObjectStore,
+    objects: &mut ObjectWriter,
     prefix: &str,
-    recipients: Vec<Recipient>,
-    index: BackupIndex,
-    manifest: Vec<u8>,
+    index: Spool,
+    manifest: Spool,
 ) -> Result<String, BackupError> {
-    let sealed = !recipients.is_empty();
-    let encode = move || {
-        let encoded = index.encode()?;
-        drop(index);
-        let sha256 = render_hex(&Sha256::digest(&encoded));
-        if !sealed {
-            return Ok((sha256, encoded, manifest));
-        }
-        Ok::<_, BackupError>((sha256, seal(&recipients, &encoded)?, seal(&recipients, &manifest)?))
-    };
-    let (sha256, index, manifest) = tokio::task::spawn_blocking(encode).await.map_err(BackupError::Task)??;
+    let sealed = objects.is_sealing();
     let key = |name: &str| format!("{prefix}{}", render_stored_name(name, sealed));
-    store.put(&key(INDEX_NAME), Bytes::from(index)).await?;
-    store.put(&key(MANIFEST_NAME), Bytes::from(manifest)).await?;
-    Ok(sha256)
+    let mut sum = Sha256::new();
+    objects.begin(key(INDEX_NAME)).await?;
+    for piece in index.into_pieces() {
+        sum.update(&piece);
+        objects.write(&piece).await?;
+    }
+    objects.finish().await?;
+    objects.begin(key(MANIFEST_NAME)).await?;
+    let mut text = manifest.decode().map_err(BackupError::Spool)?;
+    let mut piece = vec![0; COPY_BYTES];
+    loop {
+        let read = text.read(&mut piece).map_err(BackupError::Spool)?;
+        if read == 0 {
+            break;
+        }
+        objects.write(piece.get(..read).unwrap_or_default()).await?;
+    }
+    objects.finish().await?;
+    Ok(render_hex(&sum.finalize()))
 }

@@ -3,22 +3,24 @@
 //! Memory is bounded, whatever the size of the database and the speed of the store:
 //!
 //! ```text
-//!   (workers + 1) x (2 MiB + compressed frame, at most 2 MiB + 8 KiB + 64 B)    frames, see crate::frames
+//!   (workers + 2) x (1 MiB + compressed frame, at most 1 MiB + 4 KiB)           frames, see crate::frames
 //! + (concurrency + 1) x part_bytes                                              parts, see crate::store::PartBuffers
-//! + (workers + 1) x context of zstd at the highest level that may be used     see crate::frames::context
-//! + about 450 bytes per file (index and manifest) + about 20 MiB (code, TLS, HTTP, read-ahead)
+//! + (workers + 2) x context of zstd at the highest level that may be used       see crate::frames::context
+//! + about 40 bytes per file, and 8 per frame (index and manifest)               see crate::spool
+//! + about 20 MiB (code, TLS, HTTP, read-ahead)
 //! + 64 KiB where the backup is encrypted
 //! + (readers + 3) x 256 KiB where local files are read, see crate::local
 //! ```
 //! For an incremental backup, before data flows, the parent's manifest (about 140 bytes per file).
 //!
-//! With the defaults (2 workers, 3 parts of 5 MiB in flight) frames and parts take at most 12 + 20 MiB, and less for data that
+//! With the defaults (2 workers, 3 parts of 5 MiB in flight) frames and parts take at most 8 + 20 MiB, and less for data that
 //! compresses: an output buffer is touched only as far as its frame is long. All queues wait; a slow store becomes TCP
 //! backpressure and the server waits.
 
 mod begin;
 mod finish;
 mod marker;
+mod object;
 mod parent;
 mod run;
 mod source;
@@ -206,6 +208,9 @@ pub enum BackupError {
     /// The index could not be written.
     #[error("writing the index")]
     Index(#[from] IndexError),
+    /// What is told of each file could not be kept.
+    #[error("compressing what is told of the files")]
+    Spool(#[source] std::io::Error),
     /// The record could not be written.
     #[error("writing the record")]
     Record(#[source] serde_json::Error),

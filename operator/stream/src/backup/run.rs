@@ -16,6 +16,7 @@ use super::{
     begin::Source,
     finish::{BackupIdentity, build_record, validate_backup, write_companions},
     marker::{Claim, MARKER_NAME, Marker},
+    object::ObjectWriter,
     parent::validate_parent,
     source::{ScannedBackup, read_backup},
     stream::Stream,
@@ -133,17 +134,19 @@ impl Run<'_> {
         let began = Instant::now();
         let own_id = identity.id.clone();
         let work = async {
-            let (scanned, stored) = self.stream_held(&mut stream, &mut slot).await?;
+            let (scanned, (stored, mut objects)) = self.stream_held(&mut stream, &mut slot).await?;
             let seconds = began.elapsed().as_secs_f64();
             let levels = stored.levels.used();
             // Only now is the WAL of no more use.
             slot.close().await;
             self.progress.send_modify(|progress| progress.phase = BackupPhase::Finishing);
-            tokio::select! {
+            let record = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Err(BackupError::Cancelled),
-                record = self.prove(identity, scanned, stored) => Ok((record?, levels, seconds)),
-            }
+                record = self.prove(identity, scanned, stored, &mut objects) => record,
+            };
+            objects.abort().await;
+            Ok((record?, levels, seconds))
         };
         let done = self.beside_renewal(&claim, &location, &own_id, work).await;
         let (record, levels, seconds) = match done {
@@ -207,7 +210,7 @@ impl Run<'_> {
         &self,
         stream: &mut Stream,
         slot: &mut ReplicationClient,
-    ) -> Result<(ScannedBackup, StoredBackup), BackupError> {
+    ) -> Result<(ScannedBackup, (StoredBackup, ObjectWriter)), BackupError> {
         self.unless_lost(self.stream(stream), async { BackupError::SlotLost(slot.watch().await) }).await
     }
 
@@ -230,21 +233,28 @@ impl Run<'_> {
     }
 
     /// Reads, compresses and uploads at the same time.
-    async fn stream(&self, stream: &mut Stream) -> Result<(ScannedBackup, StoredBackup), BackupError> {
+    async fn stream(&self, stream: &mut Stream) -> Result<(ScannedBackup, (StoredBackup, ObjectWriter)), BackupError> {
         let concurrency = self.options.concurrency.max(1);
         let buffers = PartBuffers::new(concurrency + 1, self.part_bytes());
         let gauge = Box::new(buffers.gauge());
         let (writer, reader) = frames::pipeline(self.options.levels, self.options.workers, gauge)?;
         let stop_upload = CancellationToken::new();
-        let uploader = Uploader {
+        let objects = ObjectWriter {
             store: self.store.clone(),
-            prefix: self.prefix.to_owned(),
             recipients: self.keys.recipients().to_vec(),
             concurrency,
+            buffers,
             progress: Arc::clone(self.progress),
-            cancel: stop_upload.clone(),
+            open: None,
         };
-        let upload = tokio::spawn(uploader.run(reader, buffers));
+        let uploader = Uploader {
+            objects,
+            prefix: self.prefix.to_owned(),
+            cancel: stop_upload.clone(),
+            archive: None,
+            done: StoredBackup::default(),
+        };
+        let upload = tokio::spawn(uploader.run(reader));
         let scanned = tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(BackupError::Cancelled),
@@ -277,15 +287,15 @@ impl Run<'_> {
         identity: BackupIdentity,
         scanned: ScannedBackup,
         stored: StoredBackup,
+        objects: &mut ObjectWriter,
     ) -> Result<BackupRecord, BackupError> {
-        let encryption = self.keys.record();
+        let (encryption, manifest) = (self.keys.record(), scanned.manifest.clone());
         let check = move || {
             validate_backup(&identity, &scanned)?;
             build_record(identity, scanned, stored.archives, Timestamp::now().to_string(), encryption)
         };
-        let (mut record, index, manifest) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
-        let recipients = self.keys.recipients().to_vec();
-        record.index_sha256 = Some(write_companions(self.store, self.prefix, recipients, index, manifest).await?);
+        let (mut record, index) = tokio::task::spawn_blocking(check).await.map_err(BackupError::Task)??;
+        record.index_sha256 = Some(write_companions(objects, self.prefix, index, manifest).await?);
         record.checksum = Some(render_checksum(&record).map_err(BackupError::Record)?);
         Ok(record)
     }

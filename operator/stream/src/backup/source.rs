@@ -1,18 +1,22 @@
-//! The stream from the source: archives pass through the tar scanner into the frame pipeline; the manifest is kept.
+//! The stream from the source: archives pass through the tar scanner into the frame pipeline; the manifest, and what the index says of
+//! each file, are kept compressed.
 //!
 //! It is complete only when the server said so after everything else ([`BaseBackupEvent::End`]).
 
-use std::sync::Arc;
+use std::{io::Write, sync::Arc};
 
 use pgherd_core::{lsn::Lsn, timeline::TimelineId};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{BackupError, BackupProgress, stream::Stream};
+use super::{BackupError, BackupProgress, finish::render_data_path, stream::Stream};
 use crate::{
     base_backup::BaseBackupEvent,
     frames::FrameWriter,
-    index::IndexEntry,
-    tar::{TarPiece, TarScanner},
+    index::{EntriesWriter, IndexEntry},
+    manifest::{FilesSummary, ManifestFile, render_hex},
+    spool::{Spool, SpoolWriter},
+    tar::{TarKind, TarPiece, TarScanner},
 };
 
 /// A manifest larger than this is refused: about three million files.
@@ -27,7 +31,8 @@ pub(super) struct ScannedArchive {
     pub(super) name: String,
     /// Where the tablespace was; empty for `base`.
     pub(super) path: String,
-    pub(super) entries: Vec<IndexEntry>,
+    /// As the index has them.
+    pub(super) entries: Spool,
     pub(super) tar_bytes: u64,
 }
 
@@ -35,14 +40,34 @@ pub(super) struct ScannedArchive {
 #[derive(Debug)]
 pub(super) struct ScannedBackup {
     pub(super) archives: Vec<ScannedArchive>,
-    pub(super) manifest: Vec<u8>,
+    pub(super) files: FilesSummary,
+    pub(super) manifest: Spool,
+    pub(super) manifest_sha256: String,
     pub(super) stop_lsn: Lsn,
     pub(super) stop_timeline: TimelineId,
 }
 
 struct OpenArchive {
+    name: String,
+    path: String,
     scanner: TarScanner,
-    scanned: ScannedArchive,
+    entries: EntriesWriter,
+    /// A file whose content passes.
+    file: Option<IndexEntry>,
+}
+
+/// What is known of all archives so far.
+#[derive(Default)]
+struct Scanned {
+    archives: Vec<ScannedArchive>,
+    files: FilesSummary,
+}
+
+/// The manifest so far.
+struct OpenManifest {
+    text: SpoolWriter,
+    sum: Sha256,
+    bytes: usize,
 }
 
 /// Reads everything after [`BaseBackupEvent::Start`] and feeds the pipeline.
@@ -51,24 +76,24 @@ pub(super) async fn read_backup(
     mut frames: FrameWriter,
     progress: &Arc<watch::Sender<BackupProgress>>,
 ) -> Result<ScannedBackup, BackupError> {
-    let mut archives = Vec::new();
+    let mut scanned = Scanned::default();
     let mut open: Option<OpenArchive> = None;
-    let mut manifest = Vec::new();
+    let mut manifest = OpenManifest::begin()?;
     let mut untold = 0;
     loop {
         match stream.next().await? {
             BaseBackupEvent::Start { .. } => return Err(BackupError::Interrupted),
             BaseBackupEvent::Progress(_) => {}
             BaseBackupEvent::Archive { name, path } => {
-                finish_archive(&mut open, &mut archives, &mut frames).await?;
+                scanned.finish_archive(&mut open, &mut frames).await?;
                 let name = parse_archive_name(&name)?;
                 frames.begin_archive(&name).await?;
-                let scanned = ScannedArchive { name, path, entries: Vec::new(), tar_bytes: 0 };
-                open = Some(OpenArchive { scanner: TarScanner::new(), scanned });
+                let (scanner, entries) = (TarScanner::new(), EntriesWriter::begin()?);
+                open = Some(OpenArchive { name, path, scanner, entries, file: None });
             }
             BaseBackupEvent::Data(data) => {
                 let Some(archive) = &mut open else { return Err(BackupError::Interrupted) };
-                scan(archive, &data)?;
+                scanned.scan(archive, &data)?;
                 frames.write(&data).await?;
                 untold += data.len() as u64;
                 if untold >= PROGRESS_STEP {
@@ -77,46 +102,73 @@ pub(super) async fn read_backup(
                 }
             }
             BaseBackupEvent::Manifest(data) => {
-                finish_archive(&mut open, &mut archives, &mut frames).await?;
-                if manifest.len() + data.len() > MAX_MANIFEST_BYTES {
-                    return Err(BackupError::ManifestTooLarge(MAX_MANIFEST_BYTES));
-                }
-                manifest.extend_from_slice(&data);
+                scanned.finish_archive(&mut open, &mut frames).await?;
+                manifest.push(&data)?;
             }
             BaseBackupEvent::End { stop_lsn, timeline } => {
-                finish_archive(&mut open, &mut archives, &mut frames).await?;
+                scanned.finish_archive(&mut open, &mut frames).await?;
                 progress.send_modify(|progress| progress.bytes_done += untold);
-                return Ok(ScannedBackup { archives, manifest, stop_lsn, stop_timeline: timeline });
+                let Scanned { archives, files } = scanned;
+                let (manifest, manifest_sha256) = manifest.finish()?;
+                let stop_timeline = timeline;
+                return Ok(ScannedBackup { archives, files, manifest, manifest_sha256, stop_lsn, stop_timeline });
             }
         }
     }
 }
 
-fn scan(archive: &mut OpenArchive, mut data: &[u8]) -> Result<(), BackupError> {
-    while let Some(piece) = archive.scanner.next(&mut data)? {
-        match piece {
-            TarPiece::Entry(entry) => archive.scanned.entries.push(IndexEntry::new(entry)),
-            TarPiece::Data(_) => {}
-            TarPiece::EndOfFile { crc32c } => {
-                archive.scanned.entries.last_mut().into_iter().for_each(|entry| entry.crc32c = crc32c);
-            }
-        }
+impl OpenManifest {
+    fn begin() -> Result<Self, BackupError> {
+        Ok(Self { text: Spool::writer().map_err(BackupError::Spool)?, sum: Sha256::new(), bytes: 0 })
     }
-    Ok(())
+
+    fn push(&mut self, piece: &[u8]) -> Result<(), BackupError> {
+        self.bytes += piece.len();
+        if self.bytes > MAX_MANIFEST_BYTES {
+            return Err(BackupError::ManifestTooLarge(MAX_MANIFEST_BYTES));
+        }
+        self.sum.update(piece);
+        self.text.write_all(piece).map_err(BackupError::Spool)
+    }
+
+    /// The text and its SHA-256.
+    fn finish(self) -> Result<(Spool, String), BackupError> {
+        Ok((self.text.finish().map_err(BackupError::Spool)?, render_hex(&self.sum.finalize())))
+    }
 }
 
-async fn finish_archive(
-    open: &mut Option<OpenArchive>,
-    archives: &mut Vec<ScannedArchive>,
-    frames: &mut FrameWriter,
-) -> Result<(), BackupError> {
-    if let Some(OpenArchive { scanner, mut scanned }) = open.take() {
-        scanned.tar_bytes = scanner.position();
-        scanner.finish()?;
-        frames.end_archive().await?;
-        archives.push(scanned);
+impl Scanned {
+    fn scan(&mut self, archive: &mut OpenArchive, mut data: &[u8]) -> Result<(), BackupError> {
+        while let Some(piece) = archive.scanner.next(&mut data)? {
+            match piece {
+                TarPiece::Entry(entry) if entry.kind == TarKind::File => archive.file = Some(IndexEntry::new(entry)),
+                TarPiece::Entry(entry) => archive.entries.push(&IndexEntry::new(entry))?,
+                TarPiece::Data(_) => {}
+                TarPiece::EndOfFile { crc32c } => {
+                    let Some(entry) = archive.file.take() else { return Err(BackupError::Interrupted) };
+                    let entry = IndexEntry { crc32c, ..entry };
+                    archive.entries.push(&entry)?;
+                    let path = render_data_path(&archive.name, &entry.path);
+                    self.files.add(ManifestFile { path, size: entry.size, crc32c: Some(crc32c) });
+                }
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    async fn finish_archive(
+        &mut self,
+        open: &mut Option<OpenArchive>,
+        frames: &mut FrameWriter,
+    ) -> Result<(), BackupError> {
+        if let Some(OpenArchive { name, path, scanner, entries, file: _ }) = open.take() {
+            let tar_bytes = scanner.position();
+            scanner.finish()?;
+            frames.end_archive().await?;
+            self.archives.push(ScannedArchive { name, path, entries: entries.finish()?, tar_bytes });
+        }
+        Ok(())
+    }
 }
 
 /// `base.tar` or `<oid>.tar`: nothing else may become part of an object's key.

@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use pgherd_core::backup::ClusterLocation;
 
 use super::{
-    BackupOwner,
+    BackupOwner, INDEX_NAME, MANIFEST_NAME,
     marker::{MARKER_NAME, MAX_MARKER_BYTES, Marker},
+    render_stored_name,
     upload::render_object_name,
 };
 use crate::{
@@ -158,10 +159,12 @@ fn observe_archives(prefix: &str, present: &[StoredObject]) -> Vec<String> {
     archives
 }
 
-/// The keys that may have an open upload: of each archive the objects that are there, and the one after them; plain or not
-/// is not known.
+/// The keys that may have an open upload: of each archive the objects that are there, and the one after them, and what is written
+/// behind them; plain or not is not known.
 fn decide_keys<'a>(prefix: &str, archives: &[String], present: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
-    let mut keys = Vec::new();
+    let companions = [INDEX_NAME, MANIFEST_NAME].into_iter();
+    let companions = companions.flat_map(|name| [false, true].map(|sealed| render_stored_name(name, sealed)));
+    let mut keys: Vec<String> = companions.map(|name| format!("{prefix}{name}")).collect();
     for archive in archives {
         let stem = format!("{prefix}{archive}.tar.zst.");
         let numbers = present.clone().filter_map(|key| key.strip_prefix(&stem)?.get(..4)?.parse::<usize>().ok());
@@ -190,7 +193,14 @@ mod tests {
 
     #[test]
     fn the_object_after_those_that_are_there_may_be_open() {
-        let expected = ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/16384.tar.zst.0002", "p/base.tar.zst.0000"];
+        let expected = [
+            "p/index.json.zst",
+            "p/backup_manifest",
+            "p/16384.tar.zst.0000",
+            "p/16384.tar.zst.0001",
+            "p/16384.tar.zst.0002",
+            "p/base.tar.zst.0000",
+        ];
         let expected: Vec<String> = expected.iter().flat_map(|key| [(*key).to_owned(), format!("{key}.age")]).collect();
         for present in [
             ["p/16384.tar.zst.0000", "p/16384.tar.zst.0001", "p/inprogress.json"],

@@ -1,6 +1,6 @@
 //! The course of a backup from local files: archives, end of the backup, WAL, manifest, as the events that a walsender would have sent.
 
-use std::sync::Arc;
+use std::{io::Read, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -69,10 +69,15 @@ impl Course {
             send_wal(sources, span, writer)
         })
         .await?;
-        let manifest = Bytes::from(self.manifest.finish(timeline, start, stop_lsn));
-        for at in (0..manifest.len()).step_by(MANIFEST_PIECE) {
-            let piece = manifest.slice(at..(at + MANIFEST_PIECE).min(manifest.len()));
-            self.events.send(BaseBackupEvent::Manifest(piece)).await.map_err(|_| LocalError::Stopped)?;
+        let manifest = self.manifest.finish(timeline, start, stop_lsn).map_err(LocalError::Manifest)?;
+        let mut manifest = manifest.decode().map_err(LocalError::Manifest)?;
+        loop {
+            let mut piece = Vec::with_capacity(MANIFEST_PIECE);
+            let read = (&mut manifest).take(MANIFEST_PIECE as u64).read_to_end(&mut piece);
+            if read.map_err(LocalError::Manifest)? == 0 {
+                break;
+            }
+            self.events.send(BaseBackupEvent::Manifest(piece.into())).await.map_err(|_| LocalError::Stopped)?;
         }
         self.events.send(BaseBackupEvent::End { stop_lsn, timeline }).await.map_err(|_| LocalError::Stopped)?;
         self.session.close().await;
@@ -116,7 +121,8 @@ impl Course {
                         if last {
                             let crc32c = sum.finish();
                             if !file.is_segment {
-                                self.manifest.add(&file.path, file.size, file.modified, crc32c);
+                                let added = self.manifest.add(&file.path, file.size, file.modified, crc32c);
+                                added.map_err(LocalError::Manifest)?;
                             }
                         }
                     }

@@ -134,6 +134,9 @@ pub enum LocalError {
     /// A background task died.
     #[error("a background task died")]
     Task(#[from] JoinError),
+    /// The manifest could not be kept.
+    #[error("compressing the manifest")]
+    Manifest(#[source] io::Error),
     /// Nobody takes what is read.
     #[error("the backup is not taken any more")]
     Stopped,
@@ -194,7 +197,7 @@ impl LocalBackup {
         let (events, receiver) = mpsc::channel(1);
         let course = Course {
             session,
-            manifest: ManifestWriter::new(facts.version, &facts.system_id),
+            manifest: ManifestWriter::new(facts.version, &facts.system_id).map_err(LocalError::Manifest)?,
             facts,
             sources: Arc::new(sources),
             start_lsn: lsn,

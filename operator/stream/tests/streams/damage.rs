@@ -73,7 +73,7 @@ impl Scene {
     async fn take(&mut self) -> Vec<(String, Reader)> {
         let (outcome, _) = back_up(&self.server, self.cluster.clone()).await;
         self.cluster = outcome.location;
-        let name = self.server.sql("SELECT pg_walfile_name(pg_switch_wal())");
+        let name = self.server.sql("SELECT pg_walfile_name(pg_switch_wal() - 1)");
         // The server keeps it for no longer than it needs it.
         fs::copy(self.server.data.join("pg_wal").join(&name), self.source(&name)).unwrap();
         push(&self.store, &self.cluster, &self.source(&name), &name).await.unwrap();

@@ -67,7 +67,7 @@ impl Scene {
     /// Writes into a segment, ends it, and gives its name.
     fn write_segment(&self) -> String {
         self.server.sql(&format!("SELECT pg_logical_emit_message(false, 'x', '{MARKER}')"));
-        self.server.sql("SELECT pg_walfile_name(pg_switch_wal())")
+        self.server.sql("SELECT pg_walfile_name(pg_switch_wal() - 1)")
     }
 
     async fn push(&self, location: &ClusterLocation, name: &str) -> Result<PushOutcome, WalError> {

@@ -49,6 +49,7 @@ mod retention;
 mod server;
 mod stores;
 mod tablespaces;
+mod virtual_hosted;
 mod wal_archive;
 
 /// True when the tests that need PostgreSQL and MinIO are switched off by hand.

@@ -1,5 +1,7 @@
 //! Peak memory, in a process of its own, with the default settings: below 64 MiB whatever the size and the content.
 
+use std::path::Path;
+
 use pgherd_core::{
     backup::{BackupLocation, ClusterLocation},
     compression::LevelBounds,
@@ -91,14 +93,19 @@ async fn the_highest_level_of_the_defaults_takes_less_than_64_mebibytes() {
 /// Fills a server, and has a process of its own make backups: streamed where `readers` is 0, else from its files.
 async fn measure_files(noise: bool, megabytes: u32, rounds: &[usize]) {
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let server = Postgres::create(dir.path(), "primary", 16);
     if noise {
         server.fill_with_noise(megabytes * 500)
     } else {
         server.fill(megabytes / 15)
     }
+    measure_rounds(dir.path(), &server, rounds).await;
+}
+
+async fn measure_rounds(dir: &Path, server: &Postgres, rounds: &[usize]) {
+    let minio = Minio::start(dir).await;
     for readers in rounds {
-        let mut errand = Errand::backup(&server, minio.location());
+        let mut errand = Errand::backup(server, minio.location());
         let Errand::Backup { local, .. } = &mut errand else { panic!() };
         *local = Some((server.data.clone(), *readers)).filter(|_| *readers > 0);
         let before = server.cpu_seconds();
@@ -122,6 +129,31 @@ async fn files_are_read_within_less_than_64_mebibytes() {
     if !crate::without_real_parts() {
         measure_files(true, 300, &[DEFAULT_READERS]).await;
     }
+}
+
+/// Many files of no size: what is told of each is all there is.
+async fn measure_many(files: u32) {
+    let dir = workspace();
+    let server = Postgres::create(dir.path(), "primary", 16);
+    for number in 0..files {
+        let folder = server.data.join("base/5").join(format!("many{}", number / 10_000));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join((16_384 + number * 3).to_string()), number.to_string()).unwrap();
+    }
+    measure_rounds(dir.path(), &server, &[0, DEFAULT_READERS]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_files_pass_through_less_than_64_mebibytes() {
+    if !crate::without_real_parts() {
+        measure_many(100_000).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "makes 500,000 files"]
+async fn five_hundred_thousand_files_pass_through_less_than_64_mebibytes() {
+    measure_many(500_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,12 @@ pub(crate) fn program(name: &str) -> Command {
     command
 }
 
+/// Of the programs.
+pub(crate) fn major_version() -> u32 {
+    let text = String::from_utf8(run(program("postgres").arg("--version")).stdout).unwrap();
+    text.split([' ', '.']).find_map(|word| word.parse().ok()).unwrap()
+}
+
 /// Runs a command that must succeed.
 pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));

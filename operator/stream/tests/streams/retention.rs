@@ -39,7 +39,7 @@ async fn ids(store: &ObjectStore, location: &ClusterLocation) -> Vec<String> {
 /// Archives the segments that are complete now, and begins the next one.
 async fn archive(server: &Postgres, store: &ObjectStore, location: &ClusterLocation) -> String {
     server.sql("SELECT pg_logical_emit_message(false, 'x', 'y')");
-    let name = server.sql("SELECT pg_walfile_name(pg_switch_wal())");
+    let name = server.sql("SELECT pg_walfile_name(pg_switch_wal() - 1)");
     push(store, location, &server.data.join("pg_wal").join(&name), &name).await.unwrap();
     name
 }

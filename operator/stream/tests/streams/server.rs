@@ -11,6 +11,8 @@ use pgherd_stream::store::{ObjectStore, StoreError};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 pub(crate) const BUCKET: &str = "backups";
+/// Where buckets are below in virtual-hosted style.
+pub(crate) const DOMAIN: &str = "s3.pgherd.test";
 pub(crate) const USER: &str = "pgherd-test";
 pub(crate) const PASSWORD: &str = "pgherd-test-secret";
 
@@ -51,12 +53,13 @@ impl Brand {
     }
 
     /// Serves `folder` at `address`, by TLS if there are certificates in `tls`.
-    fn spawn(self, address: &str, folder: &Path, tls: Option<&Path>) -> Child {
+    fn spawn(self, address: &str, folder: &Path, tls: Option<&Path>, domain: Option<&str>) -> Child {
         let mut command = Command::new(self.program());
         match self {
             Self::Minio => {
                 command.args(["server", "--quiet", "--address", address, "--console-address", "127.0.0.1:0"]);
                 command.args(tls.map(|tls| ["--certs-dir".into(), tls.as_os_str().to_owned()]).into_iter().flatten());
+                command.envs(domain.map(|domain| ("MINIO_DOMAIN", domain)));
                 command.env("MINIO_ROOT_USER", USER).env("MINIO_ROOT_PASSWORD", PASSWORD).env("MINIO_UPDATE", "off");
             }
             Self::Versity => {
@@ -65,6 +68,7 @@ impl Brand {
                     command.arg("--cert").arg(tls.join("public.crt")).arg("--key").arg(tls.join("private.key"));
                 }
                 command.arg("posix");
+                command.envs(domain.map(|domain| ("VGW_VIRTUAL_DOMAIN", domain)));
                 command.env("ROOT_ACCESS_KEY_ID", USER).env("ROOT_SECRET_ACCESS_KEY", PASSWORD);
             }
         }
@@ -86,27 +90,34 @@ pub(crate) struct Minio;
 impl Minio {
     /// Without TLS, so that a proxy can stand before it.
     pub(crate) async fn start(parent: &Path) -> Server {
-        Server::start_with(Brand::Minio, parent, None).await
+        Server::start_with(Brand::Minio, parent, None, None).await
     }
 }
 
 impl Server {
     /// By TLS, with a certificate of a private CA.
     pub(crate) async fn start(brand: Brand, parent: &Path) -> Self {
-        Self::start_with(brand, parent, Some(&write_certificates(&parent.join("store-tls")))).await
+        Self::start_with(brand, parent, Some(&write_certificates(&parent.join("store-tls"), "127.0.0.1")), None).await
     }
 
-    async fn start_with(brand: Brand, parent: &Path, tls: Option<&Path>) -> Self {
+    /// The same, with the bucket in the name of the host, for which alone the certificate is.
+    pub(crate) async fn start_virtual_hosted(brand: Brand, parent: &Path) -> Self {
+        let tls = write_certificates(&parent.join("store-tls"), &format!("{BUCKET}.{DOMAIN}"));
+        Self::start_with(brand, parent, Some(&tls), Some(DOMAIN)).await
+    }
+
+    async fn start_with(brand: Brand, parent: &Path, tls: Option<&Path>, domain: Option<&str>) -> Self {
         let folder = parent.join("store");
         fs::create_dir_all(&folder).unwrap();
-        let address = format!("127.0.0.1:{}", crate::postgres::free_port());
-        let child = brand.spawn(&address, &folder, tls);
+        let port = crate::postgres::free_port();
+        let child = brand.spawn(&format!("127.0.0.1:{port}"), &folder, tls, domain);
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let config = StoreConfig {
-            endpoint: format!("{}://{address}", if tls.is_some() { "https" } else { "http" }),
+            endpoint: format!("{scheme}://{}:{port}", domain.unwrap_or("127.0.0.1")),
             bucket: BUCKET.to_owned(),
             prefix: "pre/fix".to_owned(),
             region: None,
-            path_style: true,
+            path_style: domain.is_none(),
             credentials_dir: write_credentials(&parent.join("credentials"), USER, PASSWORD),
             ca_file: tls.map(|tls| tls.with_extension("ca").to_str().unwrap().to_owned()),
             encryption: None,
@@ -170,8 +181,8 @@ pub(crate) fn write_credentials(folder: &Path, user: &str, password: &str) -> St
     folder.to_str().unwrap().to_owned()
 }
 
-/// A certificate for 127.0.0.1 and its key under the names that MinIO knows, and beside the folder the CA that signed it.
-fn write_certificates(folder: &Path) -> PathBuf {
+/// A certificate for a host and its key under the names that MinIO knows, and beside the folder the CA that signed it.
+fn write_certificates(folder: &Path, host: &str) -> PathBuf {
     fs::create_dir_all(folder).unwrap();
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(vec![]).unwrap();
@@ -179,7 +190,7 @@ fn write_certificates(folder: &Path) -> PathBuf {
     ca.distinguished_name.push(DnType::CommonName, "CA of the store");
     fs::write(folder.with_extension("ca"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
     let certificate = params.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
     fs::write(folder.join("public.crt"), certificate.pem()).unwrap();
     fs::write(folder.join("private.key"), key.serialize_pem()).unwrap();

@@ -22,7 +22,7 @@ on_each_server!(segments_are_archived_once_and_fetched_whole, what_the_archive_l
 const SEGMENT: u64 = 1 << 20;
 
 /// Writes into three segments and gives their names.
-fn make_segments(server: &Postgres) -> Vec<String> {
+pub(crate) fn make_segments(server: &Postgres) -> Vec<String> {
     let make = |n: u32| {
         let name = server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
         server.sql(&format!("CREATE TABLE wal_{n} (id int)"));

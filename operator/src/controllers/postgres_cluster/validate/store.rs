@@ -4,6 +4,7 @@ use pgherd_core::{
     backup::{EncryptionConfig, StoreConfig},
     compression::LevelBounds,
     instance::paths,
+    quantity::parse_rate,
 };
 use pgherd_crds::{
     PostgresCluster,
@@ -55,6 +56,9 @@ pub(super) fn validate_own_store(backup: &BackupConfig, namespace: &str, problem
         && let Err(error) = LevelBounds::of(min_level, max_level)
     {
         problems.add(format!("{FIELD}.compression"), error.to_string());
+    }
+    if let Some(rate) = &backup.max_rate {
+        problems.keep(&format!("{FIELD}.maxRate"), parse_rate(rate));
     }
     store
 }

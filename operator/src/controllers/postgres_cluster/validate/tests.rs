@@ -84,6 +84,20 @@ fn levels_of_compression_that_cross_or_are_none_are_told() {
 }
 
 #[test]
+fn a_rate_that_postgres_does_not_take_is_told() {
+    let spec = |rate: &str| {
+        format!(
+            r#"{{instances: 1, storage: {{size: 1Gi}}, backup: {{
+            objectStore: {{endpoint: "https://m", bucket: abc, credentialsSecretRef: {{name: m}}}}, maxRate: {rate}}}}}"#
+        )
+    };
+    assert!(validate(&spec("100Mi")).is_ok());
+    for wrong in ["31Ki", "2Gi", "fast"] {
+        assert_eq!(fields(&spec(wrong)), ["spec.backup.maxRate"], "{wrong}");
+    }
+}
+
+#[test]
 fn all_problems_are_told_at_once_with_their_fields() {
     let spec = r#"
 version: 18

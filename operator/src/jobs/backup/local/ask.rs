@@ -102,6 +102,7 @@ async fn converse(
         location: config.location.clone(),
         min_level: config.compression.and_then(|levels| levels.min_level),
         max_level: config.compression.and_then(|levels| levels.max_level),
+        max_rate: config.max_rate,
     };
     let request = Bytes::from(serde_json::to_vec(&request).map_err(AskError::Render)?);
     // The connection ends with its driver.
@@ -241,6 +242,7 @@ mod tests {
             },
             location: location(),
             compression: None,
+            max_rate: None,
             incremental: None,
             local: None,
         };

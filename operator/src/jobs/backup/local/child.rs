@@ -83,6 +83,7 @@ fn build_options(order: LocalBackupOrder) -> Result<BackupOptions, pgherd_core::
     };
     let mut options = BackupOptions::new(connect, request.location);
     options.levels = LevelBounds::of(request.min_level, request.max_level)?;
+    options.max_rate = request.max_rate;
     options.owner = Some(BackupOwner { id: request.backup_uid, attempt: request.attempt });
     options.local = Some(LocalOptions { data: data.into(), readers: DEFAULT_READERS });
     Ok(options)
