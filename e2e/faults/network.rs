@@ -139,14 +139,20 @@ async fn while_zone_is_cut(
 }
 
 /// The primary and one replica on one side, the other replica, the operators and the API server on the other. The voter beside
-/// the primary keeps its promise to it, and the one on the other side can't prove alone that it has everything.
+/// the primary keeps its promise to it, and the one on the other side can't prove alone that it has everything: an election may
+/// begin, and stays blocked. Writes go on, and in the end the same instance has the role.
 pub(crate) async fn zone_without_api(scene: &Scene) -> Result<()> {
     let (near, far) = sides(scene)?;
-    scene
-        .nothing_moves(async || {
-            while_zone_is_cut(scene, &near, &far, async || scene.watch_no_failover(LONG).await).await
-        })
-        .await
+    while_zone_is_cut(scene, &near, &far, async || {
+        scene.watch_no_promotion(LONG).await?;
+        let silent = scene.writer.ledger().await?.since_last_ack_ms;
+        claim(silent < 2_000, || format!("no commit was acknowledged for {silent} ms although a voter promised"))
+    })
+    .await?;
+    scene.writer.wait_progress(50).await?;
+    let status = scene.cluster.wait_ready(scene.before.instances).await?;
+    scene.note(format!("term {:?} before, {:?} after", scene.before.term, status.term));
+    claim(status.primary == scene.before.primary, || format!("{:?} is primary now", status.primary))
 }
 
 /// The same, and the replica on the other side is cut from the API server as well.

@@ -50,6 +50,8 @@ pub(crate) async fn provide() -> Result<()> {
         if is_mounted(node).await {
             run("umount", &[&text(&mounted)], None).await?;
         }
+        // An old instance may still end on the old one.
+        drop(std::fs::remove_file(&file));
         run("truncate", &["-s", &format!("{SIZE_MIB}M"), &text(&file)], None).await?;
         run("mkfs.ext4", &["-q", "-F", &text(&file)], None).await?;
         mount(node).await?;
