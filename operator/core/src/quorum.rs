@@ -94,8 +94,8 @@ pub fn initial_quorum(acks: u32) -> VoterSet {
 /// the holder's. Nobody is dropped for being unreachable: what it acknowledged may be nowhere else.
 ///
 /// A change that is under way is waited for, unless it can't pass its barrier as it stands (a voter of it was
-/// re-cloned or removed, it has fewer voters than acknowledgements, or another W is wanted): then it is folded into
-/// `quorum` and replaced. An election must prove the folded set, therefore that loses nothing.
+/// re-cloned or removed, too few of its voters are there or stream while another replica does, or another W is wanted): then it is
+/// folded into `quorum` and replaced. An election must prove the folded set, therefore that loses nothing.
 #[must_use]
 pub fn plan_voters(register: &Register, members: &Membership<'_>, desired_acks: u32) -> Option<Quorums> {
     let holder = register.holder.as_ref()?;
@@ -117,7 +117,8 @@ pub fn plan_voters(register: &Register, members: &Membership<'_>, desired_acks: 
         return (wanted != sorted(&register.quorum))
             .then(|| Quorums { quorum: register.quorum.clone(), pending: Some(wanted) });
     };
-    let stuck = shrinks || pending.acks != desired_acks || pending.voters.len() < pending.acks as usize;
+    let streaming = pending.voters.iter().filter(|voter| members.streaming.contains(voter)).count();
+    let stuck = shrinks || pending.acks != desired_acks || streaming < pending.acks as usize;
     (stuck && wanted != sorted(pending)).then(|| Quorums { quorum: folded(register), pending: Some(wanted) })
 }
 

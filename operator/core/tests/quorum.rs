@@ -104,6 +104,16 @@ fn a_change_under_way_is_waited_for_unless_it_cannot_pass() {
 }
 
 #[test]
+fn a_change_whose_voters_do_not_stream_makes_way_for_replicas_that_do() {
+    let (b, c, d) = (voter(1, "b"), voter(2, "c"), voter(3, "d"));
+    let promoted = register(set(&[b.clone(), c.clone()], 1), Some(set(&[c.clone()], 1)));
+    let next = planned(&promoted, &[d.clone()], &[c.clone(), d.clone()], &[], 1).unwrap();
+    assert_eq!(next, Quorums { quorum: set(&[b, c.clone()], 1), pending: Some(set(&[c.clone(), d.clone()], 1)) });
+    assert_eq!(planned(&promoted, &[], &[c.clone(), d.clone()], &[], 1), None, "nobody else streams");
+    assert_eq!(planned(&promoted, &[c.clone(), d.clone()], &[c, d], &[], 1), None, "it will pass as it is");
+}
+
+#[test]
 fn a_pending_set_is_committed_only_as_it_runs_and_past_its_barrier() {
     let (b, c) = (voter(1, "b"), voter(2, "c"));
     let changing = register(set(&[b.clone()], 1), Some(set(&[b.clone(), c.clone()], 1)));

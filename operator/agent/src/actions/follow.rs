@@ -12,6 +12,7 @@ use pgherd_core::{
     register::{Register, Term},
     timeline::{TimelineHistory, TimelineId},
 };
+use pgherd_stream::wal::segment_name;
 use tokio::time::Instant;
 
 use super::{ActionError, data_dir, failing, rejoin, render_options, replay_end::await_replay_end, volume};
@@ -354,20 +355,27 @@ async fn check_when_silent(
         return Ok(());
     }
     let kept_from = session.ensure_slot(&slot_name(&agent.identity.pod)).await?;
-    let position = match sample {
-        Some(sample) => sample.replayed,
-        None => observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?.lsn,
+    let (position, segment_bytes) = match sample {
+        Some(sample) => (sample.replayed, sample.segment_bytes),
+        None => {
+            let control = observe_control(&Binaries::observe()?, &agent.layout.pgdata).await?;
+            (control.lsn, control.segment_bytes)
+        }
     };
     // With an archive the gap may close by itself; without progress for long enough it will not. One that has WAL and is held up in
     // it, by a query for example, goes on later.
     let stands = agent.note_position(position);
+    let timeline = agent.board.status().history.map_or(theirs.history.timeline, |mine| mine.timeline);
+    let segment = segment_name(timeline, position, segment_bytes);
+    // The one that is being written need not be there yet.
+    let is_past = position.0 / segment_bytes.max(1) < theirs.lsn.0 / segment_bytes.max(1);
     if silent.min(stands) >= REBUILD_AFTER
-        && kept_from > position
+        && (kept_from > position || (is_past && !session.has_segment(&segment).await?))
         && sample.is_none_or(|sample| sample.replay_waits)
         && agent.server.state().await == ProcessState::Running
     {
         let why = format!(
-            "it got no WAL for {} s: {pod} keeps WAL from {kept_from} only, this standby was at {position}",
+            "it got no WAL for {} s: {pod} has no {segment} any more, and this standby was at {position}",
             stands.as_secs()
         );
         tracing::warn!(why, "this standby can't catch up; building it anew");

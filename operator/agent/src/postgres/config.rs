@@ -18,8 +18,8 @@ use pgherd_core::{
 };
 
 use super::{
-    slot_limit::{observe_size, with_slot_limit},
     upstream::{Upstream, render_upstream_conninfo},
+    wal_limits::{observe_size, with_wal_limits},
 };
 use crate::{
     layout::{Layout, slot_name},
@@ -126,7 +126,7 @@ fn build_conf_input(layout: &Layout, config: &InstanceConfig, role: &Role, pod: 
         },
         synchronous_standby_names: names,
         keeps_files: layout.kept_wal().exists(),
-        parameters: with_slot_limit(config.parameters.clone(), observe_size(&layout.volume)),
+        parameters: with_wal_limits(config.parameters.clone(), observe_size(&layout.volume)),
         segment_bytes: observe_segment_bytes(&layout.pgdata),
         standby,
     }

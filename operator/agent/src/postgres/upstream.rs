@@ -191,6 +191,19 @@ impl UpstreamSession {
             .map_err(|source| UpstreamError::History { pod: self.pod.clone(), source })
     }
 
+    /// Whether WAL of this segment's number is there, on this timeline or a later one. A slot does not tell: PostgreSQL takes any
+    /// position for one, also one whose WAL was gone before.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn has_segment(&self, segment: &str) -> Result<bool, UpstreamError> {
+        let statement = "SELECT EXISTS (SELECT FROM pg_ls_dir('pg_wal', true, false) AS name \
+            WHERE length(name) = 24 AND right(name, 16) = right($1, 16) AND left(name, 8) >= left($1, 8))";
+        let rows = self.session.query(statement, &[&segment]).await;
+        let rows = rows.map_err(|source| UpstreamError::Sql { pod: self.pod.clone(), source })?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
     /// Makes our physical slot if it is not there, with WAL reserved from now on, and returns the position from which it
     /// keeps WAL. A slot that lost its WAL is made anew.
     ///
