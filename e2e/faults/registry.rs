@@ -82,10 +82,11 @@ impl Fault {
     pub(crate) fn goal_ms(&self) -> Option<u64> {
         match (self.number, self.name.ends_with("-off")) {
             ("1" | "5", _) => Some(5_000),
-            ("41", _) if self.name.starts_with("zone") => Some(2_000),
+            ("41", _) if self.name.starts_with("zone") => Some(5_000),
             // It lasts as long as the cut.
             ("41", _) if self.name.starts_with("isolated") => None,
             ("41" | "10", false) => Some(10_000),
+            ("44", _) if self.name.ends_with("-dies") => Some(20_000),
             ("44", _) => Some(3_000),
             ("2" | "3" | "4" | "6" | "7" | "8" | "10" | "34" | "35" | "41", _) => Some(20_000),
             ("9" | "13" | "14", _) => Some(2_000),
