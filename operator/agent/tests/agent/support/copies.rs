@@ -10,15 +10,23 @@ pub async fn copy_as_tar(source: &Instance, root: &Path, meanwhile: impl AsyncFn
     let (data, copy) = (&source.agent.layout.pgdata, root.join("copy"));
     let backup = session(source, "postgres").await;
     backup.query("SELECT pg_backup_start('test', true)::text", &[]).await.unwrap();
-    assert!(Command::new("cp").arg("-a").args([data, &copy]).status().unwrap().success());
+    fs::create_dir_all(&copy).unwrap();
+    // A file may go or change while it is copied: the WAL puts that right, and tar says so with 1.
+    let script = r#"tar -C "$0" --exclude=./pg_wal -cf - . | tar -C "$1" -xf -; s=("${PIPESTATUS[@]}"); ((s[0] < 2 && s[1] == 0))"#;
+    assert!(Command::new("bash").arg("-c").arg(script).args([data, &copy]).status().unwrap().success());
     meanwhile(&copy).await;
     let label: String = backup.query("SELECT labelfile FROM pg_backup_stop(false)", &[]).await.unwrap()[0].get(0);
     fs::write(copy.join("backup_label"), label).unwrap();
-    for name in ["pg_wal", "postmaster.pid", "pgherd.json"] {
-        let place = copy.join(name);
-        let _ = if place.is_dir() { fs::remove_dir_all(place) } else { fs::remove_file(place) };
+    for name in ["postmaster.pid", "pgherd.json"] {
+        let _ = fs::remove_file(copy.join(name));
     }
-    assert!(Command::new("cp").arg("-a").args([data.join("pg_wal"), copy.join("pg_wal")]).status().unwrap().success());
+    // The archiver renames its marks meanwhile; a copy needs none.
+    fs::create_dir_all(copy.join("pg_wal/archive_status")).unwrap();
+    for file in fs::read_dir(data.join("pg_wal")).unwrap().map(Result::unwrap) {
+        if file.file_type().unwrap().is_file() {
+            fs::copy(file.path(), copy.join("pg_wal").join(file.file_name())).unwrap();
+        }
+    }
     let tar = Command::new("tar").arg("-C").arg(&copy).args(["-cf", "-", "."]).output().unwrap();
     assert!(tar.status.success());
     tar.stdout
