@@ -36,8 +36,8 @@ struct Scene {
 /// The primary has segments that are not archived, since the store is away, and the replica has none of them any more.
 async fn lose_the_store() -> Scene {
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
-    for name in ["min_wal_size", "max_wal_size"] {
-        cluster.config.parameters.insert(name.into(), "32MB".into());
+    for (name, value) in [("min_wal_size", "32MB"), ("max_wal_size", "32MB"), ("wal_keep_size", "0")] {
+        cluster.config.parameters.insert(name.into(), value.into());
     }
     let mut minio = Minio::start(cluster.root.path()).await;
     cluster.stand_in(CLIENT);
