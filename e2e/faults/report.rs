@@ -1,11 +1,15 @@
 //! What came of the faults: `target/faults.json` for programs and a table for people.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    path::PathBuf,
+};
 
 use pgherd_e2e::{Result, kubectl::root};
 use serde::{Deserialize, Serialize};
 
-use crate::registry::{Fault, Plan};
+use crate::registry::{self, Fault, Plan};
 
 /// How a fault ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,14 +80,16 @@ fn file() -> PathBuf {
     root().join("target/faults.json")
 }
 
-/// Writes results beside those of other faults that an earlier run left.
+/// Writes results beside those of other faults that an earlier run left, if there still are such faults.
 pub(crate) fn keep(results: &[FaultResult]) -> Result<()> {
     let earlier: Vec<FaultResult> = match std::fs::read_to_string(file()) {
         Ok(text) => serde_json::from_str(&text).unwrap_or_default(),
         Err(_) => Vec::new(),
     };
+    let known: BTreeSet<&str> = registry::all().iter().map(|fault| fault.name).collect();
+    let earlier = earlier.into_iter().filter(|result| known.contains(result.fault.as_str()));
     let mut all: BTreeMap<(u32, String), FaultResult> = BTreeMap::new();
-    for result in earlier.into_iter().chain(results.iter().cloned()) {
+    for result in earlier.chain(results.iter().cloned()) {
         all.insert((result.number.parse().unwrap_or_default(), result.fault.clone()), result);
     }
     std::fs::create_dir_all(root().join("target"))?;
