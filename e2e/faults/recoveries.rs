@@ -129,7 +129,7 @@ pub(crate) async fn segment_missing(scene: &Scene) -> Result<()> {
     let outcome = async {
         let target = json!({"lsn": target});
         let refused = ask_in_place(scene, "segment-missing", &target).await?;
-        let why = format!("the archive lacks 1 file(s) that the recovery needs: {gone}; a target.lsn before");
+        let why = format!("the archive lacks 1 file(s) that the recovery needs: {gone}; a target.lsn up to");
         claim(refused.contains(&why), || format!("refused because: {refused}"))?;
         check_recovery_refused(scene, "with-a-gap", &target, &why).await
     }
