@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use pgherd_e2e::{
     Result,
     cluster::PATIENCE,
-    containers, operators,
+    containers::{self, Container},
+    operators,
     partition::{self, API_ADDRESS, Direction},
     wait::{Look, until},
 };
@@ -51,10 +52,26 @@ async fn while_cut(
     direction: Direction,
     work: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<()> {
-    let container = scene.primary_container()?;
-    partition::cut(&container, &addresses(scene, from).await?, direction).await?;
-    let outcome = work().await;
-    partition::heal(&container).await;
+    while_all_cut(&[scene.primary_container()?], &addresses(scene, from).await?, direction, work).await
+}
+
+/// Cuts each of these from the addresses, does the work, and takes all cuts away whatever came of it.
+async fn while_all_cut(
+    containers: &[Container],
+    addresses: &[String],
+    direction: Direction,
+    work: impl AsyncFnOnce() -> Result<()>,
+) -> Result<()> {
+    let outcome = async {
+        for container in containers {
+            partition::cut(container, addresses, direction).await?;
+        }
+        work().await
+    }
+    .await;
+    for container in containers {
+        partition::heal(container).await;
+    }
     outcome
 }
 
@@ -121,21 +138,8 @@ async fn while_zone_is_cut(
     let mut away = scene.addresses(others).await?;
     away.push(API_ADDRESS.to_string());
     away.extend(operator_addresses().await?);
-    let mut containers = Vec::new();
-    let mut outcome = Ok(());
-    for pod in zone {
-        let container = scene.container(pod)?;
-        outcome = outcome.and(partition::cut(&container, &away, Direction::Both).await);
-        containers.push(container);
-    }
-    let outcome = match outcome {
-        Ok(()) => work().await,
-        failed => failed,
-    };
-    for container in &containers {
-        partition::heal(container).await;
-    }
-    outcome
+    let containers = zone.iter().map(|pod| scene.container(pod)).collect::<Result<Vec<_>>>()?;
+    while_all_cut(&containers, &away, Direction::Both, work).await
 }
 
 /// The primary and one replica on one side, the other replica, the operators and the API server on the other. The voter beside
