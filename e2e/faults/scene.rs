@@ -197,14 +197,6 @@ impl Scene {
         .await
     }
 
-    /// Watches for a while that nobody becomes primary in a later term.
-    ///
-    /// # Errors
-    /// Somebody did.
-    pub(crate) async fn watch_no_promotion(&self, span: Duration) -> Result<()> {
-        self.watch_no_failover(span).await
-    }
-
     /// Watches for a while that the term stays as it was; looks that get no answer count for nothing.
     ///
     /// # Errors

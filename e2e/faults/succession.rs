@@ -61,7 +61,7 @@ pub(crate) async fn outdated_returns_alone(scene: &Scene) -> Result<()> {
         primary.set_frozen(true)?;
         other.set_frozen(true)?;
         outdated.set_frozen(false)?;
-        scene.watch_no_promotion(BLOCKED).await
+        scene.watch_no_failover(BLOCKED).await
     }
     .await;
     for container in [&other, &primary, &outdated] {

@@ -39,14 +39,12 @@ use crate::{
     register_store::RegisterStore,
     restore_check::CheckBook,
     settings::Identity,
+    streaming::StreamingWatch,
     vouch::VouchBook,
 };
 
 /// A sample older than this says nothing about now.
 pub const SAMPLE_MAX_AGE: Duration = Duration::from_secs(3);
-
-/// A receiver that has streamed for this long is not one that fails over and over.
-const STEADY_AFTER: Duration = Duration::from_secs(1);
 
 /// The synchronous settings on their way into effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,31 +61,6 @@ pub struct QuorumProgress {
     pub barrier: Option<Lsn>,
     /// `acks` of the members have flushed the barrier.
     pub passed: bool,
-}
-
-/// Since when a standby gets no WAL, and what was done about it.
-#[derive(Clone, Copy, Debug, Default)]
-struct Streaming {
-    silent_since: Option<Boottime>,
-    checked_at: Option<Boottime>,
-    /// How far it is, and when it was first seen there.
-    position: Option<(Lsn, Boottime)>,
-    receiver: Option<(i32, Boottime)>,
-    /// How often its server ended in its recovery since it last streamed.
-    deaths: u32,
-}
-
-impl Streaming {
-    /// For how long the standby has not got farther than `position`.
-    fn stands_for(&mut self, position: Lsn, now: Boottime) -> Duration {
-        match self.position {
-            Some((known, since)) if position <= known => now.since(since),
-            _ => {
-                self.position = Some((position, now));
-                Duration::ZERO
-            }
-        }
-    }
 }
 
 /// The archive that a recovery reads.
@@ -138,6 +111,8 @@ pub struct Agent {
     pub wake: Notify,
     /// Cancelled by SIGTERM.
     pub shutdown: CancellationToken,
+    /// Whether a standby gets its WAL.
+    pub streaming: StreamingWatch,
     /// Held while a step is carried out, so that a seal request and the machine never act at once.
     pub acting: tokio::sync::Mutex<()>,
     /// One backup from local files at a time.
@@ -154,7 +129,6 @@ pub struct Agent {
     upstream_history: Mutex<Option<TimelineHistory>>,
     held_backup: Mutex<Option<BackupHold>>,
     applied_roles: Mutex<Option<(u64, AppCredentials)>>,
-    streaming: Mutex<Streaming>,
     upstream_met_at: Mutex<Option<Boottime>>,
     register_error: Mutex<Option<String>>,
     going_on: Mutex<Option<String>>,
@@ -194,6 +168,7 @@ impl Agent {
             fencer,
             wake: Notify::new(),
             shutdown: CancellationToken::new(),
+            streaming: StreamingWatch::default(),
             acting: tokio::sync::Mutex::new(()),
             local_backups: Arc::new(Semaphore::new(1)),
             config,
@@ -207,7 +182,6 @@ impl Agent {
             held_backup: Mutex::new(None),
             upstream_history: Mutex::new(None),
             applied_roles: Mutex::new(None),
-            streaming: Mutex::new(Streaming::default()),
             upstream_met_at: Mutex::new(None),
             register_error: Mutex::new(None),
             going_on: Mutex::new(None),
@@ -389,12 +363,6 @@ impl Agent {
         *lock(&self.applied_roles) = Some((generation, app));
     }
 
-    /// The standby streams, or is about to start anew.
-    pub fn note_streaming(&self) {
-        let mut streaming = lock(&self.streaming);
-        *streaming = Streaming { receiver: streaming.receiver, ..Streaming::default() };
-    }
-
     /// The primary that is followed, or is about to be, was found to be there and most probably has what this server lacks.
     pub fn note_upstream_met(&self) {
         *lock(&self.upstream_met_at) = Some(Boottime::now());
@@ -404,59 +372,6 @@ impl Agent {
     #[must_use]
     pub fn has_met_upstream_within(&self, time: Duration) -> bool {
         lock(&self.upstream_met_at).is_some_and(|at| Boottime::now().since(at) < time)
-    }
-
-    /// A receiver streams: true once this very process has done so for a second. One that is refused over and over shows
-    /// itself as streaming for a moment each time.
-    #[must_use]
-    pub fn note_receiver(&self, pid: i32) -> bool {
-        let now = Boottime::now();
-        let mut streaming = lock(&self.streaming);
-        match streaming.receiver {
-            Some((known, since)) if known == pid => now.since(since) >= STEADY_AFTER,
-            _ => {
-                streaming.receiver = Some((pid, now));
-                false
-            }
-        }
-    }
-
-    /// The standby does not stream.
-    pub fn note_not_streaming(&self) {
-        lock(&self.streaming).silent_since.get_or_insert_with(Boottime::now);
-    }
-
-    /// For how long the standby has not streamed.
-    #[must_use]
-    pub fn not_streaming_for(&self) -> Duration {
-        lock(&self.streaming).silent_since.map_or(Duration::ZERO, |since| Boottime::now().since(since))
-    }
-
-    /// True once per `every`: it is time to look again why the standby does not stream.
-    #[must_use]
-    pub fn take_check_turn(&self, every: Duration) -> bool {
-        let now = Boottime::now();
-        let mut streaming = lock(&self.streaming);
-        let due = streaming.checked_at.is_none_or(|at| now.since(at) >= every);
-        if due {
-            streaming.checked_at = Some(now);
-        }
-        due
-    }
-
-    /// Remembers how far the standby is; for how long it has not got any farther.
-    #[must_use]
-    pub fn note_position(&self, position: Lsn) -> Duration {
-        lock(&self.streaming).stands_for(position, Boottime::now())
-    }
-
-    /// The standby's server ended in its recovery; how often it has done so since it last streamed.
-    #[must_use]
-    pub fn note_death(&self) -> u32 {
-        let mut streaming = lock(&self.streaming);
-        streaming.silent_since.get_or_insert_with(Boottime::now);
-        streaming.deaths = streaming.deaths.saturating_add(1);
-        streaming.deaths
     }
 
     /// When the disk last took a write.
@@ -512,21 +427,5 @@ impl Agent {
         let sample = probe::observe_sample(&session, generation).await?;
         self.publish_sample(sample.clone());
         Ok(sample)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_standby_stands_still_only_from_where_it_last_got_farther() {
-        let mut streaming = Streaming::default();
-        let mut stands =
-            |lsn, seconds: u64| streaming.stands_for(Lsn(lsn), Boottime(seconds * 1_000_000_000)).as_secs();
-        assert_eq!(stands(100, 10), 0, "the first look says nothing");
-        assert_eq!((stands(100, 20), stands(100, 50)), (10, 40));
-        assert_eq!((stands(101, 60), stands(101, 70)), (0, 10));
-        assert_eq!(stands(90, 80), 20, "back is not farther");
     }
 }

@@ -35,6 +35,7 @@ pub mod run;
 pub mod server;
 pub mod settings;
 pub mod status;
+pub mod streaming;
 pub mod supervisor;
 pub mod tls;
 pub mod turn;

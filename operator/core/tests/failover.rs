@@ -291,6 +291,18 @@ fn a_primary_that_a_replica_still_hears_is_not_suspected_early() {
 }
 
 #[test]
+fn a_primary_is_looked_at_again_when_the_last_replica_will_have_heard_nothing_for_long_enough() {
+    for (silent_ms, unreachable_ms, after_ms) in [(3_700, 4_100, 300), (200, 4_100, 3_800), (3_900, 3_000, 1_000)] {
+        let mut scene = Scene::new(1);
+        scene.lose(0);
+        scene.silence(silent_ms);
+        (scene.unreachable_ms, scene.lease_ms) = (unreachable_ms, 4_000);
+        let Suspicion::Watching { recheck_after_ms, .. } = scene.suspicion() else { panic!("{:?}", scene.suspicion()) };
+        assert_eq!(recheck_after_ms, Some(after_ms));
+    }
+}
+
+#[test]
 fn too_few_voters_to_prove_anything_do_not_suspect_early() {
     let mut scene = Scene::new(1);
     scene.lose(0);
@@ -329,6 +341,39 @@ fn a_primary_that_is_gone_while_nobody_else_answers_names_the_voters_that_are_mi
     (0..3).for_each(|ordinal| alone.lose(ordinal));
     alone.lease_ms = 60_000;
     assert!(matches!(alone.step(None), Step::Wait { .. }), "nobody was ever there to take over");
+}
+
+#[test]
+fn nobody_is_sealed_while_those_who_answer_are_too_few_to_elect_anybody() {
+    let mut scene = Scene::new(1);
+    scene.lose(0);
+    scene.lose(2);
+    for released in [false, true] {
+        scene.register.released = released;
+        scene.lease_ms = if released { 1_000 } else { 60_000 };
+        let Step::Stranded { missing, unproven: true, why, .. } = scene.step(None) else {
+            panic!("{:?}", scene.step(None))
+        };
+        assert_eq!(missing.iter().map(|voter| voter.pod.as_str()).collect::<Vec<_>>(), ["c-2"]);
+        assert!(why.contains("waiting for c-0, or for c-2"), "{why}");
+    }
+    let begins = |scene: &Scene| matches!(scene.step(None), Step::Seal { .. });
+    let with = |change: &dyn Fn(&mut Scene)| {
+        let mut scene = Scene { register: scene.register.clone(), pods: scene.pods.clone(), ..Scene::new(1) };
+        change(&mut scene);
+        begins(&scene)
+    };
+    assert!(!with(&|_| {}));
+    assert!(with(&|scene| drop(scene.pods.insert("c-2".into(), reachable(status(2))))), "the other voter");
+    assert!(with(&|scene| drop(scene.pods.insert("c-0".into(), reachable(status(0))))), "the former primary");
+    assert!(with(&|scene| scene.register.quorum.acks = 2), "each voter has every acknowledged commit");
+    assert!(with(&|scene| scene.register.quorum.acks = 0), "nobody has to prove anything");
+    // A voter whose data directory was replaced proves nothing.
+    let copied = |scene: &mut Scene| {
+        let status = InstanceStatus { member: Some(member(7)), ..status(2) };
+        scene.pods.insert("c-2".into(), reachable(status));
+    };
+    assert!(!with(&copied));
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Whether a cluster can be recovered to a target from what its store holds, before anything is given up for it: by which
 //! backup, along which history, and with every WAL file in between. Reads only.
 
+mod error;
 mod stop;
+mod target;
 
 use std::collections::BTreeSet;
 
@@ -11,19 +13,17 @@ use pgherd_core::{
     chain::{ChainError, resolve_chain},
     instance::RecoveryTarget,
     lsn::Lsn,
-    timeline::{ParseHistoryError, TimelineHistory, TimelineId},
+    timeline::{TimelineHistory, TimelineId},
 };
 
-use self::stop::Archive;
+pub use self::error::ProofError;
+use self::{stop::Archive, target::Target};
 use crate::{
     catalogue::{CatalogueError, ReadableBackups, list_readable, resolve, resolve_system},
     restore::{list_tablespaces, render_tablespace},
     store::ObjectStore,
     wal::{self, WalError, WalName, is_archived, missing_segments},
 };
-
-/// So many missing files are named.
-const NAMED: usize = 5;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -51,115 +51,6 @@ pub struct ProvenRecovery {
     pub history: TimelineHistory,
     /// Room that the restore needs, in bytes: a chain is put together beside its members.
     pub needed_bytes: u64,
-}
-
-/// Why it can't succeed, or why nobody can tell.
-#[derive(Debug, thiserror::Error)]
-pub enum ProofError {
-    /// The backups could not be read.
-    #[error("reading the backups")]
-    Catalogue(#[from] CatalogueError),
-    /// The archive could not be read.
-    #[error("reading the WAL archive")]
-    Wal(#[from] WalError),
-    /// The history file is damaged.
-    #[error("the archive's {name} is damaged")]
-    History {
-        /// The file.
-        name: String,
-        /// Why.
-        #[source]
-        source: ParseHistoryError,
-    },
-    /// The target's time is none.
-    #[error("target.time: \"{0}\" is not a time such as 2026-11-22T02:00:00Z")]
-    Time(String),
-    /// It has not come yet.
-    #[error("target.time: {0} is in the future")]
-    Future(Timestamp),
-    /// It was not written yet.
-    #[error("target.lsn: {target} was never written on timeline {timeline}: its WAL ends at {written}")]
-    Ahead {
-        /// The target.
-        target: Lsn,
-        /// The timeline.
-        timeline: TimelineId,
-        /// Its end.
-        written: Lsn,
-    },
-    /// Nothing that the archive has begins there or later.
-    #[error(
-        "target.lsn: no record of timeline {timeline} that the archive has begins at {target} or later, so a recovery would not stop \
-         there{}", render_reachable(*.reachable)
-    )]
-    NoRecord {
-        /// The target.
-        target: Lsn,
-        /// The timeline.
-        timeline: TimelineId,
-        /// The last target that can be reached, if that is known.
-        reachable: Option<Lsn>,
-    },
-    /// No such backup.
-    #[error("backupId: there is no complete backup {0} of this cluster in the object store")]
-    NoSuchBackup(String),
-    /// It can't be replayed into the history.
-    #[error("backupId: the backup {id} is not on the history of timeline {timeline}")]
-    OffHistory {
-        /// The backup.
-        id: String,
-        /// The timeline.
-        timeline: TimelineId,
-    },
-    /// It is too new.
-    #[error("backupId: the backup {id} ended at {stop_lsn} ({stopped_at}), after the target; choose an older one")]
-    AfterTarget {
-        /// The backup.
-        id: String,
-        /// Where.
-        stop_lsn: Lsn,
-        /// When.
-        stopped_at: String,
-    },
-    /// There is none.
-    #[error("the object store holds no backup on the history of timeline {0}")]
-    NoBackup(TimelineId),
-    /// There is none so old.
-    #[error("no backup is as old as the target: the oldest one ended at {stop_lsn} ({stopped_at})")]
-    TooEarly {
-        /// Where the oldest ended.
-        stop_lsn: Lsn,
-        /// When.
-        stopped_at: String,
-    },
-    /// The backup needs others, which are not as it needs them.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// It has tablespaces, which go nowhere.
-    #[error("the backup {id} has tablespaces, for which an instance has no place: {}; pgherd restore by hand can place them", .names.join(", "))]
-    Tablespaces {
-        /// The backup, or the one that it is made on.
-        id: String,
-        /// Their OIDs, and where they were.
-        names: Vec<String>,
-    },
-    /// Files are missing.
-    #[error("the archive lacks {} file(s) that the recovery needs: {}{}", .names.len(), render_names(.names), render_reachable(*.reachable))]
-    Missing {
-        /// Their names.
-        names: Vec<String>,
-        /// The last target that can be reached without them, if that is known and behind the end of the backup.
-        reachable: Option<Lsn>,
-    },
-}
-
-fn render_names(names: &[String]) -> String {
-    let more = if names.len() > NAMED { ", …" } else { "" };
-    format!("{}{more}", names.get(..NAMED).unwrap_or(names).join(", "))
-}
-
-fn render_reachable(reachable: Option<Lsn>) -> String {
-    reachable.map_or(String::new(), |end| format!("; a target.lsn up to {end} can be reached"))
 }
 
 /// Proves a recovery, or names what is in its way.
@@ -268,56 +159,6 @@ pub async fn plan_recovery(
     let proven = prove_recovery(store, &cluster, &question).await?;
     let location = BackupLocation { cluster, backup_id: proven.backup.id.clone() };
     Ok((location, proven.backup, Some(proven.history)))
-}
-
-/// A target that can be compared with backups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    Time(Timestamp),
-    Lsn(Lsn),
-    EndOfBackup,
-    /// The end, or a name: nobody knows where it lies.
-    Open,
-}
-
-impl Target {
-    fn parse(question: &RecoveryQuestion) -> Result<Self, ProofError> {
-        Ok(match &question.target {
-            RecoveryTarget::Time(text) => {
-                let time: Timestamp = text.parse().map_err(|_| ProofError::Time(text.clone()))?;
-                if time > question.now {
-                    return Err(ProofError::Future(time));
-                }
-                Self::Time(time)
-            }
-            RecoveryTarget::Lsn(lsn) => Self::Lsn(*lsn),
-            RecoveryTarget::Immediate => Self::EndOfBackup,
-            RecoveryTarget::Latest | RecoveryTarget::Name(_) => Self::Open,
-        })
-    }
-
-    /// Recovery from this backup can stop there: it is consistent by then.
-    fn is_after(self, backup: &BackupRecord) -> bool {
-        match self {
-            Self::Time(time) => backup.stopped_at.parse::<Timestamp>().is_ok_and(|stopped| stopped <= time),
-            Self::Lsn(lsn) => backup.stop_lsn <= lsn,
-            Self::EndOfBackup | Self::Open => true,
-        }
-    }
-
-    /// WAL up to here is read at most. What was committed before a time lies before the end of any backup that began later.
-    fn replay_to(self, backup: &BackupRecord, backups: &[BackupRecord], written: Lsn) -> Lsn {
-        match self {
-            Self::Lsn(lsn) => lsn,
-            Self::EndOfBackup => backup.stop_lsn,
-            Self::Open => written,
-            Self::Time(time) => {
-                let begun_later =
-                    |later: &&BackupRecord| later.started_at.parse::<Timestamp>().is_ok_and(|began| began > time);
-                backups.iter().filter(begun_later).map(|later| later.stop_lsn).min().unwrap_or(written).min(written)
-            }
-        }
-    }
 }
 
 fn choose<'a>(

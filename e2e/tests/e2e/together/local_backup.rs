@@ -1,6 +1,8 @@
 //! A backup that the agent reads from its files: its status says so, and it comes back like any other. One that says otherwise streams.
+//! Both keep to the rate that the cluster allows.
 
-use pgherd_crds::v1alpha1::backup::BackupMethod;
+use jiff::Timestamp;
+use pgherd_crds::v1alpha1::backup::{BackupMethod, BackupStatus};
 use pgherd_e2e::{
     Result,
     cluster::{Cluster, wait_backup},
@@ -17,11 +19,24 @@ use crate::{
 const STREAMED: &str = "apiVersion: pgherd.dev/v1alpha1\nkind: Backup\nmetadata: {name: streamed}\n\
      spec: {clusterRef: {name: c}, method: Stream}\n";
 
+/// `maxRate` of the cluster, in bytes a second.
+const RATE: i64 = 8 << 20;
+
+/// It took as long as its bytes take at that rate; times are whole seconds.
+fn check_rate(status: &BackupStatus) -> Result<()> {
+    let second = |time: &Option<String>| {
+        Ok::<_, jiff::Error>(time.as_deref().unwrap_or_default().parse::<Timestamp>()?.as_second())
+    };
+    let took = second(&status.completed_at)? - second(&status.started_at)?;
+    let bytes = status.bytes_done.unwrap_or_default();
+    claim(took + 1 >= bytes / RATE, || format!("{bytes} bytes were read in {took} s"))
+}
+
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_backup_that_the_agent_reads_from_its_files_comes_back() -> Result<()> {
     in_namespace("e2e-local", async |client, namespace| {
-        let backup = format!("{}    method: Local\n", manifests::backup_to_store());
+        let backup = format!("{}    method: Local\n    maxRate: 8Mi\n", manifests::backup_to_store());
         apply(namespace, &manifests::cluster("c", 2, &backup)).await?;
         let cluster = Cluster::new(client, namespace, "c");
         cluster.wait_ready(2).await?;
@@ -34,9 +49,11 @@ async fn a_backup_that_the_agent_reads_from_its_files_comes_back() -> Result<()>
         claim(status.method == Some(BackupMethod::Local), || format!("the method is {:?}", status.method))?;
         claim(status.source_pod.as_deref().is_some_and(|pod| pod != primary), || "the primary was read".into())?;
         claim(status.bytes_done.is_some_and(|bytes| bytes > 20_000_000), || format!("{:?} bytes", status.bytes_done))?;
+        check_rate(&status)?;
         apply(namespace, STREAMED).await?;
         let status = wait_backup(client, namespace, "streamed", |_| ()).await?.status.unwrap_or_default();
         claim(status.method == Some(BackupMethod::Stream), || format!("the method is {:?}", status.method))?;
+        check_rate(&status)?;
         psql(namespace, &primary, "app", "CREATE TABLE later AS SELECT generate_series(1, 1000) AS id").await?;
         archive_segment(namespace, &primary).await?;
 

@@ -64,7 +64,7 @@ pub async fn build(agent: &Agent, register: &Register, pod: &str) -> Result<(), 
     tracing::info!(source = %report.source, from = %report.from, reason = %report.reason, "the data directory was made");
     data_dir::complete(agent, &LocalState::new_member(), &theirs.system_id)?;
     agent.set_diverged(false);
-    agent.note_streaming();
+    agent.streaming.note_streaming();
     agent.board.update(|status| {
         status.source = Some(report);
         status.progress = None;

@@ -23,8 +23,8 @@ pub async fn observe_failure(agent: &Agent) -> Option<String> {
     if !died || !log.recovery_failed() || log.disk_full() {
         return None;
     }
-    let deaths = agent.note_death();
-    let lasts = agent.not_streaming_for();
+    let deaths = agent.streaming.note_death();
+    let lasts = agent.streaming.not_streaming_for();
     if deaths < MANY || lasts < LONG || agent.layout.replaced_record().exists() {
         return None;
     }

@@ -303,22 +303,22 @@ pub async fn keep(agent: &Agent, register: &Register, pod: &str) -> Result<(), A
     let local = read_local(agent)?;
     apply_role(agent, standby_role(Some(locate(agent, pod)), &local)).await?;
     let Some(sample) = agent.sample() else {
-        agent.note_not_streaming();
+        agent.streaming.note_not_streaming();
         agent.board.say(Phase::Starting, "PostgreSQL starts as a standby");
         return check_when_silent(agent, register, pod, None).await;
     };
     let Some(receiver) = sample.receiver.as_ref().filter(|receiver| receiver.streaming) else {
-        agent.note_not_streaming();
+        agent.streaming.note_not_streaming();
         agent.board.say(Phase::Replica, format!("waiting for WAL from {pod}"));
         return check_when_silent(agent, register, pod, Some(&sample)).await;
     };
-    if !agent.note_receiver(receiver.pid) {
-        if agent.not_streaming_for().is_zero() {
+    if !agent.streaming.note_receiver(receiver.pid) {
+        if agent.streaming.not_streaming_for().is_zero() {
             agent.board.say(Phase::Replica, "");
         }
         return check_when_silent(agent, register, pod, Some(&sample)).await;
     }
-    agent.note_streaming();
+    agent.streaming.note_streaming();
     agent.note_upstream_met();
     agent.hold_backup(None);
     drop_own_slots(agent, &sample).await;
@@ -346,8 +346,8 @@ async fn check_when_silent(
     pod: &str,
     sample: Option<&Sample>,
 ) -> Result<(), ActionError> {
-    let silent = agent.not_streaming_for();
-    if silent < CHECK_AFTER || !agent.take_check_turn(CHECK_AFTER) {
+    let silent = agent.streaming.not_streaming_for();
+    if silent < CHECK_AFTER || !agent.streaming.take_check_turn(CHECK_AFTER) {
         return Ok(());
     }
     let (session, theirs) = meet_primary(agent, register, &locate(agent, pod)).await?;
@@ -364,7 +364,7 @@ async fn check_when_silent(
     };
     // With an archive the gap may close by itself; without progress for long enough it will not. One that has WAL and is held up in
     // it, by a query for example, goes on later.
-    let stands = agent.note_position(position);
+    let stands = agent.streaming.note_position(position);
     let timeline = agent.board.status().history.map_or(theirs.history.timeline, |mine| mine.timeline);
     let segment = segment_name(timeline, position, segment_bytes);
     // The one that is being written need not be there yet.

@@ -265,7 +265,7 @@ pub async fn move_aside(agent: &Agent, why: String) -> Result<(), ActionError> {
     data_dir::clear(&agent.layout)?;
     data_dir::mark_because(&agent.layout, Purpose::Copy, Some(why))?;
     agent.set_diverged(false);
-    agent.note_streaming();
+    agent.streaming.note_streaming();
     agent.hold_backup(None);
     Ok(())
 }

@@ -69,7 +69,7 @@ pub struct Sample {
 const STATE: &str = "SELECT r.rec, \
     current_setting('server_version_num')::int4, \
     (SELECT system_identifier::text FROM pg_control_system()), \
-    (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size'), \
+    pg_size_bytes(current_setting('wal_segment_size')), \
     CASE WHEN r.rec THEN NULL ELSE pg_current_wal_flush_lsn() END::text, \
     CASE WHEN r.rec THEN NULL ELSE pg_walfile_name(pg_current_wal_flush_lsn()) END, \
     CASE WHEN r.rec THEN pg_last_wal_receive_lsn() END::text, \

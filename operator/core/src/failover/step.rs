@@ -47,10 +47,12 @@ pub enum Step {
         /// Look again after this many milliseconds; None when only a change elsewhere can help.
         recheck_after_ms: Option<u64>,
     },
-    /// The holder is gone and nobody else answers: condition `FailoverBlocked`. Look again.
+    /// The holder is gone, and nobody else answers or too few do: condition `FailoverBlocked`. Look again.
     Stranded {
         /// Registered voters that don't answer.
         missing: Vec<Voter>,
+        /// Others answer, too few to prove that nothing acknowledged is missing: somebody may force a promotion.
+        unproven: bool,
         /// One sentence.
         why: String,
         /// As for [`Step::Wait`].
@@ -147,8 +149,8 @@ pub fn decide_step(input: &FailoverInput<'_>) -> Step {
         _ if serves(input, holder) && !input.routed_pods.contains(&holder.pod) => {
             Step::Route { pod: holder.pod.clone() }
         }
-        Suspicion::Stranded { why, missing, recheck_after_ms } if !serves(input, holder) => {
-            Step::Stranded { missing, why, recheck_after_ms }
+        Suspicion::Stranded { why, missing, unproven, recheck_after_ms } if !serves(input, holder) => {
+            Step::Stranded { missing, unproven, why, recheck_after_ms }
         }
         Suspicion::Watching { why, recheck_after_ms } | Suspicion::Stranded { why, recheck_after_ms, .. } => {
             Step::Wait { why, recheck_after_ms }

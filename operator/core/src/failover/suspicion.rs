@@ -52,12 +52,15 @@ pub enum Suspicion {
         /// Look again after this many milliseconds; None when only a change elsewhere can help.
         recheck_after_ms: Option<u64>,
     },
-    /// A failover would begin, but no other member answers.
+    /// A failover would begin, but nobody could be elected. Whoever is cut off from this observer may serve, and goes on: to seal
+    /// would only stop it once it is heard of again.
     Stranded {
         /// One sentence: what is wrong, and who is waited for.
         why: String,
         /// Registered voters that don't answer.
         missing: Vec<Voter>,
+        /// Other members answer, too few to prove that nothing acknowledged is missing.
+        unproven: bool,
         /// As above.
         recheck_after_ms: Option<u64>,
     },
@@ -100,8 +103,9 @@ pub fn decide_suspicion(
     let scene = Scene { observation, register, holder, pods, timings, delay_ms };
     match scene.reason() {
         Some((reason, _)) if scene.is_vouched_for(reason) => scene.watch_vouched(reason),
-        Some((reason, detect_ms)) if scene.others_exist() => Suspicion::Suspect { reason, detect_ms },
-        Some((reason, _)) => scene.restart(reason),
+        Some((reason, _)) if !scene.others_exist() => scene.restart(reason),
+        Some((reason, detect_ms)) if scene.can_elect() => Suspicion::Suspect { reason, detect_ms },
+        Some((reason, _)) => scene.wait_for_proof(reason),
         None => scene.watch(),
     }
 }
@@ -200,11 +204,15 @@ impl Scene<'_> {
     /// No instance that answers has heard from its upstream lately. Replicas that are no voters speak for the holder
     /// as well.
     fn nobody_receives(&self) -> bool {
-        let silence_ms = self.timings.silence_ms;
+        self.hearing_left_ms() == 0
+    }
+
+    /// In how many milliseconds the last of those that answer will have heard nothing for long enough.
+    fn hearing_left_ms(&self) -> u64 {
         let others = self.pods.iter().filter(|(pod, _)| **pod != self.holder.pod);
-        others
-            .filter_map(|(_, view)| view.status().and_then(|status| status.receiver.as_ref()))
-            .all(|receiver| !receiver.streaming || receiver.silent_ms >= silence_ms)
+        let receivers = others.filter_map(|(_, view)| view.status()?.receiver.as_ref());
+        let streaming = receivers.filter(|receiver| receiver.streaming);
+        streaming.map(|receiver| self.timings.silence_ms.saturating_sub(receiver.silent_ms)).max().unwrap_or(0)
     }
 
     /// Another data directory answers.
@@ -213,6 +221,22 @@ impl Scene<'_> {
         statuses
             .filter(|status| status.pod != self.holder.pod)
             .any(|status| status.member.is_some() && status.member != self.holder.member)
+    }
+
+    /// Those who answer could elect somebody: without a quorum anybody, with one the former holder, or enough voters without it.
+    fn can_elect(&self) -> bool {
+        let mut to_prove = self.register.sets().filter(|set| set.acks > 0);
+        self.register.quorum.acks == 0
+            || self.carrier().is_some()
+            || to_prove.all(|set| proves(set.voters.len(), set.acks, self.answering(set).count()))
+    }
+
+    fn wait_for_proof(&self, reason: SuspicionReason) -> Suspicion {
+        let why = format!(
+            "{reason}, and those who answer are too few to tell whether they have every acknowledged commit; waiting for {}",
+            self.holder.pod
+        );
+        self.stranded(why, None)
     }
 
     /// The role goes to the holder's own data directory again, where that is all there is.
@@ -240,17 +264,22 @@ impl Scene<'_> {
             return Suspicion::Watching { why, recheck_after_ms };
         }
         let pods: Vec<&str> = missing.iter().map(|voter| voter.pod.as_str()).collect();
-        Suspicion::Stranded { why: format!("{why}, or for {}", pods.join(", ")), missing, recheck_after_ms }
+        let why = format!("{why}, or for {}", pods.join(", "));
+        Suspicion::Stranded { why, missing, unproven: self.others_exist(), recheck_after_ms }
     }
 
-    /// Registered voters beside the holder; none of them answers where nobody else does. Each pod once, in order.
+    /// Registered voters beside the holder that don't answer. Each pod once, in order.
     fn missing(&self) -> Vec<Voter> {
-        let others = self
-            .register
-            .sets()
-            .flat_map(|set| &set.voters)
-            .filter(|voter| Some(&voter.member) != self.holder.member.as_ref() && voter.pod != self.holder.pod);
-        let mut missing: Vec<Voter> = others.cloned().collect();
+        let answers =
+            |set: &VoterSet, voter: &Voter| self.answering(set).any(|s| s.member.as_ref() == Some(&voter.member));
+        let missing_of = |set: &VoterSet| {
+            let others = set
+                .voters
+                .iter()
+                .filter(|voter| Some(&voter.member) != self.holder.member.as_ref() && voter.pod != self.holder.pod);
+            others.filter(|voter| !answers(set, voter)).cloned().collect::<Vec<_>>()
+        };
+        let mut missing: Vec<Voter> = self.register.sets().flat_map(missing_of).collect();
         missing.sort_by(|a, b| pod_order(&a.pod).cmp(&pod_order(&b.pod)));
         missing.dedup_by(|a, b| a.pod == b.pod);
         missing
@@ -277,7 +306,7 @@ impl Scene<'_> {
         let (why, left) = match unreachable_ms {
             _ if self.holder_pod().is_none() => (format!("{pod}, the primary's pod, does not exist any more"), left),
             Some(ms) => {
-                let quick = self.silence_needed_ms().saturating_sub(ms);
+                let quick = self.silence_needed_ms().saturating_sub(ms).max(self.hearing_left_ms());
                 let left = if quick > 0 { left.min(quick) } else { left };
                 (format!("{pod} has not answered for {ms} ms"), left)
             }

@@ -13,7 +13,7 @@ pub mod settle;
 
 use pgherd_core::{
     election::{CandidateVerdict, ElectionRules},
-    failover::{FailoverInput, Observation, Step, SuspicionReason, decide_step, register_regranted},
+    failover::{FailoverInput, Observation, Step, SuspicionReason, decide_step, parse_force, register_regranted},
     instance::{Phase, SealReport},
     register::{LeaseView, Register, Voter},
 };
@@ -37,6 +37,8 @@ pub const POLL_MS: u64 = 1_000;
 const SOONEST_MS: u64 = 50;
 /// Why a failover can't begin.
 pub const NOBODY_ANSWERS: &str = "NobodyAnswers";
+/// Why a failover can't begin, or be decided.
+pub const QUORUM_MISSING: &str = "QuorumMissing";
 /// A promotion that is not complete after this many milliseconds is given up.
 pub const PROMOTION_MS: u64 = 30_000;
 
@@ -192,6 +194,12 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
             reason: SuspicionReason::LeaseExpired,
             detect_ms: PROMOTION_MS,
         },
+        Step::Stranded { unproven: true, .. } if is_forced(cluster, &lease.register) => Step::Seal {
+            unroute: holder_name(&lease.register),
+            term: lease.register.term.next(),
+            reason: SuspicionReason::LeaseExpired,
+            detect_ms: observation.lease_unchanged_ms(),
+        },
         step => step,
     };
     plan_step(cluster, observed, lease, step, &mut plan);
@@ -239,8 +247,9 @@ fn plan_step(cluster: &ValidatedCluster, observed: &Observed, lease: &LeaseView,
             let register = Box::new(register_regranted(&lease.register, &pod, &pod_uid));
             plan.action = Action::Change { register, kind: ChangeKind::Regrant };
         }
-        Step::Stranded { missing, why, recheck_after_ms } => {
-            plan.blocked = Some(Blocked::new(NOBODY_ANSWERS, missing, why.clone(), Vec::new()));
+        Step::Stranded { missing, unproven, why, recheck_after_ms } => {
+            let reason = if unproven { QUORUM_MISSING } else { NOBODY_ANSWERS };
+            plan.blocked = Some(Blocked::new(reason, missing, why.clone(), Vec::new()));
             plan_wait(observed, why, recheck_after_ms, plan);
             settle::decide_settle(cluster, observed, &lease.register, plan);
         }
@@ -285,6 +294,12 @@ fn promotion_failed(observed: &Observed, memory: &Memory, now: Now) -> bool {
     let never_led = register.timeline.is_none();
     let steady = register.system_id.is_some() && !register.is_sealing();
     overdue && idle && !status.is_primary && never_led && steady && replaceable
+}
+
+/// Somebody asks for a promotion in this very term: only an election that was found blocked can grant it.
+fn is_forced(cluster: &ValidatedCluster, register: &Register) -> bool {
+    let asked = cluster.requests.force_promote.as_deref().map(|value| parse_force(value, register.term));
+    asked.is_some_and(|asked| asked.is_ok_and(|request| request.term == register.term))
 }
 
 fn holder_name(register: &Register) -> String {

@@ -25,7 +25,7 @@ use pgherd_crds::v1alpha1::postgres_cluster::SwitchoverStatus;
 use tokio::time::timeout;
 
 use super::{
-    decide::{Action, Blocked, ChangeKind, Memory, POLL_MS, Plan, RoleChange},
+    decide::{Action, Blocked, ChangeKind, Memory, POLL_MS, Plan, QUORUM_MISSING, RoleChange},
     observe::Observed,
     tls::OperatorIdentity,
     validate::ValidatedCluster,
@@ -253,7 +253,7 @@ impl Round<'_> {
                     if let Some(winner) = self.grant_force(&seen, &sealed, &candidates).await {
                         return self.claim(&seen, winner, memory).await;
                     }
-                    self.done.blocked = Some(Blocked::new("QuorumMissing", missing, why, candidates));
+                    self.done.blocked = Some(Blocked::new(QUORUM_MISSING, missing, why, candidates));
                     self.done.requeue_after_ms = POLL_MS;
                     return Ok(());
                 }

@@ -10,7 +10,10 @@ use pgherd_core::{
 };
 
 use super::{PruneError, PrunePlan, observe_unfinished};
-use crate::{store::ObjectStore, wal::WalName};
+use crate::{
+    store::{ObjectStore, StoreError},
+    wal::WalName,
+};
 
 /// WAL objects, of whatever kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,6 +66,33 @@ pub(super) fn lower_floor(floor: &mut BTreeMap<TimelineId, Lsn>, starts: Vec<(Ti
     }
 }
 
+/// The archive's listing, of each page what goes.
+struct WalPages<'a> {
+    store: &'a ObjectStore,
+    sieve: Sieve,
+    /// Leads to the next page.
+    token: Option<String>,
+    ended: bool,
+}
+
+impl<'a> WalPages<'a> {
+    /// None where nothing may go.
+    fn begin(store: &'a ObjectStore, location: &ClusterLocation, plan: &PrunePlan) -> Option<Self> {
+        Some(Self { store, sieve: Sieve::of(plan, location)?, token: None, ended: false })
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<(String, u64)>>, StoreError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let prefix = format!("{}/wal/", self.sieve.root);
+        let (mut page, next) = self.store.list_page(&prefix, self.token.take()).await?;
+        (self.ended, self.token) = (next.is_none(), next);
+        page.retain(|(key, _)| self.sieve.goes(key));
+        Ok(Some(page))
+    }
+}
+
 /// How much WAL would go by a plan. Writes nothing.
 ///
 /// # Errors
@@ -72,17 +102,12 @@ pub async fn measure_wal(
     location: &ClusterLocation,
     plan: &PrunePlan,
 ) -> Result<WalTally, PruneError> {
-    let (mut tally, mut token) = (WalTally::default(), None);
-    let Some(sieve) = Sieve::of(plan, location) else { return Ok(tally) };
-    loop {
-        let (mut page, next) = store.list_page(&format!("{}/wal/", sieve.root), token).await?;
-        page.retain(|(key, _)| sieve.goes(key));
+    let mut tally = WalTally::default();
+    let Some(mut pages) = WalPages::begin(store, location, plan) else { return Ok(tally) };
+    while let Some(page) = pages.next().await? {
         tally.add(&page);
-        if next.is_none() {
-            return Ok(tally);
-        }
-        token = next;
     }
+    Ok(tally)
 }
 
 /// Deletes it.
@@ -91,24 +116,20 @@ pub(super) async fn prune_wal(
     location: &ClusterLocation,
     plan: &PrunePlan,
 ) -> Result<WalTally, PruneError> {
-    let (mut tally, mut token) = (WalTally::default(), None);
-    let Some(mut sieve) = Sieve::of(plan, location) else { return Ok(tally) };
-    loop {
-        let (mut page, next) = store.list_page(&format!("{}/wal/", sieve.root), token).await?;
-        page.retain(|(key, _)| sieve.goes(key));
-        if !page.is_empty() {
-            // After the listing: what a backup needs that begins later still is not in it.
-            lower_floor(&mut sieve.floor, observe_unfinished(store, location, &plan.records).await?);
-            page.retain(|(key, _)| sieve.goes(key));
-            let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
-            store.delete_all(&keys).await?;
-            tally.add(&page);
+    let mut tally = WalTally::default();
+    let Some(mut pages) = WalPages::begin(store, location, plan) else { return Ok(tally) };
+    while let Some(mut page) = pages.next().await? {
+        if page.is_empty() {
+            continue;
         }
-        if next.is_none() {
-            return Ok(tally);
-        }
-        token = next;
+        // After the listing: what a backup needs that begins later still is not in it.
+        lower_floor(&mut pages.sieve.floor, observe_unfinished(store, location, &plan.records).await?);
+        page.retain(|(key, _)| pages.sieve.goes(key));
+        let keys: Vec<String> = page.iter().map(|(key, _)| key.clone()).collect();
+        store.delete_all(&keys).await?;
+        tally.add(&page);
     }
+    Ok(tally)
 }
 
 /// The timeline and end of the segment that an object holds, or belongs to; `None` for anything else.

@@ -312,7 +312,7 @@ async fn restore_one(
         Ok::<_, RestoreError>(Arc::new(target))
     };
     let target = tokio::task::spawn_blocking(prepare).await??;
-    let source = ArchiveSource { store, prefix: &prefix, keys: keys.as_ref() };
+    let source = ArchiveSource::new(store, &prefix, keys.as_ref());
     let files = read_archives(&source, archives, Some(&target), progress).await?;
     let finish = move || {
         let target = Arc::into_inner(target)
@@ -391,10 +391,12 @@ async fn read_archives(
             async move {
                 let fetched = source.fetch(objects, &run).await?;
                 let write = move || {
-                    let (key, frames) = fetched.open()?;
-                    extraction.write_run(&key, &run, &frames)
+                    let opened = fetched.open()?;
+                    let written = extraction.write_run(&opened.key, &run, opened.frames())?;
+                    Ok::<_, RestoreError>((written, opened.into_memory()))
                 };
-                let written = writing.spawn_blocking(write).await??;
+                let (written, memory) = writing.spawn_blocking(write).await??;
+                source.reuse(memory);
                 progress.send_modify(|progress| progress.bytes_done += written);
                 Ok::<_, RestoreError>(())
             }

@@ -1,9 +1,8 @@
 //! Runs of frames out of objects, plain or encrypted. Of an age file only its header and the chunks around a run are fetched;
 //! each chunk is proven to be the one of its place.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use pgherd_core::backup::{BackupRecord, StoreConfig};
 
 use super::{
@@ -46,11 +45,13 @@ impl BackupKeys {
 
 /// Where archives are read from.
 pub(super) struct ArchiveSource<'a> {
-    pub(super) store: &'a ObjectStore,
+    store: &'a ObjectStore,
     /// Key prefix of the backup.
-    pub(super) prefix: &'a str,
+    prefix: &'a str,
     /// None for a plain backup.
-    pub(super) keys: Option<&'a BackupKeys>,
+    keys: Option<&'a BackupKeys>,
+    /// Memory of runs that were written: as many as were ever read at the same time.
+    idle: Mutex<Vec<Vec<u8>>>,
 }
 
 /// An object that runs are fetched from.
@@ -70,8 +71,18 @@ struct SealedObject {
 /// A run as it came from the store.
 pub(super) struct FetchedRun {
     key: String,
-    body: Bytes,
+    body: Vec<u8>,
     sealed: Option<SealedRun>,
+}
+
+/// A run that can be decoded.
+pub(super) struct OpenRun {
+    /// The object's key.
+    pub(super) key: String,
+    bytes: Vec<u8>,
+    /// Where in them the run lies.
+    skip: usize,
+    length: usize,
 }
 
 struct SealedRun {
@@ -83,7 +94,11 @@ struct SealedRun {
     length: usize,
 }
 
-impl ArchiveSource<'_> {
+impl<'a> ArchiveSource<'a> {
+    pub(super) fn new(store: &'a ObjectStore, prefix: &'a str, keys: Option<&'a BackupKeys>) -> Self {
+        Self { store, prefix, keys, idle: Mutex::default() }
+    }
+
     /// Reads the headers of an archive's objects.
     pub(super) async fn open_objects(
         &self,
@@ -133,8 +148,14 @@ impl ArchiveSource<'_> {
         Ok(FetchedRun { key: key.clone(), body, sealed: Some(sealed) })
     }
 
-    async fn get(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, RestoreError> {
-        self.store.get_range(key, offset, length).await.map_err(|error| match error {
+    /// Takes back the memory of a run.
+    pub(super) fn reuse(&self, memory: Vec<u8>) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+    }
+
+    async fn get(&self, key: &str, offset: u64, length: u64) -> Result<Vec<u8>, RestoreError> {
+        let memory = || self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        self.store.get_range_in(key, offset, length, memory).await.map_err(|error| match error {
             StoreError::NoSuchObject(key) => RestoreError::MissingObject(key),
             error => error.into(),
         })
@@ -142,15 +163,28 @@ impl ArchiveSource<'_> {
 }
 
 impl FetchedRun {
-    /// The object's key and the run's frames, decrypted in the memory that they came in. Takes processor time.
-    pub(super) fn open(self) -> Result<(String, Bytes), RestoreError> {
+    /// Decrypts the run in the memory that it came in. Takes processor time.
+    pub(super) fn open(self) -> Result<OpenRun, RestoreError> {
         let Self { key, body, sealed } = self;
-        let Some(SealedRun { opener, first_chunk, ends, skip, length }) = sealed else { return Ok((key, body)) };
+        let Some(SealedRun { opener, first_chunk, ends, skip, length }) = sealed else {
+            return Ok(OpenRun { key, skip: 0, length: body.len(), bytes: body });
+        };
         let damaged = |problem| KeyError::Object { key: key.clone(), problem };
-        let opened = Bytes::from(opener.open(first_chunk, ends, body.into()).map_err(damaged)?);
-        if opened.len() < skip + length {
+        let bytes = opener.open(first_chunk, ends, body).map_err(damaged)?;
+        if bytes.len() < skip + length {
             return Err(damaged(AgeError::Truncated).into());
         }
-        Ok((key, opened.slice(skip..skip + length)))
+        Ok(OpenRun { key, bytes, skip, length })
+    }
+}
+
+impl OpenRun {
+    /// The run's frames.
+    pub(super) fn frames(&self) -> &[u8] {
+        self.bytes.get(self.skip..self.skip + self.length).unwrap_or_default()
+    }
+
+    pub(super) fn into_memory(self) -> Vec<u8> {
+        self.bytes
     }
 }

@@ -51,7 +51,7 @@ async fn verify(
     let (mut files, mut bytes) = (0, 0);
     for member in &members {
         let Scene { plan, prefix, keys, .. } = observe_scene(store, &locate(location, &member.id)).await?;
-        let source = ArchiveSource { store, prefix: &prefix, keys: keys.as_ref() };
+        let source = ArchiveSource::new(store, &prefix, keys.as_ref());
         bytes += plan.bytes;
         files += read_archives(&source, plan.archives, None, progress).await?;
     }

@@ -189,7 +189,7 @@ mod tests {
         let held = dir.path().join("pgdata/held");
         mkfifo(&held, Mode::S_IRWXU).unwrap();
         let (store, progress) = (fake.connect().await, watch::channel(RestoreProgress::default()).0);
-        let source = ArchiveSource { store: &store, prefix: "b/", keys: None };
+        let source = ArchiveSource::new(&store, "b/", None);
         let mut reading = Box::pin(read_archives(&source, vec![plan], Some(&target), &progress));
         let early = timeout(Duration::from_millis(500), &mut reading).await.ok();
         let left_early = early.is_some() && Arc::strong_count(&target) > 1;

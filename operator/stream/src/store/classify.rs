@@ -70,11 +70,11 @@ fn classify_answer(request: Request<'_>, status: u16, error: &impl ProvideErrorM
     }
 }
 
-/// An answer that says nothing about the next one. The last three are of a body that was another one when it arrived, or stopped coming.
+/// An answer that says nothing about the next one. The last four are of a body that was another one when it arrived, or stopped coming.
 fn may_pass(status: u16, code: &str) -> bool {
     let of_store =
         ["SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "OperationAborted"];
-    let of_body = ["BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout"];
+    let of_body = ["BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "RequestTimeout"];
     matches!(status, 429 | 500 | 502 | 503 | 504) || of_store.contains(&code) || of_body.contains(&code)
 }
 

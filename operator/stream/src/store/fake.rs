@@ -23,6 +23,18 @@ pub(crate) struct FakeStore {
     credentials: tempfile::TempDir,
 }
 
+/// What it does with a checksum of parts that is asked for as an upload begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SumSupport {
+    /// Takes no notice.
+    #[default]
+    Ignored,
+    /// 501 with `NotImplemented`.
+    Refused,
+    /// Says that parts are compared with it.
+    Compared,
+}
+
 #[derive(Default)]
 struct State {
     /// What was put, and when by the store's clock.
@@ -34,6 +46,9 @@ struct State {
     /// Key and what came by id.
     uploads: BTreeMap<u64, (String, Vec<u8>)>,
     begun: u64,
+    sum_support: SumSupport,
+    /// Of each part that came: its CRC32C, and the hash in its signature.
+    part_proofs: Vec<(Option<String>, String)>,
     /// The first abort comes when somebody has just begun another upload of the key.
     begins_at_abort: bool,
 }
@@ -107,6 +122,15 @@ impl FakeStore {
         self.lock().timeless = true;
     }
 
+    pub(crate) fn set_sum_support(&self, support: SumSupport) {
+        self.lock().sum_support = support;
+    }
+
+    /// Of each part that came: its CRC32C, and the hash in its signature.
+    pub(crate) fn part_proofs(&self) -> Vec<(Option<String>, String)> {
+        self.lock().part_proofs.clone()
+    }
+
     pub(crate) fn begin_at_abort(&self) {
         self.lock().begins_at_abort = true;
     }
@@ -136,6 +160,9 @@ impl State {
         let gone = |code: &str| (404, format!("<Error><Code>{code}</Code></Error>").into_bytes());
         let xml = |name: &str, content: String| (200, format!("<{name}>{content}</{name}>").into_bytes());
         match (request.method.as_str(), upload) {
+            ("POST", None) if asks("uploads") && request.asks_sums && self.sum_support == SumSupport::Refused => {
+                (501, b"<Error><Code>NotImplemented</Code></Error>".to_vec())
+            }
             ("POST", None) if asks("uploads") => {
                 let id = self.begin(key);
                 xml("InitiateMultipartUploadResult", format!("<UploadId>{id}</UploadId>"))
@@ -152,6 +179,7 @@ impl State {
                 None => gone("NoSuchUpload"),
                 Some((_, parts)) => {
                     parts.extend_from_slice(&request.body);
+                    self.part_proofs.push(request.proof.clone());
                     (200, Vec::new())
                 }
             },
@@ -222,6 +250,10 @@ struct Request {
     key: String,
     query: BTreeMap<String, String>,
     create_only: bool,
+    /// An upload that begins shall have checksums of parts.
+    asks_sums: bool,
+    /// The body's CRC32C, and the hash in the signature.
+    proof: (Option<String>, String),
     body: Vec<u8>,
 }
 
@@ -230,9 +262,11 @@ fn serve(client: &TcpStream, state: &Mutex<State>) -> Option<()> {
     let request = read_request(&mut BufReader::new(client))?;
     let mut locked = state.lock().unwrap();
     let ((status, body), date) = (locked.answer(&request), locked.render_date());
+    let promises = request.asks_sums && locked.sum_support == SumSupport::Compared;
     drop(locked);
+    let sums = if promises { "x-amz-checksum-algorithm: CRC32C\r\n" } else { "" };
     let head = format!(
-        "HTTP/1.1 {status} x\r\n{date}Content-Length: {}\r\nETag: \"x\"\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} x\r\n{date}{sums}Content-Length: {}\r\nETag: \"x\"\r\nConnection: close\r\n\r\n",
         if status == 204 { 0 } else { body.len() }
     );
     let mut client = client;
@@ -270,7 +304,13 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<Request> {
         (name.to_owned(), decode(value))
     };
     let query = query.split('&').filter(|text| !text.is_empty()).map(pair).collect();
-    Some(Request { method, key: decode(key), query, create_only: header("if-none-match").is_some(), body })
+    let proof = (
+        header("x-amz-checksum-crc32c").map(str::to_owned),
+        header("x-amz-content-sha256").unwrap_or_default().to_owned(),
+    );
+    let asks_sums = header("x-amz-checksum-algorithm").is_some();
+    let create_only = header("if-none-match").is_some();
+    Some(Request { method, key: decode(key), query, create_only, asks_sums, proof, body })
 }
 
 /// Percent signs away.

@@ -59,6 +59,8 @@ pub struct ObjectStore {
     client: Client,
     bucket: String,
     endpoint: String,
+    /// What is sent is encrypted and authenticated on its way.
+    is_tls: bool,
     /// None for requests that are made anew soon by whoever wanted them.
     patience: Option<Patience>,
 }
@@ -77,6 +79,7 @@ impl ObjectStore {
             client: client::build_client(config)?,
             bucket: config.bucket.clone(),
             endpoint: config.endpoint.clone(),
+            is_tls: config.endpoint.starts_with("https://"),
             patience: None,
         })
     }

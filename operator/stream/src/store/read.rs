@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use backon::{ExponentialBuilder, Retryable};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{ObjectStore, StoreError, StoreSource, classify::classify};
 
@@ -51,8 +51,8 @@ impl ObjectStore {
         limit: u64,
         note: &str,
     ) -> Result<Option<(Bytes, Option<String>)>, StoreError> {
-        match self.read_body(key, None, limit).await {
-            Ok((body, mut metadata)) => Ok(Some((body, metadata.remove(note)))),
+        match self.read_body(key, None, limit, &Vec::new).await {
+            Ok((body, mut metadata)) => Ok(Some((body.into(), metadata.remove(note)))),
             Err(StoreError::NoSuchObject(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -63,12 +63,26 @@ impl ObjectStore {
     /// # Errors
     /// [`StoreError`]; also when the object is absent or shorter.
     pub async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        self.get_range_in(key, offset, length, Vec::new).await.map(Bytes::from)
+    }
+
+    /// As [`ObjectStore::get_range`], into memory that was used before: `memory` is asked for it at each attempt.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_range_in(
+        &self,
+        key: &str,
+        offset: u64,
+        length: u64,
+        memory: impl Fn() -> Vec<u8>,
+    ) -> Result<Vec<u8>, StoreError> {
         if length == 0 {
-            return Ok(Bytes::new());
+            return Ok(Vec::new());
         }
         // A store that takes no notice of the range sends the whole object: no more than was asked for is taken.
         let range = format!("bytes={offset}-{}", offset.saturating_add(length - 1));
-        let (body, _) = self.read_body(key, Some(range), length).await?;
+        let (body, _) = self.read_body(key, Some(range), length, &memory).await?;
         if body.len() as u64 == length {
             return Ok(body);
         }
@@ -77,8 +91,14 @@ impl ObjectStore {
     }
 
     /// The bytes, no more than `limit`, and the metadata of an object.
-    async fn read_body(&self, key: &str, range: Option<String>, limit: u64) -> Result<(Bytes, Metadata), StoreError> {
-        self.persevere(|| self.try_read_body(key, range.clone(), limit)).await
+    async fn read_body(
+        &self,
+        key: &str,
+        range: Option<String>,
+        limit: u64,
+        memory: &impl Fn() -> Vec<u8>,
+    ) -> Result<(Vec<u8>, Metadata), StoreError> {
+        self.persevere(|| self.try_read_body(key, range.clone(), limit, memory)).await
     }
 
     async fn try_read_body(
@@ -86,12 +106,13 @@ impl ObjectStore {
         key: &str,
         range: Option<String>,
         limit: u64,
-    ) -> Result<(Bytes, Metadata), StoreError> {
+        memory: &impl Fn() -> Vec<u8>,
+    ) -> Result<(Vec<u8>, Metadata), StoreError> {
         let attempt = || async {
             let request = self.client.get_object().bucket(&self.bucket).key(key).set_range(range.clone());
             let answer =
                 request.send().await.map_err(|error| BodyError::Answer(classify(self.request("GET", key), error)))?;
-            collect(answer, limit).await
+            collect(answer, limit, memory()).await
         };
         let pause = ExponentialBuilder::default().with_jitter().with_max_times(BODY_ATTEMPTS);
         // The SDK retries requests, but not a body that breaks off after a good answer.
@@ -111,15 +132,16 @@ impl ObjectStore {
     }
 }
 
-/// Takes the body as it comes, and never more of it than was announced or is allowed.
-async fn collect(answer: GetObjectOutput, limit: u64) -> Result<(Bytes, Metadata), BodyError> {
+/// Takes the body as it comes, and never more of it than was announced or is allowed, into this memory.
+async fn collect(answer: GetObjectOutput, limit: u64, mut bytes: Vec<u8>) -> Result<(Vec<u8>, Metadata), BodyError> {
     let announced = answer.content_length().and_then(|length| u64::try_from(length).ok());
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLong);
     }
     let metadata = answer.metadata.unwrap_or_default();
     let mut body = answer.body;
-    let mut bytes = BytesMut::with_capacity(usize::try_from(announced.unwrap_or_default()).unwrap_or_default());
+    bytes.clear();
+    bytes.reserve_exact(usize::try_from(announced.unwrap_or_default()).unwrap_or_default());
     let read = async {
         while let Some(piece) = body.try_next().await.map_err(|error| BodyError::Broken(Box::new(error)))? {
             if (bytes.len() + piece.len()) as u64 > limit {
@@ -134,6 +156,6 @@ async fn collect(answer: GetObjectOutput, limit: u64) -> Result<(Bytes, Metadata
         Some(length) if length != bytes.len() as u64 => {
             Err(BodyError::Broken("the body is shorter than announced".into()))
         }
-        _ => Ok((bytes.freeze(), metadata)),
+        _ => Ok((bytes, metadata)),
     }
 }

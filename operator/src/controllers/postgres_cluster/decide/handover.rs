@@ -102,7 +102,8 @@ pub fn plan_handover(scene: &Scene<'_>, memory: &mut Memory, plan: &mut Plan) {
         Some(_) => _ = memory.handover_since_ms.get_or_insert(now_ms),
         None => memory.handover_since_ms = None,
     }
-    plan.answers.extend(answer_force(scene));
+    let answer = answer_force(scene, plan);
+    plan.answers.extend(answer);
     let busy = scene.register.handover.is_some() || scene.register.is_sealing() || scene.register.released;
     if busy {
         plan.answers.extend(answer_while_busy(scene));
@@ -243,11 +244,14 @@ fn answer_while_busy(scene: &Scene<'_>) -> Option<Answer> {
 
 /// A force-promotion that can't be granted whatever the members answer. One that could is looked at when the election was
 /// found blocked, or chooses in vain again.
-fn answer_force(scene: &Scene<'_>) -> Option<Answer> {
+fn answer_force(scene: &Scene<'_>, plan: &Plan) -> Option<Answer> {
+    let begins = matches!(plan.action, Action::Failover(_));
     let value = scene.cluster.requests.force_promote.clone()?;
     let asked = parse_force(&value, scene.register.term);
     let refused = match asked.and_then(|request| decide_force(scene.register, None, &request).map(|_| ())) {
-        Err(ForceError::NotBlocked) if scene.register.is_sealing() || is_chosen_in_vain(scene.register) => return None,
+        Err(ForceError::NotBlocked) if begins || scene.register.is_sealing() || is_chosen_in_vain(scene.register) => {
+            return None;
+        }
         Err(error) => error.to_string(),
         Ok(()) => return None,
     };

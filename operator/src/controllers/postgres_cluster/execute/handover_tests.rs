@@ -400,6 +400,34 @@ async fn a_forced_promotion_needs_a_blocked_failover_and_the_present_term() {
 }
 
 #[tokio::test]
+async fn where_too_few_answer_to_begin_an_election_a_forced_promotion_begins_one() {
+    let silent = Manners { answers: false, ..WELL };
+    for (net, request, term) in
+        [(48, None, 1), (49, Some("shop-2@7"), 1), (50, Some("shop-1@1"), 1), (51, Some("shop-2@1"), 2)]
+    {
+        let mut shop = Shop::new(net, REQUIRED, voters(&[1, 2], 1), [silent, silent, WELL]).await;
+        let lease =
+            Api::with(&Register { released: true, ..held_by_0(voters(&[1, 2], 1)) }).lock().unwrap().lease.clone();
+        shop.api.lock().unwrap().lease = lease;
+        if let Some(request) = request {
+            shop.ask(keys::FORCE_PROMOTE, request);
+        }
+        let two_are_away = |seen: &mut Observed| {
+            for pod in &mut seen.pods[..2] {
+                pod.probe = Probe::Unreachable;
+            }
+        };
+        let mut memory = Memory::default();
+        let done = shop.round(&mut memory, two_are_away).await.unwrap();
+        assert_eq!(shop.register().term, Term(term), "{request:?}: {:?}", shop.log());
+        assert!(shop.api.lock().unwrap().requests.is_empty(), "{request:?}");
+        // Only a request of this term begins one; that for a pod which does not answer is refused then.
+        assert_eq!(shop.register().is_sealing(), request == Some("shop-1@1"), "{request:?}");
+        assert_eq!(done.blocked.map(|blocked| blocked.reason), (term == 1).then_some(QUORUM_MISSING), "{request:?}");
+    }
+}
+
+#[tokio::test]
 async fn where_the_same_instance_is_chosen_in_vain_a_forced_promotion_waits_for_the_election_and_is_granted() {
     let note = FailoverNote {
         from: "shop-0".into(),

@@ -14,7 +14,10 @@ use pgherd_crds::{
 };
 
 use super::{backups::backup_healthy, scene::Scene};
-use crate::controllers::postgres_cluster::{decide::NOBODY_ANSWERS, observe::ObservedPod};
+use crate::controllers::postgres_cluster::{
+    decide::{NOBODY_ANSWERS, QUORUM_MISSING},
+    observe::ObservedPod,
+};
 
 /// Reasons of pods that don't pass before somebody changes something.
 const PERMANENT: [&str; 5] =
@@ -246,6 +249,9 @@ fn failover_blocked(scene: &Scene<'_>) -> Draft {
         // An operator that has only just begun does not know yet for how long the primary has been gone.
         (None, None, Some(known)) if known.reason == NOBODY_ANSWERS && scene.is_deserted() => {
             blocked(NOBODY_ANSWERS, &known.message)
+        }
+        (None, None, Some(known)) if known.reason == QUORUM_MISSING && scene.waits_for_primary() => {
+            blocked(QUORUM_MISSING, &known.message)
         }
         _ => Draft::new(FAILOVER_BLOCKED, "False", "NotBlocked", ""),
     }

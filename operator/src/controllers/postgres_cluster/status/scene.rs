@@ -16,7 +16,7 @@ use pgherd_crds::{
 use super::StatusInput;
 use crate::controllers::postgres_cluster::{
     apply::Applied,
-    decide::{Memory, Plan},
+    decide::{Action, Memory, Plan},
     execute::Executed,
     observe::{Observed, ObservedPod},
     validate::ValidatedCluster,
@@ -142,6 +142,12 @@ impl<'a> Scene<'a> {
         let member = holder.and_then(|holder| holder.member.as_ref());
         let others = self.pods.iter().filter_map(|pod| pod.status()?.member.as_ref());
         !self.primary_available() && others.into_iter().all(|other| Some(other) == member)
+    }
+
+    /// Nobody serves, and this round had nothing to do about it yet.
+    pub(super) fn waits_for_primary(&self) -> bool {
+        let sealing = self.register.as_ref().is_some_and(|register| register.is_sealing());
+        !self.primary_available() && !sealing && self.plan.action == Action::Nothing
     }
 
     /// The agent has answered within the last seconds.
