@@ -368,6 +368,14 @@ fn nobody_is_sealed_while_those_who_answer_are_too_few_to_elect_anybody() {
     assert!(with(&|scene| drop(scene.pods.insert("c-0".into(), reachable(status(0))))), "the former primary");
     assert!(with(&|scene| scene.register.quorum.acks = 2), "each voter has every acknowledged commit");
     assert!(with(&|scene| scene.register.quorum.acks = 0), "nobody has to prove anything");
+    // Just chosen, and still a voter of the set that it was chosen by: it alone may have what it acknowledged.
+    let mut chosen = Scene::new(1);
+    chosen.register.quorum.voters.retain(|voter| voter.pod == "c-2");
+    chosen.register.quorum.voters.push(Voter { member: member(0), pod: "c-0".into() });
+    chosen.lose(0);
+    chosen.lease_ms = 60_000;
+    let Step::Stranded { missing, why, .. } = chosen.step(None) else { panic!("{:?}", chosen.step(None)) };
+    assert!(missing.is_empty() && why.ends_with("waiting for c-0"), "{why}");
     // A voter whose data directory was replaced proves nothing.
     let copied = |scene: &mut Scene| {
         let status = InstanceStatus { member: Some(member(7)), ..status(2) };

@@ -257,15 +257,15 @@ impl Scene<'_> {
         self.stranded(why, (!same_pod).then_some(left))
     }
 
-    /// Where nobody else was ever a voter, there is no failover that could be missed.
+    /// Where nobody else is there or was ever a voter, there is no failover that could be missed.
     fn stranded(&self, why: String, recheck_after_ms: Option<u64>) -> Suspicion {
-        let missing = self.missing();
-        if missing.is_empty() {
+        let (missing, unproven) = (self.missing(), self.others_exist());
+        if missing.is_empty() && !unproven {
             return Suspicion::Watching { why, recheck_after_ms };
         }
         let pods: Vec<&str> = missing.iter().map(|voter| voter.pod.as_str()).collect();
-        let why = format!("{why}, or for {}", pods.join(", "));
-        Suspicion::Stranded { why, missing, unproven: self.others_exist(), recheck_after_ms }
+        let why = if pods.is_empty() { why } else { format!("{why}, or for {}", pods.join(", ")) };
+        Suspicion::Stranded { why, missing, unproven, recheck_after_ms }
     }
 
     /// Registered voters beside the holder that don't answer. Each pod once, in order.
