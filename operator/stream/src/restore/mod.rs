@@ -1,7 +1,7 @@
 //! A backup from the object store into a data directory, verified while it is written.
 //!
 //! Runs of frames are fetched, decoded and written in parallel. Every file is checked against the manifest's CRC32C before
-//! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 4 MiB stored + 2 MiB decoded) + about 300 bytes per file;
+//! `pg_control` is put in place. Memory: [`CONCURRENT_RUNS`] x (about 3 MiB stored + 1 MiB decoded), used again and again, + about 300 bytes per file;
 //! what is encrypted is decrypted where it lies. For an incremental backup its whole chain is restored and combined.
 
 mod chain;
