@@ -143,7 +143,8 @@ impl<'a> Ballot<'a> {
     /// The winner by quorum, or why there is none.
     fn with_quorum(&self) -> Result<&'a SealReport, String> {
         let holder = self.sealed.iter().copied().find(|report| self.is_holder(report));
-        let voters_prove = self.sets().iter().all(|set| proves(set.voters.len(), set.acks, self.sealed_of(set)));
+        let voters_prove =
+            self.register.sets_to_prove().all(|set| proves(set.voters.len(), set.acks, self.sealed_of(set)));
         if holder.is_none() && !voters_prove {
             return Err(self.why_unproven());
         }
@@ -186,12 +187,6 @@ impl<'a> Ballot<'a> {
             .on_history
             .into_iter()
             .max_by(|a, b| rank(self.register, a).cmp(&rank(self.register, b)))
-    }
-
-    /// The sets that must be proven.
-    fn sets(&self) -> Vec<&'a VoterSet> {
-        let pending = self.register.pending.as_ref().filter(|pending| pending.acks > 0);
-        [Some(&self.register.quorum), pending].into_iter().flatten().collect()
     }
 
     /// How many of the set have sealed. The former holder is not counted, though it is a voter of the set that it was
@@ -242,7 +237,8 @@ impl<'a> Ballot<'a> {
     }
 
     fn why_unproven(&self) -> String {
-        let unproven = self.sets().into_iter().find(|set| !proves(set.voters.len(), set.acks, self.sealed_of(set)));
+        let mut sets = self.register.sets_to_prove();
+        let unproven = sets.find(|set| !proves(set.voters.len(), set.acks, self.sealed_of(set)));
         let (voters, acks, sealed) =
             unproven.map_or((0, 0, 0), |set| (set.voters.len(), set.acks as usize, self.sealed_of(set)));
         let pods: Vec<String> = self.missing().into_iter().map(|voter| voter.pod).collect();

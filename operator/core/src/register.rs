@@ -254,6 +254,11 @@ impl Register {
         [Some(&self.quorum), self.pending.as_ref()].into_iter().flatten()
     }
 
+    /// The sets in force that an election by quorum has to prove: where W is 0, no commit waited for anybody.
+    pub fn sets_to_prove(&self) -> impl Iterator<Item = &VoterSet> {
+        self.sets().filter(|set| set.acks > 0)
+    }
+
     /// W of the stricter of the sets in force.
     #[must_use]
     pub fn strictest_acks(&self) -> u32 {

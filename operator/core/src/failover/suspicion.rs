@@ -177,16 +177,24 @@ impl Scene<'_> {
 
     /// Every set in force has W > 0, and of each enough voters answer to prove an election without the holder.
     fn voters_can_prove(&self) -> bool {
-        self.register.sets().all(|set| proves(set.voters.len(), set.acks, self.answering(set).count()))
+        self.register.sets().all(|set| self.can_prove(set))
+    }
+
+    /// Enough voters of the set answer to prove an election without the holder.
+    fn can_prove(&self, set: &VoterSet) -> bool {
+        proves(set.voters.len(), set.acks, self.answering(set).count())
     }
 
     /// Voters of the set that answer, the holder left out.
     fn answering<'s>(&'s self, set: &'s VoterSet) -> impl Iterator<Item = &'s InstanceStatus> {
         let others = set.voters.iter().filter(|voter| voter.pod != self.holder.pod);
-        others.filter_map(|voter| {
-            let status = self.pods.get(&voter.pod)?.status()?;
-            (status.member.as_ref() == Some(&voter.member)).then_some(status)
-        })
+        others.filter_map(|voter| self.answer_of(voter))
+    }
+
+    /// What the voter's pod says, if it answers with the registered member.
+    fn answer_of(&self, voter: &Voter) -> Option<&InstanceStatus> {
+        let status = self.pods.get(&voter.pod)?.status()?;
+        (status.member.as_ref() == Some(&voter.member)).then_some(status)
     }
 
     /// For how long the holder's agent must not have answered. The silence may have begun before this observer did: the
@@ -225,10 +233,9 @@ impl Scene<'_> {
 
     /// Those who answer could elect somebody: without a quorum anybody, with one the former holder, or enough voters without it.
     fn can_elect(&self) -> bool {
-        let mut to_prove = self.register.sets().filter(|set| set.acks > 0);
         self.register.quorum.acks == 0
             || self.carrier().is_some()
-            || to_prove.all(|set| proves(set.voters.len(), set.acks, self.answering(set).count()))
+            || self.register.sets_to_prove().all(|set| self.can_prove(set))
     }
 
     fn wait_for_proof(&self, reason: SuspicionReason) -> Suspicion {
@@ -270,16 +277,11 @@ impl Scene<'_> {
 
     /// Registered voters beside the holder that don't answer. Each pod once, in order.
     fn missing(&self) -> Vec<Voter> {
-        let answers =
-            |set: &VoterSet, voter: &Voter| self.answering(set).any(|s| s.member.as_ref() == Some(&voter.member));
-        let missing_of = |set: &VoterSet| {
-            let others = set
-                .voters
-                .iter()
-                .filter(|voter| Some(&voter.member) != self.holder.member.as_ref() && voter.pod != self.holder.pod);
-            others.filter(|voter| !answers(set, voter)).cloned().collect::<Vec<_>>()
-        };
-        let mut missing: Vec<Voter> = self.register.sets().flat_map(missing_of).collect();
+        let is_holders =
+            |voter: &Voter| Some(&voter.member) == self.holder.member.as_ref() || voter.pod == self.holder.pod;
+        let voters = self.register.sets().flat_map(|set| &set.voters);
+        let mut missing: Vec<Voter> =
+            voters.filter(|voter| !is_holders(voter) && self.answer_of(voter).is_none()).cloned().collect();
         missing.sort_by(|a, b| pod_order(&a.pod).cmp(&pod_order(&b.pod)));
         missing.dedup_by(|a, b| a.pod == b.pod);
         missing

@@ -188,18 +188,12 @@ pub fn decide(cluster: &ValidatedCluster, observed: &Observed, memory: &mut Memo
     }
     let step = decide_failover_step(cluster, lease, observed, observation, None);
     let step = match step {
-        Step::Nothing | Step::Wait { .. } if promotion_failed(observed, memory, now) => Step::Seal {
-            unroute: holder_name(&lease.register),
-            term: lease.register.term.next(),
-            reason: SuspicionReason::LeaseExpired,
-            detect_ms: PROMOTION_MS,
-        },
-        Step::Stranded { unproven: true, .. } if is_forced(cluster, &lease.register) => Step::Seal {
-            unroute: holder_name(&lease.register),
-            term: lease.register.term.next(),
-            reason: SuspicionReason::LeaseExpired,
-            detect_ms: observation.lease_unchanged_ms(),
-        },
+        Step::Nothing | Step::Wait { .. } if promotion_failed(observed, memory, now) => {
+            begin_election(&lease.register, PROMOTION_MS)
+        }
+        Step::Stranded { unproven: true, .. } if is_forced(cluster, &lease.register) => {
+            begin_election(&lease.register, observation.lease_unchanged_ms())
+        }
         step => step,
     };
     plan_step(cluster, observed, lease, step, &mut plan);
@@ -300,6 +294,12 @@ fn promotion_failed(observed: &Observed, memory: &Memory, now: Now) -> bool {
 fn is_forced(cluster: &ValidatedCluster, register: &Register) -> bool {
     let asked = cluster.requests.force_promote.as_deref().map(|value| parse_force(value, register.term));
     asked.is_some_and(|asked| asked.is_ok_and(|request| request.term == register.term))
+}
+
+/// The seal of an election that the holder's silence alone does not begin.
+fn begin_election(register: &Register, detect_ms: u64) -> Step {
+    let (unroute, term) = (holder_name(register), register.term.next());
+    Step::Seal { unroute, term, reason: SuspicionReason::LeaseExpired, detect_ms }
 }
 
 fn holder_name(register: &Register) -> String {

@@ -243,16 +243,16 @@ fn failover_blocked(scene: &Scene<'_>) -> Draft {
     let blocked = |reason: &str, why: &str| Draft::new(FAILOVER_BLOCKED, "True", reason, why);
     let found = scene.executed.and_then(|executed| executed.blocked.as_ref());
     let known = scene.cluster.status.conditions.iter().find(|condition| condition.type_ == FAILOVER_BLOCKED);
+    let stays = |reason: &str| match reason {
+        NOBODY_ANSWERS => scene.is_deserted(),
+        QUORUM_MISSING => scene.waits_for_primary(),
+        _ => false,
+    };
     match (found, chosen_in_vain(scene), known) {
         (Some(found), ..) => blocked(found.reason, &found.why),
         (None, Some(why), _) => blocked("ChosenInVain", &why),
         // An operator that has only just begun does not know yet for how long the primary has been gone.
-        (None, None, Some(known)) if known.reason == NOBODY_ANSWERS && scene.is_deserted() => {
-            blocked(NOBODY_ANSWERS, &known.message)
-        }
-        (None, None, Some(known)) if known.reason == QUORUM_MISSING && scene.waits_for_primary() => {
-            blocked(QUORUM_MISSING, &known.message)
-        }
+        (None, None, Some(known)) if stays(&known.reason) => blocked(&known.reason, &known.message),
         _ => Draft::new(FAILOVER_BLOCKED, "False", "NotBlocked", ""),
     }
 }
