@@ -100,7 +100,7 @@ manifest: ## Renders target/install.yaml, for `kubectl apply` without Helm.
 # Checking
 
 .PHONY: check
-check: deps fmt-check lint unit drift ## Runs everything that needs no cluster.
+check: deps fmt-check lint unit second-store drift ## Runs everything that needs no cluster.
 
 .PHONY: fmt
 fmt: ## Formats the code.
@@ -118,6 +118,11 @@ lint: ## Runs clippy and shellcheck; a warning fails.
 .PHONY: unit
 unit: ## Runs unit, property and snapshot tests. More at a time than there are processors: many wait for a server.
 	@$(STEP) "unit, property and snapshot tests" env INSTA_UPDATE=no RUST_TEST_THREADS=4 cargo test $(ALL) $(UNIT_TESTS)
+
+.PHONY: second-store
+second-store: ## Runs the tests of backups, restores and the WAL archive again, on versitygw instead of MinIO.
+	@$(STEP) "backups and restores on versitygw" env PGHERD_TEST_STORE=versitygw RUST_TEST_THREADS=4 cargo test $(ALL) \
+	  --test streams --test verification -- --skip on_minio --skip on_versity --skip memory
 
 .PHONY: model
 model: ## Checks the failover protocol in every order of steps within bounds; T=deep goes further (docs/adr/0002).

@@ -5,7 +5,7 @@ use pgherd_core::backup::ClusterLocation;
 use pgherd_stream::store::ObjectStore;
 use serde_json::Value;
 
-use crate::server::{Minio, Server};
+use crate::server::Server;
 
 /// What is printed, what is told of it, and how much that was.
 async fn list(store: &ObjectStore, location: &ClusterLocation) -> Result<(Vec<String>, String, Listed), String> {
@@ -39,7 +39,7 @@ async fn all_that_is_in_a_bucket_is_listed_and_what_is_damaged_is_named() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let server = Minio::start(dir.path()).await;
+    let server = Server::start_plain(dir.path()).await;
     let store = server.store().await;
     let anything = at(&server, "", "");
     assert!(list(&store, &anything).await.unwrap_err().contains("no complete backup in s3://backups/pre/fix"));

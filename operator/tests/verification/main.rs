@@ -58,7 +58,8 @@ fn is_done(test: &str) -> bool {
     fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // A child that another thread forks meanwhile would hold the copy open for writing, and nobody can run it then.
     let forking = FORKING.lock().unwrap();
-    let copies = [(server::Brand::Minio.program(), "minio"), (std::env::current_exe().unwrap(), "test")];
+    let store = server::Brand::of_this_run();
+    let copies = [(store.program(), "store"), (std::env::current_exe().unwrap(), "test")];
     for (program, name) in copies {
         fs::copy(program, shared.path().join(name)).unwrap();
         fs::set_permissions(shared.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
@@ -68,7 +69,7 @@ fn is_done(test: &str) -> bool {
         .current_dir("/")
         .env("TMPDIR", "/tmp")
         .env("HOME", "/tmp")
-        .env("PGHERD_MINIO", shared.path().join("minio"))
+        .env(store.variable(), shared.path().join("store"))
         .uid(uid)
         .gid(gid)
         .spawn()

@@ -16,7 +16,7 @@ use pgherd_stream::{catalogue::list_backups, wal::survey_archive};
 use crate::{
     archive, is_done,
     postgres::{Postgres, workspace},
-    server::Minio,
+    server::Server,
     take,
 };
 
@@ -38,7 +38,7 @@ async fn retention_deletes_by_its_policy_and_says_what_goes_next() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let store = minio.store().await;
     let (mut location, mut ids, mut wal) = (minio.location(), Vec::new(), Vec::new());
     for _ in 0..5 {
@@ -96,7 +96,7 @@ async fn what_can_be_restored_is_found_with_its_gaps() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let store = minio.store().await;
     let history = TimelineHistory::root(TimelineId(1));
     let (backup, _) = take(&server, &store, minio.location()).await;

@@ -21,7 +21,7 @@ use crate::{
     is_done,
     postgres::{Postgres, free_port, run, workspace},
     push_upto,
-    server::Minio,
+    server::Server,
     take,
 };
 
@@ -58,7 +58,7 @@ async fn a_good_backup_passes_and_whatever_is_wrong_is_named() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.sql("CREATE DATABASE app");
     server.fill(2);
     let store = minio.store().await;
@@ -121,7 +121,7 @@ async fn a_broken_index_is_found_by_pg_amcheck() {
         return;
     }
     let dir = workspace();
-    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.sql("CREATE TABLE goods AS SELECT generate_series(1, 1000) AS id; CREATE INDEX broken ON goods (id)");
     let path = server.sql("SELECT pg_relation_filepath('broken')");
     server.stop("fast");
@@ -164,7 +164,7 @@ async fn a_verification_takes_nothing_from_a_publisher_and_needs_neither_small_s
         return;
     }
     let dir = workspace();
-    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 64), Minio::start(dir.path()).await);
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 64), Server::start_plain(dir.path()).await);
     let (store, port) = (minio.store().await, free_port());
     server.sql("CREATE DATABASE app");
     let subscribe = "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=";

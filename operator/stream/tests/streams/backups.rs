@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     postgres::{Postgres, major_version, run, verify, workspace},
-    server::{Brand, Minio, Server},
+    server::{Brand, Server},
 };
 
 on_each_server!(a_backup_comes_back_by_pgherd_and_by_hand);
@@ -107,7 +107,7 @@ async fn a_copy_becomes_a_standby_and_a_backup_of_it_is_whole() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill(2);
     let (sender, _receiver) = watch::channel(RestoreProgress::default());
     let target = dir.path().join("standby");

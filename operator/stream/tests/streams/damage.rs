@@ -18,7 +18,7 @@ use crate::{
     encryption::{Pair, with_keys},
     faults::chain,
     postgres::{Postgres, workspace},
-    server::{Minio, Server},
+    server::Server,
 };
 
 const NOTE: &str = "pgherd-sha256";
@@ -45,7 +45,7 @@ struct Scene {
 impl Scene {
     async fn set(encrypted: bool) -> Self {
         let dir = workspace();
-        let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+        let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
         let store = minio.store().await;
         let mut cluster = minio.location();
         if encrypted {

@@ -22,7 +22,7 @@ use crate::{
     backups::back_up,
     faults::chain,
     postgres::{Postgres, run, verify, workspace},
-    server::{Brand, Minio, Server},
+    server::{Brand, Server},
 };
 
 on_each_server!(an_encrypted_backup_comes_back_by_pgherd_and_by_age_alone_and_the_store_never_sees_plain_data);
@@ -166,7 +166,7 @@ async fn a_wrong_or_missing_key_is_told_before_a_byte_is_written() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let (pair, stranger) = (Pair::make(dir.path(), "identity"), Pair::make(dir.path(), "stranger"));
     let (outcome, _) = back_up(&server, with_keys(&minio.location(), &[&pair], None)).await;
     let mut no_config = outcome.location.clone();
@@ -208,7 +208,7 @@ async fn recipients_can_change_and_encryption_can_end_and_each_backup_keeps_its_
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.make_tablespace(dir.path());
     let (old, new) = (Pair::make(dir.path(), "old"), Pair::make(dir.path(), "new"));
     let plain = minio.location();

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backups::back_up,
     postgres::{Postgres, workspace},
-    server::{Brand, Minio, Server, write_credentials},
+    server::{Brand, Server, write_credentials},
 };
 
 on_each_server!(a_broken_off_backup_leaves_nothing);
@@ -102,7 +102,7 @@ async fn corrupt_pages_of_the_source_are_an_error_of_their_own() {
         return;
     }
     let dir = workspace();
-    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id");
     let path = server.data.join(server.sql("SELECT pg_relation_filepath('t')"));
     server.stop("fast");
@@ -125,7 +125,7 @@ async fn a_backup_with_a_bad_store_ends_before_it_troubles_the_instance() {
         return;
     }
     let dir = workspace();
-    let minio = Minio::start(dir.path()).await;
+    let minio = Server::start_plain(dir.path()).await;
     let server = Postgres::create(dir.path(), "primary", 1);
     let mut location = minio.location();
     location.store.credentials_dir = write_credentials(&dir.path().join("wrong"), "pgherd-test", "wrong");
@@ -145,7 +145,7 @@ async fn a_damaged_or_missing_object_is_never_restored() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let (outcome, _) = back_up(&server, minio.location()).await;
     let store = minio.store().await;
     let prefix = outcome.location.backup_prefix(&outcome.record.id);

@@ -25,7 +25,7 @@ use crate::{
     postgres::workspace,
     process::connect,
     proxy::{Fault, Proxy},
-    server::{Minio, Server},
+    server::Server,
 };
 
 struct Scene {
@@ -41,7 +41,7 @@ impl Scene {
     async fn new(megabytes: usize) -> Self {
         let dir = workspace();
         let (server, minio) =
-            (FakeServer::start(dir.path(), Content::Noise, megabytes), Minio::start(dir.path()).await);
+            (FakeServer::start(dir.path(), Content::Noise, megabytes), Server::start_plain(dir.path()).await);
         let proxy = Proxy::start(&minio.config.endpoint);
         let config = StoreConfig { endpoint: proxy.endpoint.clone(), ..minio.config.clone() };
         let through = ClusterLocation { store: config, system_id: SYSTEM_ID.to_owned(), ..minio.location() };

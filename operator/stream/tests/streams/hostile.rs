@@ -33,7 +33,7 @@ use crate::{
     backups::back_up,
     postgres::{Postgres, workspace},
     process::connect,
-    server::Minio,
+    server::Server,
 };
 
 /// What a real server says: to the start of a session, and to BASE_BACKUP (its first and last bytes).
@@ -195,7 +195,7 @@ async fn an_index_with_hostile_names_writes_nothing() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let (outcome, _) = back_up(&server, minio.location()).await;
     let store = minio.store().await;
     let prefix = outcome.location.backup_prefix(&outcome.record.id);

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     postgres::{Postgres, program, workspace},
-    server::Minio,
+    server::Server,
 };
 
 /// `pg_basebackup -D - -Ft`, as it would go into a pipe.
@@ -60,7 +60,7 @@ async fn an_archive_of_pg_basebackup_is_imported_in_each_form() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start_plain(dir.path()).await);
     server.fill(2);
     let rows = server.sql("SELECT count(*), sum(abalance) FROM pgbench_accounts");
     let store = minio.store().await;
@@ -90,7 +90,7 @@ async fn an_archive_that_is_not_whole_is_refused_and_leaves_nothing_that_starts(
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start_plain(dir.path()).await);
     server.fill(1);
     let store = minio.store().await;
     let whole = take(&server, &["-X", "fetch"]);

@@ -29,7 +29,7 @@ use crate::{
     fake_server::{Content, FakeServer, Incrementals, SYSTEM_ID},
     postgres::workspace,
     process::connect,
-    server::{Minio, Server},
+    server::Server,
 };
 
 /// Says that it is of PostgreSQL 17 and hands on the newest member as the result.
@@ -51,7 +51,7 @@ impl Scene {
     async fn start(incrementals: Incrementals) -> Self {
         let dir = workspace();
         let server = FakeServer::start_with(dir.path(), Content::Rows, 2, incrementals);
-        let minio = Minio::start(dir.path()).await;
+        let minio = Server::start_plain(dir.path()).await;
         let store = minio.store().await;
         let location = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
         Self { dir, server, _minio: minio, store, location }

@@ -19,7 +19,7 @@ use crate::{
     postgres::workspace,
     process::connect,
     proxy::{Fault, Proxy},
-    server::Minio,
+    server::Server,
 };
 
 async fn back_up(server: &FakeServer, location: ClusterLocation, levels: LevelBounds) -> BackupOutcome {
@@ -47,7 +47,7 @@ async fn a_slow_store_raises_the_level_and_what_has_many_levels_comes_back_the_s
     }
     let dir = workspace();
     let server = FakeServer::start(dir.path(), Content::Halves, 300);
-    let minio = Minio::start(dir.path()).await;
+    let minio = Server::start_plain(dir.path()).await;
     let store = minio.store().await;
     let direct = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
     let proxy = Proxy::start(&minio.config.endpoint);

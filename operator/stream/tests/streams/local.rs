@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backups::back_up,
     postgres::{Postgres, run, workspace},
-    server::Minio,
+    server::Server,
 };
 
 /// The options of a backup from the server's own data directory.
@@ -120,7 +120,7 @@ async fn a_local_backup_holds_what_a_streamed_one_holds() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start_plain(dir.path()).await);
     server.fill(3);
     make_special(&server, dir.path());
     let store = minio.store().await;
@@ -169,7 +169,7 @@ async fn a_local_backup_under_writes_comes_back_and_the_server_s_programs_verify
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start_plain(dir.path()).await);
     server.fill(4);
     make_special(&server, dir.path());
     server.sql("CREATE TABLE doomed AS SELECT n, repeat('y', 500) FROM generate_series(1, 40000) n");
@@ -224,7 +224,7 @@ async fn a_local_backup_of_a_standby_comes_back_and_the_folder_must_be_the_serve
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill(2);
     let standby = make_standby(&server, dir.path()).await;
     server.sql("CREATE TABLE later AS SELECT generate_series(1, 1000) AS id");

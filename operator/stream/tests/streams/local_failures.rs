@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     local::{back_up_with, local_options, make_standby},
     postgres::{Postgres, workspace},
-    server::{Minio, Server},
+    server::Server,
 };
 
 type Running = JoinHandle<Result<BackupOutcome, BackupError>>;
@@ -47,7 +47,7 @@ async fn corrupt_pages_are_named_by_file_and_block() {
         return;
     }
     let dir = workspace();
-    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS id");
     let path = server.sql("SELECT pg_relation_filepath('t')");
     server.stop("fast");
@@ -68,7 +68,7 @@ async fn a_lost_session_or_server_and_a_cancel_end_the_backup() {
         return;
     }
     let dir = workspace();
-    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start_plain(dir.path()).await);
     server.fill_with_noise(30_000);
 
     let (running, _cancel) = begin(&server, &minio).await;
@@ -103,7 +103,7 @@ async fn a_standby_that_is_promoted_meanwhile_makes_no_local_backup() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill_with_noise(20_000);
     let standby = make_standby(&server, dir.path()).await;
     let (running, _cancel) = begin(&standby, &minio).await;

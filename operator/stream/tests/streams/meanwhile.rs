@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     postgres::{Postgres, verify, workspace},
-    server::{Minio, USER, write_credentials},
+    server::{Server, write_credentials},
 };
 
 /// A slow backup that has stored something.
@@ -33,7 +33,7 @@ async fn wal_that_a_backup_needs_stays_until_it_has_it() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill_with_noise(20_000);
     for setting in ["max_wal_size = '2MB'", "min_wal_size = '2MB'"] {
         server.sql(&format!("ALTER SYSTEM SET {setting}"));
@@ -73,7 +73,7 @@ async fn a_server_that_ends_idle_sessions_leaves_the_slot_of_a_backup() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill_with_noise(20_000);
     server.sql("ALTER SYSTEM SET idle_session_timeout = '200ms'");
     server.sql("SELECT pg_reload_conf()");
@@ -87,7 +87,7 @@ async fn a_backup_whose_slot_is_lost_ends_at_once_and_says_so() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill_with_noise(20_000);
     let running = begin(&server, minio.location()).await;
     server.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots");
@@ -102,7 +102,7 @@ async fn a_standby_that_is_promoted_meanwhile_makes_no_backup() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill_with_noise(20_000);
     let target = dir.path().join("standby");
     let (sender, _receiver) = watch::channel(RestoreProgress::default());
@@ -126,18 +126,17 @@ async fn a_backup_goes_on_with_credentials_that_were_rotated_meanwhile() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     server.fill_with_noise(20_000);
     for user in ["old-key", "new-key"] {
-        let pair = ["--access-key", user, "--secret-key", "a-secret-of-the-test"];
-        minio.administrate(&[&["user", "svcacct", "add", "store", USER][..], &pair].concat());
+        minio.add_user(user, "a-secret-of-the-test");
     }
     let mut location = minio.location();
     let folder = dir.path().join("rotating");
     location.store.credentials_dir = write_credentials(&folder, "old-key", "a-secret-of-the-test");
     let running = begin(&server, location).await;
     write_credentials(&folder, "new-key", "a-secret-of-the-test");
-    minio.administrate(&["user", "svcacct", "rm", "store", "old-key"]);
+    minio.remove_user("old-key");
     assert!(!running.is_finished());
     let outcome = running.await.unwrap().unwrap();
     let location = BackupLocation { cluster: outcome.location, backup_id: outcome.record.id };

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backups::back_up,
     postgres::{Postgres, verify, workspace},
-    server::Minio,
+    server::Server,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,7 +22,7 @@ use crate::{
 async fn measure_a_backup_and_a_restore() {
     let scale = std::env::var("PGHERD_MEASURE_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(64);
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 16), Server::start_plain(dir.path()).await);
     match std::env::var("PGHERD_MEASURE_NOISE") {
         Ok(_) => server.fill_with_noise(scale * 8000),
         Err(_) => server.fill(scale),

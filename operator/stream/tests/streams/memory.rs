@@ -13,14 +13,14 @@ use crate::{
     fake_server::{Content, FakeServer, SYSTEM_ID},
     postgres::{Postgres, workspace},
     process::{Errand, Findings, Process},
-    server::Minio,
+    server::Server,
 };
 
 const LIMIT: u64 = 64 << 20;
 
 async fn measure(content: Content, megabytes: usize, restore: bool, encrypted: bool, level: Option<i32>) {
     let dir = workspace();
-    let (server, minio) = (FakeServer::start(dir.path(), content, megabytes), Minio::start(dir.path()).await);
+    let (server, minio) = (FakeServer::start(dir.path(), content, megabytes), Server::start_plain(dir.path()).await);
     let mut location = ClusterLocation { system_id: SYSTEM_ID.to_owned(), ..minio.location() };
     if encrypted {
         let pair = Pair::make(dir.path(), "identity");
@@ -103,7 +103,7 @@ async fn measure_files(noise: bool, megabytes: u32, rounds: &[usize]) {
 }
 
 async fn measure_rounds(dir: &Path, server: &Postgres, rounds: &[usize]) {
-    let minio = Minio::start(dir).await;
+    let minio = Server::start_plain(dir).await;
     for readers in rounds {
         let mut errand = Errand::backup(server, minio.location());
         let Errand::Backup { local, .. } = &mut errand else { panic!() };

@@ -26,7 +26,7 @@ use crate::{
     backups::back_up,
     postgres::{Postgres, workspace},
     process::{Errand, Process},
-    server::Minio,
+    server::Server,
 };
 
 /// A backup's Job has this much beside it; nothing that is refused may take more.
@@ -38,7 +38,7 @@ async fn a_real_backup_with_changed_values_is_read_or_refused_in_bounded_memory(
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let (outcome, _) = back_up(&server, minio.location()).await;
     let (store, prefix) = (minio.store().await, outcome.location.backup_prefix(&outcome.record.id));
     for name in ["backup.json", "backup_manifest", "index.json.zst"] {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backups::back_up,
     postgres::{Postgres, workspace},
-    server::{Brand, Minio, Server},
+    server::{Brand, Server},
 };
 
 on_each_server!(what_is_beyond_the_retention_goes_and_what_is_in_use_stays);
@@ -109,7 +109,7 @@ async fn a_reader_whose_backup_goes_says_so_and_leaves_no_database() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let store = minio.store().await;
     let mut location = minio.location();
     let (first, _) = take(&server, &store, &mut location).await;

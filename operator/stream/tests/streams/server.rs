@@ -44,12 +44,30 @@ fn find_program(variable: &str, name: &str) -> PathBuf {
 }
 
 impl Brand {
+    /// `PGHERD_TEST_STORE`: `minio`, as without it, or `versitygw`.
+    pub(crate) fn of_this_run() -> Self {
+        match std::env::var("PGHERD_TEST_STORE").as_deref() {
+            Err(_) | Ok("minio") => Self::Minio,
+            Ok("versitygw") => Self::Versity,
+            Ok(other) => panic!("PGHERD_TEST_STORE is {other}: it must be minio or versitygw"),
+        }
+    }
+
+    /// The variable that says where its program lies.
+    pub(crate) fn variable(self) -> &'static str {
+        match self {
+            Self::Minio => "PGHERD_MINIO",
+            Self::Versity => "PGHERD_VERSITYGW",
+        }
+    }
+
     /// Where it lies.
     pub(crate) fn program(self) -> PathBuf {
-        match self {
-            Self::Minio => find_program("PGHERD_MINIO", "minio"),
-            Self::Versity => find_program("PGHERD_VERSITYGW", "versitygw"),
-        }
+        let name = match self {
+            Self::Minio => "minio",
+            Self::Versity => "versitygw",
+        };
+        find_program(self.variable(), name)
     }
 
     /// Serves `folder` at `address`, by TLS if there are certificates in `tls`.
@@ -67,7 +85,9 @@ impl Brand {
                 if let Some(tls) = tls {
                     command.arg("--cert").arg(tls.join("public.crt")).arg("--key").arg(tls.join("private.key"));
                 }
-                command.arg("posix");
+                let users = folder.with_extension("users");
+                fs::create_dir_all(&users).unwrap();
+                command.arg("--iam-cache-disable").arg("--iam-dir").arg(users).arg("posix");
                 command.envs(domain.map(|domain| ("VGW_VIRTUAL_DOMAIN", domain)));
                 command.env("ROOT_ACCESS_KEY_ID", USER).env("ROOT_SECRET_ACCESS_KEY", PASSWORD);
             }
@@ -84,17 +104,12 @@ pub(crate) struct Server {
     folder: PathBuf,
 }
 
-/// What most tests need.
-pub(crate) struct Minio;
-
-impl Minio {
-    /// Without TLS, so that a proxy can stand before it.
-    pub(crate) async fn start(parent: &Path) -> Server {
-        Server::start_with(Brand::Minio, parent, None, None).await
-    }
-}
-
 impl Server {
+    /// What most tests need: without TLS, so that a proxy can stand before it, and MinIO unless `PGHERD_TEST_STORE` says otherwise.
+    pub(crate) async fn start_plain(parent: &Path) -> Self {
+        Self::start_with(Brand::of_this_run(), parent, None, None).await
+    }
+
     /// By TLS, with a certificate of a private CA.
     pub(crate) async fn start(brand: Brand, parent: &Path) -> Self {
         Self::start_with(brand, parent, Some(&write_certificates(&parent.join("store-tls"), "127.0.0.1")), None).await
@@ -152,12 +167,45 @@ impl Server {
         keys.map(|key| fs::read_dir(key.path()).into_iter().flatten().flatten().count()).sum()
     }
 
-    /// MinIO's own client, with the rights of the server's owner.
-    pub(crate) fn administrate(&self, args: &[&str]) {
-        let address = self.config.endpoint.trim_start_matches("http://");
-        let mut command = Command::new(find_program("PGHERD_MC", "mc"));
-        command.arg("--config-dir").arg(self.folder.with_extension("mc")).args(["--quiet", "admin"]).args(args);
-        let output = command.env("MC_HOST_store", format!("http://{USER}:{PASSWORD}@{address}")).output().unwrap();
+    /// Lets another pair of keys do everything. Only without TLS.
+    pub(crate) fn add_user(&self, key: &str, secret: &str) {
+        match self.brand {
+            Brand::Minio => {
+                let pair = ["--access-key", key, "--secret-key", secret];
+                self.administrate(&[&["user", "svcacct", "add", "store", USER][..], &pair].concat());
+            }
+            Brand::Versity => {
+                self.administrate(&["create-user", "--access", key, "--secret", secret, "--role", "admin"]);
+            }
+        }
+    }
+
+    /// Ends it.
+    pub(crate) fn remove_user(&self, key: &str) {
+        match self.brand {
+            Brand::Minio => self.administrate(&["user", "svcacct", "rm", "store", key]),
+            Brand::Versity => self.administrate(&["delete-user", "--access", key]),
+        }
+    }
+
+    /// The server's own client, with the rights of its owner.
+    fn administrate(&self, args: &[&str]) {
+        let endpoint = &self.config.endpoint;
+        let mut command = match self.brand {
+            Brand::Minio => {
+                let mut command = Command::new(find_program("PGHERD_MC", "mc"));
+                command.arg("--config-dir").arg(self.folder.with_extension("mc")).args(["--quiet", "admin"]);
+                let address = endpoint.trim_start_matches("http://");
+                command.env("MC_HOST_store", format!("http://{USER}:{PASSWORD}@{address}"));
+                command
+            }
+            Brand::Versity => {
+                let mut command = Command::new(self.brand.program());
+                command.args(["admin", "--access", USER, "--secret", PASSWORD, "--endpoint-url", endpoint]);
+                command
+            }
+        };
+        let output = command.args(args).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     backups::back_up,
     postgres::{Postgres, hand_over, workspace},
-    server::Minio,
+    server::Server,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -19,7 +19,7 @@ async fn a_tablespace_comes_back_in_place_or_where_it_is_told_to() {
         return;
     }
     let dir = workspace();
-    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let place = server.make_tablespace(dir.path());
     let oid = server.sql("SELECT oid FROM pg_tablespace WHERE spcname = 'space'");
     let (outcome, _) = back_up(&server, minio.location()).await;

@@ -14,7 +14,7 @@ use pgherd_stream::{
 
 use crate::{
     postgres::{Postgres, workspace},
-    server::{Brand, Minio, Server},
+    server::{Brand, Server},
 };
 
 on_each_server!(segments_are_archived_once_and_fetched_whole, what_the_archive_lacks_is_named,);
@@ -106,7 +106,7 @@ async fn the_histories_of_real_promotions_come_back_with_or_without_their_digest
         return;
     }
     let dir = workspace();
-    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Minio::start(dir.path()).await);
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
     let system = ReplicationClient::connect(&server.connect()).await.unwrap().identify_system().await.unwrap();
     let location = ClusterLocation { system_id: system.system_id, ..minio.location() };
     let store = minio.store().await;
