@@ -46,6 +46,7 @@ impl Board {
             admits_clients: false,
             cancelled_waits: 0,
             pending_restart: Vec::new(),
+            refused_parameters: Vec::new(),
             stale_collations: None,
             weak_commits: None,
             silence: None,

@@ -105,6 +105,12 @@ impl Layout {
         self.volume.join("pgherd.unarchived")
     }
 
+    /// The user's parameters that the server last ran, or was about to run, with.
+    #[must_use]
+    pub fn accepted_parameters(&self) -> PathBuf {
+        self.volume.join("pgherd.parameters.json")
+    }
+
     /// Why the data directory was replaced when its recovery had failed over and over, until its successor has proven itself.
     #[must_use]
     pub fn replaced_record(&self) -> PathBuf {

@@ -26,6 +26,7 @@ pub mod leftovers;
 pub mod local_backup;
 pub mod local_state;
 pub mod machine;
+pub mod parameters;
 pub mod postgres;
 pub mod probes;
 pub mod register_store;

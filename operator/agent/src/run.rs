@@ -23,7 +23,9 @@ use crate::{
     kubernetes_store::KubernetesRegister,
     layout::Layout,
     lease::{keep_renewing, watch_register},
-    leftovers, probes, server,
+    leftovers,
+    parameters::accept_parameters,
+    probes, server,
     settings::{observe_identity, read_config, watch_config},
     tls::apply_certificates,
     turn::turn,
@@ -105,8 +107,9 @@ async fn prepare(
     let store = Arc::new(KubernetesRegister::new(client, &identity.namespace, &config.cluster));
     let watched = Arc::clone(&store);
     drop(tokio::spawn(async move { watched.watch().await }));
-    let (sender, receiver) = watch::channel(Arc::new(config));
-    drop(tokio::spawn(watch_config(layout.config.clone(), sender)));
+    let accepted = accept_parameters(&layout, &board, config.clone()).await;
+    let (sender, receiver) = watch::channel(Arc::new(accepted));
+    drop(tokio::spawn(watch_config(layout.clone(), board.clone(), config, sender)));
     let fencer = Fencer::at(&layout.fencer_socket());
     let agent = Arc::new(Agent::new(identity, layout, receiver, Box::new(store), fencer, board));
     let (changed, certificates) = watch::channel(0);

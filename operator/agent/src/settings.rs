@@ -12,6 +12,8 @@ use std::{
 use pgherd_core::instance::InstanceConfig;
 use tokio::sync::watch;
 
+use crate::{board::Board, layout::Layout, parameters::accept_parameters};
+
 /// The configuration file is looked at this often. The kubelet needs up to a minute to bring a change anyway.
 const RELOAD_EVERY: Duration = Duration::from_secs(2);
 
@@ -81,19 +83,21 @@ pub fn read_config(path: &Path) -> Result<InstanceConfig, SettingsError> {
     serde_json::from_slice(&text).map_err(|source| SettingsError::Parse { path: path.to_owned(), source })
 }
 
-/// Publishes the configuration whenever the file changes; keeps the last good one while the file is broken. Never ends.
-pub async fn watch_config(path: PathBuf, sender: watch::Sender<Arc<InstanceConfig>>) {
+/// Publishes the configuration, with parameters that PostgreSQL takes, whenever the file differs from what was `read`; keeps the last
+/// good one while the file is broken. Never ends.
+pub async fn watch_config(
+    layout: Layout,
+    board: Board,
+    mut read: InstanceConfig,
+    sender: watch::Sender<Arc<InstanceConfig>>,
+) {
     loop {
         tokio::time::sleep(RELOAD_EVERY).await;
-        match read_config(&path) {
+        match read_config(&layout.config) {
+            Ok(config) if config == read => {}
             Ok(config) => {
-                sender.send_if_modified(|current| {
-                    let changed = **current != config;
-                    if changed {
-                        *current = Arc::new(config);
-                    }
-                    changed
-                });
+                read = config.clone();
+                sender.send_replace(Arc::new(accept_parameters(&layout, &board, config).await));
             }
             Err(error) => tracing::warn!(error = %error, "keeping the last configuration"),
         }

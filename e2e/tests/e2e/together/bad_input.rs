@@ -115,6 +115,33 @@ async fn check_bad_store(client: &Client, namespace: &str, name: &str, expected:
 
 #[tokio::test]
 #[ignore = "needs a Kubernetes: make e2e"]
+async fn a_parameter_that_postgresql_does_not_take_is_named_and_stops_no_start() -> Result<()> {
+    in_namespace("e2e-bad-parameters", async |client, namespace| {
+        let bad =
+            "  postgresql: {parameters: {work_mem: 12 potatoes, no_such_thing: \"1\", log_temp_files: \"250\"}}\n";
+        apply(namespace, &manifests::cluster("c", 1, bad)).await?;
+        let cluster = Cluster::new(client, namespace, "c");
+        cluster.wait_ready(1).await?;
+        let (reason, message) = cluster.wait_condition("InstancesCurrent", "False").await?;
+        println!("InstancesCurrent=False {reason}: {message}");
+        for expected in ["spec.postgresql.parameters.work_mem: invalid value", "parameters.no_such_thing: unrecognized"]
+        {
+            claim(message.contains(expected), || format!("\"{expected}\" is not said: {message}"))?;
+        }
+        let shown = psql(namespace, &cluster.primary().await?, "postgres", "SHOW log_temp_files").await?;
+        claim(shown == "250kB", || format!("the good one is not in effect: {shown}"))?;
+        let good =
+            serde_json::json!({"spec": {"postgresql": {"parameters": {"work_mem": "8MB", "no_such_thing": null}}}});
+        cluster.patch(good).await?;
+        cluster.wait_condition("InstancesCurrent", "True").await?;
+        let shown = psql(namespace, &cluster.primary().await?, "postgres", "SHOW work_mem").await?;
+        claim(shown == "8MB", || format!("the corrected one is not in effect: {shown}"))
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs a Kubernetes: make e2e"]
 async fn a_cluster_that_does_not_exist_and_a_day_that_never_comes_are_said_in_conditions() -> Result<()> {
     in_namespace("e2e-bad-names", async |client, namespace| {
         let restarted = restarts(OPERATOR_NAMESPACE, OPERATOR).await?;

@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
 };
 
 use tokio::process::Command;
@@ -69,15 +69,22 @@ impl Binaries {
         self.0.join(name)
     }
 
+    /// Runs a program to its end, whatever that is. It is killed when the future is dropped.
+    ///
+    /// # Errors
+    /// [`ProgramError::Spawn`] when it can't be started.
+    pub async fn output(&self, name: &str, args: &[&OsStr], env: &[(&str, &str)]) -> Result<Output, ProgramError> {
+        let mut command = Command::new(self.program(name));
+        command.args(args).env("LC_ALL", "C").envs(env.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
+        command.output().await.map_err(|source| ProgramError::Spawn { program: name.to_owned(), source })
+    }
+
     /// Runs a program to its end and returns what it printed to stdout. It is killed when the future is dropped.
     ///
     /// # Errors
     /// [`ProgramError`] when it can't be started or exits with another code than 0.
     pub async fn run(&self, name: &str, args: &[&OsStr], env: &[(&str, &str)]) -> Result<String, ProgramError> {
-        let mut command = Command::new(self.program(name));
-        command.args(args).env("LC_ALL", "C").envs(env.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
-        let spawn = |source| ProgramError::Spawn { program: name.to_owned(), source };
-        let output = command.output().await.map_err(spawn)?;
+        let output = self.output(name, args, env).await?;
         if output.status.success() {
             if !output.stderr.is_empty() {
                 tracing::info!(program = name, output = %last_words(&String::from_utf8_lossy(&output.stderr)), "ran");

@@ -202,6 +202,9 @@ pub struct InstanceStatus {
     /// Parameters that take effect with the server's next start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending_restart: Vec<String>,
+    /// The user's parameters that PostgreSQL does not take, each with its reason; the server runs with what it took before, or without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_parameters: Vec<String>,
     /// On a primary: databases whose text was sorted by another version of their collation than the image has, with both versions; none
     /// while that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]

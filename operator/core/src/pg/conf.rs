@@ -259,6 +259,16 @@ fn set(text: &mut String, name: &str, value: &str) {
     text.push('\n');
 }
 
+/// Lines of a configuration file with these parameters alone, except those that [`validate_parameters`] refuses.
+#[must_use]
+pub fn render_parameters(parameters: &BTreeMap<String, String>) -> String {
+    let mut text = String::new();
+    for (name, value) in parameters.iter().filter(|(name, value)| check_parameter(name, value).is_ok()) {
+        set(&mut text, name, value);
+    }
+    text
+}
+
 /// Checks the user's parameters.
 ///
 /// # Errors

@@ -204,6 +204,13 @@ impl Cluster {
         }
     }
 
+    /// Another one at each call, as at each start.
+    pub fn identity(&self, pod: &str, uid: &str) -> Identity {
+        let boot_nonce = format!("nonce-{}", free_port());
+        let address = Some(std::net::Ipv4Addr::LOCALHOST.into());
+        Identity { pod: pod.into(), pod_uid: uid.into(), namespace: "db".into(), boot_nonce, address }
+    }
+
     /// Runs this script where pgherd would be called, and names an object store that nobody serves.
     pub fn stand_in(&mut self, script: &str) {
         self.executable = self.root.path().join("executable");
@@ -221,9 +228,7 @@ impl Cluster {
     pub fn start_with(&self, pod: &str, uid: &str, fencer: Fencer) -> Instance {
         let layout = self.layout(pod);
         apply_certificates(&layout.tls_source, &layout.tls()).unwrap();
-        let boot_nonce = format!("nonce-{}", free_port());
-        let address = Some(std::net::Ipv4Addr::LOCALHOST.into());
-        let identity = Identity { pod: pod.into(), pod_uid: uid.into(), namespace: "db".into(), boot_nonce, address };
+        let identity = self.identity(pod, uid);
         let (config_sender, config) = watch::channel(Arc::new(self.config.clone()));
         let (certificates_sender, certificates) = watch::channel(0);
         let board = Board::new(&identity);

@@ -79,6 +79,7 @@ pub(crate) fn empty_agent(ordinal: u32) -> InstanceStatus {
         admits_clients: false,
         cancelled_waits: 0,
         pending_restart: Vec::new(),
+        refused_parameters: Vec::new(),
         stale_collations: None,
         weak_commits: None,
         silence: None,

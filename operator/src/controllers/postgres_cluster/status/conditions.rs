@@ -1,5 +1,7 @@
 //! The conditions. Each says what is so, in words that help; the most pressing reason is Ready's.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use pgherd_core::{conditions::Condition, failover::is_chosen_in_vain, instance::Phase};
 use pgherd_crds::{
@@ -184,11 +186,27 @@ fn instances_current(scene: &Scene<'_>) -> Draft {
         )
     });
     let texts: Vec<String> = of_pods.into_iter().chain(pending).collect();
+    let refused = name_refused_parameters(scene);
+    if !refused.is_empty() {
+        let texts = refused.into_iter().chain(texts).collect::<Vec<_>>().join("; ");
+        return Draft::new(INSTANCES_CURRENT, "False", "ParametersRefused", texts);
+    }
     if texts.is_empty() {
         return Draft::new(INSTANCES_CURRENT, "True", "Current", "");
     }
     let fix = "delete these pods one at a time, each when Ready is True again, the primary's last";
     Draft::new(INSTANCES_CURRENT, "False", "RestartNeeded", format!("{}: {fix}", texts.join("; ")))
+}
+
+/// Instances of other versions may say other things of the same parameter.
+fn name_refused_parameters(scene: &Scene<'_>) -> BTreeSet<String> {
+    let told = scene.pods.iter().filter_map(ObservedPod::status).flat_map(|status| &status.refused_parameters);
+    told.map(|told| {
+        format!(
+            "spec.postgresql.parameters.{told}; instances run with what PostgreSQL took before, or without: correct it"
+        )
+    })
+    .collect()
 }
 
 /// None where nothing is known to differ: it is worth no line then.

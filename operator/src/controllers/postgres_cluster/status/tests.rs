@@ -139,6 +139,23 @@ fn what_takes_effect_with_a_restart_is_said_and_no_reason_to_be_unready() {
 }
 
 #[test]
+fn what_postgresql_does_not_take_is_named_by_its_field_and_no_reason_to_be_unready() {
+    let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
+    for pod in &mut round.observed.pods {
+        if let Probe::Reachable(status) = &mut pod.probe {
+            status.refused_parameters = vec!["work_mem: invalid value for parameter \"work_mem\": \"lots\"".to_owned()];
+            status.pending_restart = vec!["max_connections".to_owned()];
+        }
+    }
+    let status = round.status();
+    assert_eq!(value(&status, "InstancesCurrent"), ("False", "ParametersRefused"));
+    let message = &condition(&status, "InstancesCurrent").message;
+    assert_eq!(message.matches("spec.postgresql.parameters.work_mem: invalid value").count(), 1, "{message}");
+    assert!(message.contains("shop-0 runs with an earlier value of max_connections"), "{message}");
+    assert_eq!(value(&status, "Ready").0, "True");
+}
+
+#[test]
 fn a_primary_that_is_not_routed_to_is_not_available() {
     let mut round = Round::new(MINIMAL, settled(at(1), "1", 0));
     round.observed.pods[0].role = None;
