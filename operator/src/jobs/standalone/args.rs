@@ -206,6 +206,9 @@ pub struct BackupArgs {
     /// Size of a part in MiB; at least 5.
     #[arg(long, default_value_t = 5)]
     pub part_mebibytes: usize,
+    /// Parts of an object at most, 1 to 10000: what follows goes into the next object.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub object_parts: u64,
     /// Kilobytes per second that the server sends, or that are read, at most.
     #[arg(long)]
     pub max_rate: Option<u32>,

@@ -44,6 +44,7 @@ pub fn backup(args: &BackupArgs) -> Outcome {
     let mut options = BackupOptions::new(args.connect_options()?, args.location.read()?.cluster);
     (options.levels, options.workers, options.concurrency) = (args.levels()?, args.workers, args.concurrency);
     options.part_bytes = args.part_mebibytes << 20;
+    options.object_parts = args.object_parts;
     (options.max_rate, options.fast_checkpoint) = (args.max_rate, !args.spread_checkpoint);
     (options.incremental, options.local) = (args.incremental(), args.local_options());
     let outcome = build_runtime()?.block_on(async {

@@ -71,6 +71,9 @@ pub struct BackupOwner {
     pub attempt: u32,
 }
 
+/// Some stores take no more parts of an object.
+pub const OBJECT_PARTS: u64 = 1000;
+
 /// What to back up, where to, and with how much.
 #[derive(Clone, Debug)]
 pub struct BackupOptions {
@@ -84,6 +87,8 @@ pub struct BackupOptions {
     pub workers: usize,
     /// Size of an uploaded part in bytes; at least 5 MiB.
     pub part_bytes: usize,
+    /// Parts of an object at most, at least 1: what follows goes into the next object.
+    pub object_parts: u64,
     /// Parts uploaded at the same time.
     pub concurrency: usize,
     /// Kilobytes per second that are read at most.
@@ -102,7 +107,7 @@ pub struct BackupOptions {
 }
 
 impl BackupOptions {
-    /// The defaults: [`LevelBounds::default`], 2 workers, 3 parts of 5 MiB, no limit, an immediate checkpoint,
+    /// The defaults: [`LevelBounds::default`], 2 workers, 3 parts of 5 MiB, [`OBJECT_PARTS`] in an object, no limit, an immediate checkpoint,
     /// [`LONG_PATIENCE`].
     #[must_use]
     pub fn new(connect: ConnectOptions, location: ClusterLocation) -> Self {
@@ -112,6 +117,7 @@ impl BackupOptions {
             levels: LevelBounds::default(),
             workers: 2,
             part_bytes: 5 << 20,
+            object_parts: OBJECT_PARTS,
             concurrency: 3,
             max_rate: None,
             fast_checkpoint: true,

@@ -11,9 +11,8 @@ use crate::{
     store::{MultipartUpload, ObjectStore, PartBuffer, PartBuffers},
 };
 
-/// An object is at most 1000 parts (some stores take no more) and 8 GiB long: 4.9 GiB with the default part size.
+/// However many parts it may have: 8 GiB. With the defaults it is 4.9 GiB long.
 const MAX_OBJECT_BYTES: u64 = 8 << 30;
-const MAX_PARTS: u64 = 1000;
 
 /// Writes objects. Whoever has it ends it by [`Self::finish`] or [`Self::abort`]: a multipart upload must not stay open.
 pub(super) struct ObjectWriter {
@@ -23,6 +22,8 @@ pub(super) struct ObjectWriter {
     /// Parts on their way at the same time.
     pub(super) concurrency: usize,
     pub(super) buffers: PartBuffers,
+    /// Parts of an object at most.
+    pub(super) max_parts: u64,
     pub(super) progress: Arc<watch::Sender<BackupProgress>>,
     pub(super) open: Option<OpenObject>,
 }
@@ -56,7 +57,7 @@ impl ObjectWriter {
 
     /// The open object would be too long with `more` bytes.
     pub(super) fn is_full(&self, more: u64) -> bool {
-        let limit = MAX_OBJECT_BYTES.min(self.buffers.part_bytes() as u64 * MAX_PARTS);
+        let limit = MAX_OBJECT_BYTES.min((self.buffers.part_bytes() as u64).saturating_mul(self.max_parts));
         self.open.as_ref().is_some_and(|object| object.foretell_bytes(more) > limit)
     }
 

@@ -244,6 +244,7 @@ impl Run<'_> {
             recipients: self.keys.recipients().to_vec(),
             concurrency,
             buffers,
+            max_parts: self.options.object_parts.max(1),
             progress: Arc::clone(self.progress),
             open: None,
         };

@@ -43,7 +43,7 @@ async fn restore(store: &ObjectStore, location: &BackupLocation, target: &Path) 
 }
 
 /// `cat base.tar.zst.* | zstd -dc | tar xf -`, as the documentation says.
-async fn restore_by_hand(store: &ObjectStore, prefix: &str, target: &Path) {
+pub(crate) async fn restore_by_hand(store: &ObjectStore, prefix: &str, target: &Path) {
     fs::create_dir(target).unwrap();
     let joined = target.with_extension("tar.zst");
     let mut file = File::create(&joined).unwrap();

@@ -83,7 +83,7 @@ pub(crate) fn open_by_hand(identity: &Path, object: &Path, zstd: bool) -> Vec<u8
     plain
 }
 
-async fn restore_by_hand(store: &ObjectStore, prefix: &str, identity: &Path, target: &Path) {
+pub(crate) async fn restore_by_hand(store: &ObjectStore, prefix: &str, identity: &Path, target: &Path) {
     fs::create_dir(target).unwrap();
     let object = target.with_extension("object");
     let mut tar = Vec::new();

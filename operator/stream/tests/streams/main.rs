@@ -41,6 +41,7 @@ mod meanwhile;
 mod measure;
 mod memory;
 mod mutations;
+mod objects;
 mod postgres;
 mod process;
 mod proxy;
