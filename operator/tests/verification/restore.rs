@@ -66,7 +66,9 @@ async fn a_good_backup_passes_and_whatever_is_wrong_is_named() {
     let record = read_record(&store, &location.cluster, &location.backup_id).await.unwrap().unwrap();
     let good = ["select count(*) = 0 from pg_class where relname = 'x'", "select current_database() = 'app'"];
 
+    let before = store.list("").await.unwrap();
     let verified = try_it(&store, &location, &good).await.unwrap();
+    assert_eq!(store.list("").await.unwrap(), before, "it archives nothing and leaves nothing");
     assert_eq!(verified.amcheck, Amcheck::Passed);
     assert!(verified.replayed >= record.stop_lsn && verified.files > 500, "{verified:?}");
     assert_eq!(summarize(&verified, good.len()).statements, 2);
@@ -100,6 +102,13 @@ async fn a_good_backup_passes_and_whatever_is_wrong_is_named() {
     store.delete(&key).await.unwrap();
     let (reason, error, unusable) = fails(&store, &location, &[]).await;
     assert!(reason == "WalMissing" && error.contains(&segment) && !unusable, "{reason}: {error}");
+    // A segment that is whole by all that pgherd knows of it, with a record that is not.
+    let mut records = zstd::decode_all(&whole[..]).unwrap();
+    let middle = record.start_lsn.0.midpoint(record.stop_lsn.0) % record.wal_segment_bytes;
+    records[usize::try_from(middle).unwrap()] ^= 1;
+    store.put(&key, zstd::bulk::compress(&records, 1).unwrap().into()).await.unwrap();
+    let (reason, error, unusable) = fails(&store, &location, &[]).await;
+    assert!(reason == "VerifyBackupFailed" && error.contains("WAL parsing failed") && !unusable, "{reason}: {error}");
     store.put(&key, whole).await.unwrap();
 
     // A flipped bit in the data, then an object that is gone.

@@ -35,6 +35,7 @@ async fn a_good_backup_is_verified_and_a_damaged_one_is_named() -> Result<()> {
         println!("verified: {:?} {:?}", status.verified_at, status.verification);
         claim(status.verified_at.is_some(), || "verifiedAt is missing".to_string())?;
         let details = status.verification.ok_or("the figures of the verification are missing")?;
+        claim(details.amcheck == "Passed", || format!("pg_amcheck: {details:?}"))?;
         claim(details.statements == 1 && details.files > 500, || format!("{details:?} cannot be true"))?;
         let schedule = wait_schedule(client, namespace, PATIENCE, "the schedule to say so", |status| {
             status.verification.as_ref().is_some_and(|verification| verification.last_success_time.is_some())

@@ -64,6 +64,7 @@ pub fn describe_failure(error: &VerifyError) -> VerifyFailure {
         // The image, the node and the scratch space can all keep a good backup from starting.
         VerifyError::Start(words) if names_data(words) => ("DoesNotStart".to_owned(), Blame::Data),
         VerifyError::Start(_) | VerifyError::Refused(_) => ("ServerNotStarted".to_owned(), Blame::Circumstances),
+        VerifyError::Files(_) => ("VerifyBackupFailed".to_owned(), Blame::Content),
         VerifyError::Short { .. } => ("WalDamaged".to_owned(), Blame::Content),
         VerifyError::Amcheck(_) => ("AmcheckFailed".to_owned(), Blame::Content),
         VerifyError::NoDatabase(_) => ("NoDatabase".to_owned(), Blame::Content),

@@ -1,11 +1,12 @@
-//! Verification by restore: a backup comes back into scratch space, every file is checked, PostgreSQL starts on it without a
-//! network, replays the archive's WAL until it is consistent, and then pg_amcheck and the user's statements look at it.
+//! Verification by restore: a backup comes back into scratch space, every file is checked, by pgherd and by pg_verifybackup, PostgreSQL
+//! starts on it without a network, replays the archive's WAL until it is consistent, and then pg_amcheck and the user's statements look at it.
 //!
 //! It reads the store and never writes to it but for the lock that every reader takes; the server that it starts archives
 //! nothing and listens on a unix socket alone.
 
 pub mod config;
 pub mod failure;
+mod files;
 pub mod job;
 pub mod outcome;
 mod server;
@@ -35,7 +36,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    server::{ScratchServer, start_server},
+    files::check_files,
+    server::{ScratchServer, start_server, validate_version},
     statements::check_statements,
     wal::fetch_wal,
 };
@@ -106,6 +108,9 @@ pub enum VerifyError {
     /// The archive could not be read.
     #[error("looking at the archive")]
     Archive(#[source] Box<WalError>),
+    /// pg_verifybackup found something.
+    #[error("pg_verifybackup: {0}")]
+    Files(String),
     /// PostgreSQL ended while it started, or before it was consistent.
     #[error("PostgreSQL does not start on it: {0}")]
     Start(String),
@@ -189,7 +194,9 @@ pub async fn verify_by_restore(
     let record = restored.record;
     let checks = async {
         fetch_wal(store, &trial.location.cluster, &record, &trial.data).await?;
-        let server = start_server(trial, &record).await?;
+        validate_version(&trial.binaries, &record).await?;
+        check_files(trial).await?;
+        let server = start_server(trial).await?;
         let outcome = look_at(trial, &server, &record).await;
         server.stop().await;
         outcome

@@ -52,8 +52,7 @@ pub(super) struct ScratchServer {
 
 /// Configures, starts, and waits until recovery has ended. Like a cluster that recovers, it starts a second time where the first one
 /// ended: that removes what an unlogged index left in the backup that was built meanwhile.
-pub(super) async fn start_server(trial: &Trial, record: &BackupRecord) -> Result<ScratchServer, VerifyError> {
-    validate_version(&trial.binaries, record).await?;
+pub(super) async fn start_server(trial: &Trial) -> Result<ScratchServer, VerifyError> {
     let control = trial.binaries.run("pg_controldata", &[trial.data.as_os_str()], &[]).await?;
     let path = trial.data.join("global/pg_control");
     let segment_bytes = parse_segment_bytes(&fs::read(&path).map_err(VerifyError::file("reading", &path))?);
@@ -87,7 +86,7 @@ async fn start_once(trial: &Trial) -> Result<ScratchServer, VerifyError> {
 }
 
 /// A newer or older server would not start, and say so in other words.
-async fn validate_version(binaries: &Binaries, record: &BackupRecord) -> Result<(), VerifyError> {
+pub(super) async fn validate_version(binaries: &Binaries, record: &BackupRecord) -> Result<(), VerifyError> {
     let printed = binaries.run("postgres", &[OsStr::new("--version")], &[]).await?;
     let found = printed.trim().rsplit(' ').find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
     let major = found.and_then(|word| word.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
@@ -257,7 +256,7 @@ fn find_words(log: &str) -> String {
     told.join("; ").chars().take(MAX_CHARS).collect()
 }
 
-fn first_words(output: &str) -> String {
+pub(super) fn first_words(output: &str) -> String {
     let lines = output.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.take(LAST_LINES).collect::<Vec<_>>().join("; ").chars().take(MAX_CHARS).collect()
 }
