@@ -1,6 +1,6 @@
 //! What happens while a backup is made: its source writes more WAL than it keeps, or is promoted, or the credentials are rotated.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use pgherd_core::backup::{BackupLocation, ClusterLocation};
 use pgherd_stream::{
@@ -13,6 +13,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    local::{back_up_with, local_options, make_standby},
     postgres::{Postgres, verify, workspace},
     server::{Server, write_credentials},
 };
@@ -65,6 +66,34 @@ async fn wal_that_a_backup_needs_stays_until_it_has_it() {
     verify(&target);
     // The backup is as of its stop, which came somewhere in between.
     assert_ne!(Postgres::on(dir.path(), "restored").sql("SELECT count(*) FROM meanwhile"), "0");
+}
+
+/// `pg_backup_stop` waits for it unless it is told not to, a standby's on an idle primary for ever (barman#448).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_ends_although_the_archive_takes_nothing() {
+    if crate::without_real_parts() {
+        return;
+    }
+    let dir = workspace();
+    let (mut server, minio) = (Postgres::create(dir.path(), "primary", 1), Server::start_plain(dir.path()).await);
+    let mut standby = make_standby(&server, dir.path()).await;
+    for server in [&mut server, &mut standby] {
+        server.stop("fast");
+        server.start("-c archive_mode=always -c archive_command=/bin/false");
+    }
+    server.sql("CREATE TABLE t AS SELECT 1 AS n");
+    server.sql("SELECT pg_switch_wal()");
+    crate::wait_until("the archiver fails", async || server.sql("SELECT failed_count FROM pg_stat_archiver") != "0")
+        .await;
+    for (name, source) in [("of-primary", &server), ("of-standby", &standby)] {
+        // A standby's two begin at the same restart point, perhaps within a second: their id would be the same.
+        let location = |how: &str| ClusterLocation { cluster: format!("{how}-{name}"), ..minio.location() };
+        let streamed = BackupOptions::new(source.connect(), location("streamed"));
+        for options in [streamed, local_options(source, location("local"))] {
+            let ended = tokio::time::timeout(Duration::from_secs(60), back_up_with(options)).await;
+            ended.expect("it waits for the archiver").unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use bytes::Bytes;
 use pgherd_core::{
     backup::ClusterLocation,
     lsn::Lsn,
@@ -96,6 +97,11 @@ async fn what_the_archive_lacks_is_named(brand: Brand) {
     let to = Lsn((from.0 / SEGMENT + 3) * SEGMENT);
     let missing = missing_segments(&store, &location, &history, from, to, SEGMENT).await.unwrap();
     assert_eq!(missing, [names[1].clone()]);
+    // An upload that came to nothing (wal-g#1578).
+    store.put(&location.wal_key(&names[1]), Bytes::new()).await.unwrap();
+    let missing = missing_segments(&store, &location, &history, from, to, SEGMENT).await.unwrap();
+    assert_eq!(missing, [names[1].clone()], "an empty object is none");
+    store.delete(&location.wal_key(&names[1])).await.unwrap();
     push(&store, &location, &server.data.join("pg_wal").join(&names[1]), &names[1]).await.unwrap();
     assert!(missing_segments(&store, &location, &history, from, to, SEGMENT).await.unwrap().is_empty());
 }
