@@ -1,8 +1,8 @@
 //! Data directories that come from a backup or an archive: what is held meanwhile, and when what failed is tried again.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
-use pgherd_agent::{archive::own_location, register_store::MemoryRegister};
+use pgherd_agent::{actions::rebuild::rebuild, archive::own_location, register_store::MemoryRegister};
 use pgherd_core::instance::{Bootstrap, InstanceConfig, Phase, REPLICATION_ROLE, RecoveryTarget, ReplicaSourcePolicy};
 use pgherd_stream::{
     backup::{BackupOptions, BackupProgress, run_backup},
@@ -71,6 +71,57 @@ async fn a_backup_is_held_until_the_replica_that_was_made_from_it_streams() {
     let end = Instant::now() + PATIENCE;
     while locks().await > 0 {
         assert!(Instant::now() < end, "it is still held");
+        sleep(Duration::from_millis(50)).await;
+    }
+    replica.terminate().await;
+    primary.terminate().await;
+}
+
+/// A data directory that was moved aside is there.
+fn has_aside(instance: &Instance) -> bool {
+    let entries = fs::read_dir(&instance.agent.layout.volume).unwrap().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("pgdata.aside-"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_does_not_come_back_is_replaced_by_a_copy_and_old_data_stays_until_the_new_streams() {
+    const NAME: &str =
+        "restores::a_backup_that_does_not_come_back_is_replaced_by_a_copy_and_old_data_stays_until_the_new_streams";
+    if minio::ran_as_postgres(NAME) {
+        return;
+    }
+    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
+    let minio = Minio::start(cluster.root.path()).await;
+    cluster.config.store = Some(minio.config.clone());
+    cluster.config.replica_source = ReplicaSourcePolicy::Backup;
+    let primary = bring_up(&cluster, 1).await.pop().unwrap();
+    back_up(&primary).await;
+    let (store, root) = (minio.store().await, own_location(&primary.agent).unwrap().root());
+    let objects = store.list(&format!("{root}/base/")).await.unwrap();
+    let (key, _) = objects.into_iter().find(|(key, _)| key.ends_with("/base.tar.zst.0000")).unwrap();
+    let mut bytes = store.get(&key).await.unwrap().unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    store.put(&key, bytes.into()).await.unwrap();
+
+    let replica = cluster.start("c-1", "uid-1");
+    let source = wait_for(&replica, "streaming", streams).await.source.unwrap();
+    assert_eq!((source.source.as_str(), source.from.as_str()), ("instance", "c-0"), "{}", source.reason);
+    assert!(source.reason.contains("could not be restored") && source.reason.contains(&key), "{}", source.reason);
+    assert!(!has_aside(&replica), "there was nothing to keep");
+
+    rebuild(&replica.agent).await.unwrap();
+    let asked = "somebody asked for it";
+    wait_for(&replica, "built anew", |status| status.source.as_ref().is_some_and(|made| made.reason.contains(asked)))
+        .await;
+    // Got when the step that makes the data directory ends; the server is started by another one.
+    let acting = replica.agent.acting.lock().await;
+    assert!(has_aside(&replica) && !streams(&replica.agent.board.status()));
+    drop(acting);
+    wait_for(&replica, "streaming again", streams).await;
+    let end = Instant::now() + PATIENCE;
+    while has_aside(&replica) {
+        assert!(Instant::now() < end, "the old data is still there");
         sleep(Duration::from_millis(50)).await;
     }
     replica.terminate().await;
