@@ -1,5 +1,5 @@
 //! From time to time the primary looks through the store for what can be restored from it, and shows that in its status. It
-//! alone does: the operator has no credentials, and one look in ten minutes is enough.
+//! alone does: the operator has no credentials, and one look in ten minutes is enough once there is something.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,6 +17,8 @@ use crate::{actions::describe_chain, agent::Agent, archive::own_location};
 
 /// The store is listed this often at most.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
+/// Where nothing can be restored yet: whoever has just made the first backup looks whether it is there.
+const LOOK_FOR_FIRST_EVERY: Duration = Duration::from_secs(30);
 /// Whether it is time for a look is asked this often.
 const TICK: Duration = Duration::from_secs(10);
 /// A look takes no longer.
@@ -38,7 +40,8 @@ pub async fn keep_window(agent: Arc<Agent>) {
             (looked, seen) = (None, Instant::now());
             continue;
         }
-        if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+        let every = if status.archive.window.is_some() { LOOK_EVERY } else { LOOK_FOR_FIRST_EVERY };
+        if looked.is_some_and(|at| at.elapsed() < every) {
             continue;
         }
         looked = Some(Instant::now());

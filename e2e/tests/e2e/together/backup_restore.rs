@@ -35,6 +35,7 @@ async fn a_backup_is_restored_by_hand_by_its_object_and_from_the_bucket_alone() 
         psql(namespace, &primary, "app", "CREATE TABLE later AS SELECT generate_series(1, 1000) AS id").await?;
         archive_segment(namespace, &primary).await?;
         secrecy::check(client, &cluster).await?;
+        check_window(&cluster, &backup).await?;
 
         restore_by_hand(namespace, &backup, &expected).await?;
         let more = manifests::recovery_from_object("by-hand");
@@ -79,6 +80,21 @@ async fn recover_to_a_time(cluster: &Cluster, time: &str, expected: &str) -> Res
     })?;
     println!("{name}: {found}, as it was at {time}");
     Ok(())
+}
+
+/// The cluster says what can be restored: from this backup on, without a gap.
+async fn check_window(cluster: &Cluster, backup: &Backup) -> Result<()> {
+    let id = backup.status.as_ref().and_then(|status| status.id.clone());
+    let window = until("the restorable window", PATIENCE, async || {
+        let window = cluster.status().await?.backup.unwrap_or_default();
+        Ok(if window.earliest_backup.is_some() { Look::Done(window) } else { Look::NotYet(format!("{window:?}")) })
+    })
+    .await?;
+    println!("what can be restored: {window:?}");
+    let whole = window.gaps.is_empty() && window.gap_count.is_none() && window.earliest_time.is_some();
+    claim(window.earliest_backup == id && window.backups == Some(1) && whole && window.latest_lsn.is_some(), || {
+        format!("{window:?} is not from {id:?} on")
+    })
 }
 
 fn check_figures(backup: &Backup, primary: &str) -> Result<()> {

@@ -49,6 +49,7 @@ async fn retention_deletes_old_backups_and_wal_and_what_stays_is_restored() -> R
             claim(left.is_empty(), || format!("{id} was deleted and left {left:?}"))?;
         }
         claim(retention.bytes_freed.unwrap_or_default() > 0, || "no bytes were freed".to_string())?;
+        claim(!retention.next.is_empty(), || "it is not said what goes next".to_string())?;
         claim(!has_wal(namespace, &oldest_wal).await?, || format!("{oldest_wal} is still in the store"))?;
         let objects: Api<Backup> = Api::namespaced(client.clone(), namespace);
         until("the objects of deleted backups to go", PATIENCE, async || {
