@@ -50,24 +50,28 @@ async fn a_backup_is_restored_by_hand_by_its_object_and_from_the_bucket_alone() 
     .await
 }
 
-/// The newest backup is from after that time. A time before all backups is refused, and says so.
+/// The newest backup is from after that time. A time before all backups is refused, and one that is never reached leads to no cluster: both
+/// say so.
 async fn recover_to_a_time(cluster: &Cluster, time: &str, expected: &str) -> Result<()> {
     let (namespace, name) = (&cluster.namespace, &cluster.name);
-    let to = |time: &str| {
-        manifests::cluster(
-            name,
-            1,
-            &format!("{}      target: {{time: \"{time}\"}}\n", manifests::recovery_from_bucket("c")),
-        )
+    let to = |target: &str| {
+        manifests::cluster(name, 1, &format!("{}      target: {{{target}}}\n", manifests::recovery_from_bucket("c")))
     };
-    apply(namespace, &to("2020-01-01T00:00:00Z")).await?;
-    until("the refusal of a time before all backups", PATIENCE, async || {
-        let said = kubectl(namespace, &["get", "pgc", name, "-o", "jsonpath={.status}"]).await?;
-        Ok(if said.contains("no backup is as old as the target") { Look::Done(()) } else { Look::NotYet(said) })
-    })
-    .await?;
-    kubectl(namespace, &["delete", "pgc", name, "--timeout=120s"]).await?;
-    apply(namespace, &to(time)).await?;
+    for (target, said) in [
+        ("time: \"2020-01-01T00:00:00Z\"", "no backup is as old as the target"),
+        ("name: nowhere", "recovery ended before configured recovery target was reached"),
+    ] {
+        apply(namespace, &to(target)).await?;
+        until(&format!("the status to say of {target}: {said}"), PATIENCE, async || {
+            let status = kubectl(namespace, &["get", "pgc", name, "-o", "jsonpath={.status}"]).await?;
+            Ok(if status.contains(said) { Look::Done(()) } else { Look::NotYet(status) })
+        })
+        .await?;
+        let (reason, message) = cluster.wait_condition("Ready", "False").await?;
+        println!("{name} to {target}: {reason}: {message}");
+        kubectl(namespace, &["delete", "pgc", name, "--timeout=120s"]).await?;
+    }
+    apply(namespace, &to(&format!("time: \"{time}\""))).await?;
     cluster.wait_ready(1).await?;
     let primary = cluster.primary().await?;
     let found = psql(namespace, &primary, "app", DIGEST).await?;
