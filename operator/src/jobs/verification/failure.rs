@@ -45,9 +45,12 @@ const NAMES_MACHINE: [&str; 6] = [
 
 /// Whether a server that ended named the data as the reason, and not the machine. Anything else says nothing of it.
 fn names_data(words: &str) -> bool {
-    let says = |line: &str, phrases: &[&str]| phrases.iter().any(|phrase| line.contains(phrase));
     let mut severe = words.split("; ").filter(|line| line.contains("FATAL:") || line.contains("PANIC:"));
-    !says(words, &NAMES_MACHINE) && severe.any(|line| says(line, &NAMES_DATA))
+    !names_machine(words) && severe.any(|line| NAMES_DATA.iter().any(|phrase| line.contains(phrase)))
+}
+
+fn names_machine(words: &str) -> bool {
+    NAMES_MACHINE.iter().any(|phrase| words.contains(phrase))
 }
 
 /// What the controller is told.
@@ -64,6 +67,7 @@ pub fn describe_failure(error: &VerifyError) -> VerifyFailure {
         // The image, the node and the scratch space can all keep a good backup from starting.
         VerifyError::Start(words) if names_data(words) => ("DoesNotStart".to_owned(), Blame::Data),
         VerifyError::Start(_) | VerifyError::Refused(_) => ("ServerNotStarted".to_owned(), Blame::Circumstances),
+        VerifyError::Files(words) if names_machine(words) => ("VerificationFailed".to_owned(), Blame::Circumstances),
         VerifyError::Files(_) => ("VerifyBackupFailed".to_owned(), Blame::Content),
         VerifyError::Short { .. } => ("WalDamaged".to_owned(), Blame::Content),
         VerifyError::Amcheck(_) => ("AmcheckFailed".to_owned(), Blame::Content),
@@ -124,6 +128,15 @@ mod tests {
         assert_eq!((failure.reason.as_str(), failure.blames_backup), ("NoSuchBucket", false));
         let full = VerifyError::Restore(RestoreError::NoSpace { needed: 2, free: 1 });
         assert!(!describe_failure(&full).blames_backup);
+    }
+
+    #[test]
+    fn what_pg_verifybackup_could_not_read_says_nothing_of_the_backup() {
+        let judge = |words: &str| describe_failure(&VerifyError::Files(words.to_owned()));
+        let read = judge("pg_verifybackup: error: could not read file \"base/5/1259\": Input/output error");
+        assert!(!read.blames_backup, "{read:?}");
+        let found = judge("pg_verifybackup: error: WAL parsing failed for timeline 1");
+        assert!(found.blames_backup && !found.unusable && found.reason == "VerifyBackupFailed", "{found:?}");
     }
 
     #[test]
