@@ -1,14 +1,14 @@
 //! A former primary that wrote what nobody else has: its tail is kept and reported, and a rewind that is cut off leads to a
 //! new copy.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use crate::support::{
     Cluster, Instance,
     archive::CLIENT,
     minio::{self, Minio},
     programs::ran_with_rewind,
-    takeover::{bring_up, claim, first_register, session, streams, wait_for, wake},
+    takeover::{bring_up, claim, first_register, session, streams, wait_for, wait_without_aside, wake},
 };
 use pgherd_agent::{actions::seal::seal, register_store::MemoryRegister};
 use pgherd_core::register::Term;
@@ -99,17 +99,7 @@ async fn a_rewind_that_was_cut_off_leads_to_a_new_copy_and_the_old_data_stays_un
     assert_eq!(source.source, "instance");
     assert!(source.reason.starts_with("pg_rewind was interrupted"), "{}", source.reason);
     assert_eq!(count(&again).await, 0);
-    let aside = || {
-        fs::read_dir(&layout.volume)
-            .unwrap()
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with("pgdata.aside-"))
-    };
-    let end = Instant::now() + Duration::from_secs(60);
-    while aside() {
-        assert!(Instant::now() < end, "what was moved aside is still there");
-        sleep(Duration::from_millis(50)).await;
-    }
+    wait_without_aside(&again).await;
     again.terminate().await;
     second.terminate().await;
 }

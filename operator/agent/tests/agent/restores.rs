@@ -1,6 +1,6 @@
 //! Data directories that come from a backup or an archive: what is held meanwhile, and when what failed is tried again.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use pgherd_agent::{actions::rebuild::rebuild, archive::own_location, register_store::MemoryRegister};
 use pgherd_core::instance::{Bootstrap, InstanceConfig, Phase, REPLICATION_ROLE, RecoveryTarget, ReplicaSourcePolicy};
@@ -19,7 +19,7 @@ use crate::support::{
     Cluster, Instance,
     minio::{self, Minio},
     ran_as_postgres,
-    takeover::{PATIENCE, bring_up, first_register, streams, wait_for},
+    takeover::{PATIENCE, bring_up, first_register, has_aside, streams, wait_for, wait_without_aside},
     unserved_store,
 };
 
@@ -44,17 +44,23 @@ async fn back_up(primary: &Instance) {
     run_backup(options, watch::Sender::new(BackupProgress::default()), CancellationToken::new()).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backup_is_held_until_the_replica_that_was_made_from_it_streams() {
-    if minio::ran_as_postgres("restores::a_backup_is_held_until_the_replica_that_was_made_from_it_streams") {
-        return;
-    }
+/// A cluster of two whose primary alone runs and has a backup, from which a replica is to be made.
+async fn back_up_one_of_two() -> (Cluster, Minio, Instance) {
     let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
     let minio = Minio::start(cluster.root.path()).await;
     cluster.config.store = Some(minio.config.clone());
     cluster.config.replica_source = ReplicaSourcePolicy::Backup;
     let primary = bring_up(&cluster, 1).await.pop().unwrap();
     back_up(&primary).await;
+    (cluster, minio, primary)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_held_until_the_replica_that_was_made_from_it_streams() {
+    if minio::ran_as_postgres("restores::a_backup_is_held_until_the_replica_that_was_made_from_it_streams") {
+        return;
+    }
+    let (cluster, minio, primary) = back_up_one_of_two().await;
     let folder = format!("{}/locks/", own_location(&primary.agent).unwrap().root());
     let store = minio.store().await;
     let locks = async || store.list(&folder).await.unwrap().len();
@@ -77,12 +83,6 @@ async fn a_backup_is_held_until_the_replica_that_was_made_from_it_streams() {
     primary.terminate().await;
 }
 
-/// A data directory that was moved aside is there.
-fn has_aside(instance: &Instance) -> bool {
-    let entries = fs::read_dir(&instance.agent.layout.volume).unwrap().flatten();
-    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("pgdata.aside-"))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_does_not_come_back_is_replaced_by_a_copy_and_old_data_stays_until_the_new_streams() {
     const NAME: &str =
@@ -90,12 +90,7 @@ async fn a_backup_that_does_not_come_back_is_replaced_by_a_copy_and_old_data_sta
     if minio::ran_as_postgres(NAME) {
         return;
     }
-    let mut cluster = Cluster::new(MemoryRegister::new(first_register()), 2);
-    let minio = Minio::start(cluster.root.path()).await;
-    cluster.config.store = Some(minio.config.clone());
-    cluster.config.replica_source = ReplicaSourcePolicy::Backup;
-    let primary = bring_up(&cluster, 1).await.pop().unwrap();
-    back_up(&primary).await;
+    let (cluster, minio, primary) = back_up_one_of_two().await;
     let (store, root) = (minio.store().await, own_location(&primary.agent).unwrap().root());
     let objects = store.list(&format!("{root}/base/")).await.unwrap();
     let (key, _) = objects.into_iter().find(|(key, _)| key.ends_with("/base.tar.zst.0000")).unwrap();
@@ -119,11 +114,7 @@ async fn a_backup_that_does_not_come_back_is_replaced_by_a_copy_and_old_data_sta
     assert!(has_aside(&replica) && !streams(&replica.agent.board.status()));
     drop(acting);
     wait_for(&replica, "streaming again", streams).await;
-    let end = Instant::now() + PATIENCE;
-    while has_aside(&replica) {
-        assert!(Instant::now() < end, "the old data is still there");
-        sleep(Duration::from_millis(50)).await;
-    }
+    wait_without_aside(&replica).await;
     replica.terminate().await;
     primary.terminate().await;
 }

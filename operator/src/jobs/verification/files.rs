@@ -30,9 +30,6 @@ pub(super) async fn check_files(trial: &Trial) -> Result<(), VerifyError> {
         (false, None) => {
             Err(ProgramError::Failed { program: PROGRAM.to_owned(), output: output.status.to_string() }.into())
         }
-        (false, Some(_)) => {
-            let printed = [output.stdout, output.stderr].concat();
-            Err(VerifyError::Files(first_words(&String::from_utf8_lossy(&printed))))
-        }
+        (false, Some(_)) => Err(VerifyError::Files(first_words(output))),
     }
 }

@@ -6,7 +6,7 @@ use std::{
     fs,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::Path,
-    process::Stdio,
+    process::{Output, Stdio},
     time::Duration,
 };
 
@@ -210,8 +210,7 @@ impl ScratchServer {
 
     /// pg_amcheck over all databases, where the image has it.
     pub(super) async fn check_relations(&self) -> Result<Amcheck, VerifyError> {
-        let program = self.trial.binaries.program("pg_amcheck");
-        if !program.is_file() {
+        if !self.trial.binaries.program("pg_amcheck").is_file() {
             return Ok(Amcheck::NotRun("the image has no pg_amcheck".to_owned()));
         }
         let session = self.session().await?;
@@ -219,17 +218,14 @@ impl ScratchServer {
         if offered.is_empty() {
             return Ok(Amcheck::NotRun("the image has no extension amcheck".to_owned()));
         }
-        let mut command = Command::new(&program);
-        command.args(["--all", "--install-missing", "--no-password", "--jobs=2", "--username", SUPERUSER]);
-        command.arg("--host").arg(&self.trial.sockets).args(["--port", &PORT.to_string()]);
-        command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
-        let spawn = |source| ProgramError::Spawn { program: "pg_amcheck".to_owned(), source };
-        let output = command.output().await.map_err(spawn)?;
-        if output.status.success() {
-            return Ok(Amcheck::Passed);
-        }
-        let printed = [output.stdout, output.stderr].concat();
-        Err(VerifyError::Amcheck(first_words(&String::from_utf8_lossy(&printed))))
+        let port = PORT.to_string();
+        let mut args = ["--all", "--install-missing", "--no-password", "--jobs=2", "--username", SUPERUSER]
+            .map(OsStr::new)
+            .to_vec();
+        args.extend(["--port", &port, "--host"].map(OsStr::new));
+        args.push(self.trial.sockets.as_os_str());
+        let output = self.trial.binaries.output("pg_amcheck", &args, &[]).await?;
+        if output.status.success() { Ok(Amcheck::Passed) } else { Err(VerifyError::Amcheck(first_words(output))) }
     }
 
     /// Nothing of it is needed any more.
@@ -256,8 +252,11 @@ fn find_words(log: &str) -> String {
     told.join("; ").chars().take(MAX_CHARS).collect()
 }
 
-pub(super) fn first_words(output: &str) -> String {
-    let lines = output.lines().map(str::trim).filter(|line| !line.is_empty());
+/// The beginning of what a program printed that failed.
+pub(super) fn first_words(output: Output) -> String {
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed);
+    let lines = printed.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.take(LAST_LINES).collect::<Vec<_>>().join("; ").chars().take(MAX_CHARS).collect()
 }
 

@@ -46,6 +46,21 @@ pub fn streams(status: &InstanceStatus) -> bool {
     status.phase == Phase::Replica && status.receiver.as_ref().is_some_and(|receiver| receiver.streaming)
 }
 
+/// A data directory that was moved aside is there.
+pub fn has_aside(instance: &Instance) -> bool {
+    let mut entries = std::fs::read_dir(&instance.agent.layout.volume).unwrap().flatten();
+    entries.any(|entry| entry.file_name().to_string_lossy().starts_with("pgdata.aside-"))
+}
+
+/// Waits until none is.
+pub async fn wait_without_aside(instance: &Instance) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while has_aside(instance) {
+        assert!(Instant::now() < end, "what was moved aside is still there");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 pub async fn session(instance: &Instance, database: &str) -> Session {
     let layout = &instance.agent.layout;
     Session::connect(&layout.socket_dir, layout.postgres_port, database, Duration::from_secs(10)).await.unwrap()
